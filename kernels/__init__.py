@@ -1,0 +1,7 @@
+"""The ops that deepres exists for, each served by several implementations with one meaning."""
+
+from deepres.kernels.dispatch import backends
+from deepres.kernels.info_nce import info_nce
+from deepres.kernels.residual_stack import residual_stack
+
+__all__ = ["backends", "info_nce", "residual_stack"]

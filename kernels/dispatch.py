@@ -1,0 +1,88 @@
+"""Which implementation serves a call: the table of backends, and the choice that `impl=` makes.
+
+A backend of an op is one module, imported only when it is asked for. It offers
+
+    unavailable() -> str | None             why this machine cannot run it at all (a clause and a remedy)
+    unsupported(x, ...options) -> str | None   why it cannot serve this very call
+
+and the op's own functions (see residual_stack.py and info_nce.py). `impl="auto"` takes the first backend
+in the op's order of preference that is available and supports the call; a backend asked for by name either
+serves the call or raises with its reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+# op -> impl -> module, fastest first: the order in which impl="auto" tries them.
+BACKENDS: dict[str, dict[str, str]] = {
+    "residual_stack": {
+        "cpu": "deepres.kernels.residual_stack_cpu",
+        "reference": "deepres.kernels.reference",
+    },
+    "info_nce": {
+        "reference": "deepres.kernels.reference",
+    },
+}
+
+
+@cache
+def load(op: str, impl: str) -> ModuleType:
+    return import_module(BACKENDS[op][impl])
+
+
+@cache
+def _unavailable(op: str, impl: str) -> str | None:
+    """Why `impl` cannot run here, or None; asked of the backend once in a process."""
+    if impl == "reference":
+        return None
+    try:
+        return load(op, impl).unavailable()
+    except ImportError as error:
+        return f"{error}"
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    warnings.warn(sentence, RuntimeWarning, stacklevel=5)
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """What each op can run on here: `{op: {impl: "available" | reason why not}}`, fastest first."""
+    return {
+        op: {impl: _unavailable(op, impl) or "available" for impl in table}
+        for op, table in BACKENDS.items()
+    }
+
+
+def choose(op: str, impl: str, unsupported: Callable[[ModuleType], str | None]) -> str:
+    """The name of the implementation that serves a call of `op`.
+
+    impl: "auto" or a key of `BACKENDS[op]`. unsupported: asks one backend module about this call.
+    Raises ValueError for an unknown name, RuntimeError for one that cannot serve here, with the reason.
+    """
+    table = BACKENDS[op]
+    if impl != "auto":
+        if impl not in table:
+            raise ValueError(f"impl must be one of {', '.join(['auto', *table])} for {op}, got {impl!r}")
+        if impl == "reference":
+            return impl
+        reason = _unavailable(op, impl) or unsupported(load(op, impl))
+        if reason is not None:
+            raise RuntimeError(f"impl={impl!r} cannot serve this {op}: {reason}; or pass impl='auto'")
+        return impl
+    for name in table:
+        if name == "reference":
+            return name
+        reason = _unavailable(op, name)
+        if reason is not None:
+            if name == "cpu":  # the one fused backend that every install is meant to have
+                _warn_once(f"deepres runs the plain PyTorch reference on the CPU: {reason}")
+            continue
+        if unsupported(load(op, name)) is None:
+            return name
+    raise AssertionError("unreachable: the reference serves every call")

@@ -1,0 +1,116 @@
+"""Every op in plain PyTorch: the meaning that all backends share, the oracle of the tests, and a choice users have.
+
+Arguments are checked by the public functions in residual_stack.py and info_nce.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+if TYPE_CHECKING:
+    from deepres.kernels.residual_stack import StackOptions
+
+
+def residual_stack(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor | None, beta: Tensor | None, options: StackOptions
+) -> Tensor:
+    """See `deepres.residual_stack`. Runs in x's dtype; float64 gives the truth the backends are judged by."""
+    depth = weight.shape[0]
+    per_block = options.skip_every or depth
+    stretch = per_block * options.checkpoint or depth
+
+    def layers(block: Tensor, start: int, stop: int) -> Tensor:
+        a = block
+        for l in range(start, stop):
+            z = product(a, weight[l], options.precision) + bias[l]
+            if options.norm:
+                assert gamma is not None and beta is not None
+                z = F.layer_norm(z, z.shape[-1:], gamma[l], beta[l], options.eps)
+            a = F.silu(z) if options.activation == "swish" else F.relu(z)
+            if options.skip_every and (l + 1) % options.skip_every == 0:
+                a = block = a + block
+        return a
+
+    for start in range(0, depth, stretch):
+        stop = min(start + stretch, depth)
+        if options.checkpoint:
+            x = recompute(layers, x, start, stop, use_reentrant=False)
+        else:
+            x = layers(x, start, stop)
+    return x
+
+
+def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
+    """`a @ b` with both operands rounded to `precision` and the sums kept in a's own dtype.
+
+    The two products of the gradient round their operands likewise: da = q(dy) @ q(b).T, db = q(a).T @ q(dy).
+    """
+    if precision == "fp32":
+        return a @ b
+    return _RoundedProduct.apply(a, b, precision)
+
+
+class _RoundedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, precision: str) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.precision = precision
+        return rounded(a, precision) @ rounded(b, precision)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        a, b = ctx.saved_tensors
+        dy = rounded(dy, ctx.precision)
+        da = dy @ rounded(b, ctx.precision).mT if ctx.needs_input_grad[0] else None
+        db = rounded(a, ctx.precision).mT @ dy if ctx.needs_input_grad[1] else None
+        return da, db, None
+
+
+def rounded(t: Tensor, precision: str) -> Tensor:
+    """t rounded to nearest even in `precision`'s format, handed back in t's own dtype."""
+    if precision == "bf16":
+        return t.to(torch.bfloat16).to(t.dtype)
+    if precision == "fp16":
+        return t.to(torch.float16).to(t.dtype)
+    if precision == "tf32":  # fp32 with its 13 lowest mantissa bits rounded away
+        bits = t.float().contiguous().view(torch.int32)
+        odd = (bits >> 13) & 1
+        kept = ((bits + 0xFFF + odd) & ~0x1FFF).view(torch.float32)
+        return torch.where(torch.isfinite(t), kept, t.float()).to(t.dtype)
+    return t
+
+
+def energy_logits(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
+    """logits [B, M] between phi [B, d] and psi [M, d] under one of the energies of `deepres.info_nce`."""
+    if energy == "dot":
+        return phi @ psi.T
+    if energy == "cosine":
+        return F.normalize(phi, dim=1, eps=1e-12) @ F.normalize(psi, dim=1, eps=1e-12).T
+    # Differences first, squares after: nearly equal pairs lose no digits, and the slope at distance 0 is 0.
+    distance = torch.cdist(phi, psi, compute_mode="donot_use_mm_for_euclid_dist")
+    return -distance if energy == "norm" else -distance.square()
+
+
+def info_nce(
+    phi: Tensor, psi: Tensor, logsumexp_penalty: float, energy: str, form: str
+) -> tuple[Tensor, Tensor]:
+    """See `deepres.info_nce`. Stores the [B, M] logits, as everybody does."""
+    logits = energy_logits(phi, psi, energy)
+    lse = logits.logsumexp(dim=1)
+    positive = logits.diagonal()
+    if form == "binary":
+        # -log sigmoid(positive) - log(1 - sigmoid(negative)); softplus(x) - x = softplus(-x) on the diagonal
+        loss = (F.softplus(logits).sum() - positive.sum()) / logits.numel()
+    else:
+        loss = phi.new_zeros(())
+        if form in ("forward", "symmetric"):
+            loss = loss + (lse - positive).mean()
+        if form in ("backward", "symmetric"):
+            # psi rows past B are negatives without a state-action of their own: no softmax starts from them.
+            loss = loss + (logits[:, : phi.shape[0]].logsumexp(dim=0) - positive).mean()
+    return loss + logsumexp_penalty * (lse + 1e-6).square().mean(), lse.detach()

@@ -1,0 +1,246 @@
+"""The residual stack: every layer of a very deep network in one call.
+
+Forward, layer l of D, on rows a of width W (paper section 3, "Residual block"; Dense, LayerNorm, Swish)
+
+    u = a @ weight[l] + bias[l]
+    n = (u - mean(u)) * rstd,            rstd = 1 / sqrt(var(u) + eps)
+    z = gamma[l] * n + beta[l]
+    a = activation(z), plus the block's input at every `skip_every`-th layer
+
+Backward, given da = dL/da of the layer's output
+
+    dz = da * activation'(z);  dgamma = sum_rows dz * n;  dbeta = sum_rows dz
+    dn = dz * gamma;           du = rstd * (dn - mean(dn) - n * mean(dn * n))
+    dbias = sum_rows du;       dweight = a_in.T @ du
+    da_in = du @ weight[l].T, plus the gradient of the block's output at the block's first layer
+
+Rows never meet, forward or in the input gradient: that is what every fused backend builds on.
+
+A backend module (see dispatch.py) serves the op with
+
+    saved_spec(batch, width, depth, options) -> [(shape, dtype), (shape, dtype)]   # of the two saved tensors
+    forward(x, weight, bias, gamma, beta, options, save) -> (y, activations, statistics)
+    backward(dy, x, y, weight, bias, gamma, beta, activations, statistics, options, needs)
+        -> (dx, dweight, dbias, dgamma, dbeta), None where `needs` is False
+
+on contiguous tensors of one device; what the two saved tensors hold is the backend's own business.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepres.kernels import dispatch, reference
+
+ACTIVATIONS = ("swish", "relu")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What a call of `residual_stack` asks for, checked; `checkpoint` counts blocks, 0 keeps every layer."""
+
+    skip_every: int = 4
+    activation: str = "swish"
+    norm: bool = True
+    eps: float = 1e-6
+    precision: str = "fp32"
+    checkpoint: int = 0
+
+
+def residual_stack(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    skip_every: int = 4,
+    activation: str = "swish",
+    norm: bool = True,
+    eps: float = 1e-6,
+    precision: str = "fp32",
+    checkpoint: str | int = "none",
+    impl: str = "auto",
+) -> Tensor:
+    """All D layers of [Dense, LayerNorm, activation] with a skip around every `skip_every` of them.
+
+        for l in range(D):
+            a = act(F.layer_norm(a @ weight[l] + bias[l], (W,), gamma[l], beta[l], eps))
+            if (l + 1) % skip_every == 0: a = block = a + block      # a = block = x before the first layer
+
+    Args:
+        x: [B, W] float32 (float64 too with impl="reference"); B may be 0.
+        weight: [D, W, W], applied as `a @ weight[l]`. bias, gamma, beta: [D, W]. All of x's dtype and device.
+            gamma and beta may be None when norm=False.
+        skip_every: layers to a block; D must be a multiple of it. 0 leaves the skips out.
+        activation: "swish" (z * sigmoid(z)) or "relu".
+        norm: False leaves LayerNorm out, its scale and shift included (the paper's ablation).
+        eps: added to the variance inside LayerNorm.
+        precision: what the operands of the products are rounded to, "fp32", "tf32", "bf16" or "fp16";
+            sums, statistics and the residual stream stay in fp32 whatever it is.
+        checkpoint: "none" keeps what backward needs of every layer; k keeps the input of every k-th block
+            and computes the rest again inside backward; "auto" picks by the memory that is free.
+        impl: "auto", "reference" (plain PyTorch) or a fused backend (`deepres.backends()` lists them).
+
+    Returns: y [B, W], differentiable in x and the four parameters.
+    Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot serve.
+    Source: arXiv 2503.14858, section 3.
+    """
+    options = _checked(
+        x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint
+    )
+    chosen = dispatch.choose(
+        "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
+    )
+    if chosen == "reference":
+        return reference.residual_stack(x, weight, bias, gamma, beta, options)
+    if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
+        gamma = beta = bias.detach().new_empty(0)
+    y, _, _ = _forward_op(
+        x.contiguous(), weight.contiguous(), bias.contiguous(), gamma.contiguous(), beta.contiguous(),
+        options.skip_every, options.activation, options.norm, options.eps, options.precision,
+        options.checkpoint, chosen, torch.is_grad_enabled() and any(
+            t.requires_grad for t in (x, weight, bias, gamma, beta)
+        ),
+    )  # fmt: skip
+    return y
+
+
+def _checked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    skip_every: int,
+    activation: str,
+    norm: bool,
+    eps: float,
+    precision: str,
+    checkpoint: str | int,
+) -> StackOptions:
+    """The options of a call once everything about it fits; one sentence otherwise."""
+    if x.ndim != 2:
+        raise ValueError(f"x must have shape [B, W], got {list(x.shape)}; flatten leading dimensions first")
+    width = x.shape[1]
+    if weight.ndim != 3 or weight.shape[1:] != (width, width):
+        raise ValueError(
+            f"weight must have shape [D, {width}, {width}] to fit x {list(x.shape)}, got {list(weight.shape)}"
+        )
+    depth = weight.shape[0]
+    if depth == 0 or width == 0:
+        raise ValueError(f"weight must hold at least one layer of width >= 1, got {list(weight.shape)}")
+    if norm and (gamma is None or beta is None):
+        raise ValueError("gamma and beta must be tensors of shape [D, W] when norm=True, got None")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 (or float64 for the reference), got {x.dtype}; call x.float()")
+    for name, tensor in (("weight", weight), ("bias", bias), ("gamma", gamma), ("beta", beta)):
+        if tensor is None:
+            continue
+        if name != "weight" and tensor.shape != (depth, width):
+            raise ValueError(f"{name} must have shape [{depth}, {width}], got {list(tensor.shape)}")
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must have x's dtype {x.dtype}, got {tensor.dtype}; cast one of them")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{name} must be on x's device {x.device}, got {tensor.device}; move one of them"
+            )
+    if not isinstance(skip_every, int) or skip_every < 0:
+        raise ValueError(
+            f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}"
+        )
+    if skip_every and depth % skip_every:
+        raise ValueError(
+            f"the depth must be a multiple of skip_every={skip_every}, got {depth} layers; "
+            f"use {depth - depth % skip_every or skip_every} or {depth + skip_every - depth % skip_every}"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if not (eps > 0 and math.isfinite(eps)):
+        raise ValueError(f"eps must be a finite number > 0, got {eps!r}")
+    return StackOptions(
+        skip_every, activation, norm, float(eps), precision, _checkpoint_blocks(checkpoint, skip_every)
+    )
+
+
+def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
+    if checkpoint == "none":
+        return 0
+    if checkpoint == "auto":
+        return 0  # replaced by the memory plan once backends offer one
+    if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
+        raise ValueError(
+            f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}"
+        )
+    if not skip_every:
+        raise ValueError("checkpoint counts blocks, and skip_every=0 has none; pass checkpoint='none'")
+    return checkpoint
+
+
+# --- The fused op, as PyTorch sees it: a forward and a backward, each with shapes for tracing. ---
+
+
+@torch.library.custom_op("deepres::residual_stack_forward", mutates_args=())
+def _forward_op(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
+    skip_every: int, activation: str, norm: bool, eps: float, precision: str, checkpoint: int,
+    impl: str, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    options = StackOptions(skip_every, activation, norm, eps, precision, checkpoint)
+    return dispatch.load("residual_stack", impl).forward(x, weight, bias, gamma, beta, options, save)
+
+
+@_forward_op.register_fake
+def _(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint, impl, save):
+    options = StackOptions(skip_every, activation, norm, eps, precision, checkpoint)
+    backend = dispatch.load("residual_stack", impl)
+    specs = backend.saved_spec(x.shape[0], x.shape[1], weight.shape[0], options) if save else []
+    saved = [x.new_empty(shape, dtype=dtype) for shape, dtype in specs] or [x.new_empty(0), x.new_empty(0)]
+    return x.new_empty(x.shape), saved[0], saved[1]
+
+
+@torch.library.custom_op("deepres::residual_stack_backward", mutates_args=())
+def _backward_op(
+    dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
+    activations: Tensor, statistics: Tensor,
+    skip_every: int, activation: str, norm: bool, eps: float, precision: str, checkpoint: int,
+    impl: str, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    options = StackOptions(skip_every, activation, norm, eps, precision, checkpoint)
+    grads = dispatch.load("residual_stack", impl).backward(
+        dy, x, y, weight, bias, gamma, beta, activations, statistics, options, tuple(needs)
+    )
+    return tuple(x.new_empty(0) if g is None else g for g in grads)
+
+
+@_backward_op.register_fake
+def _(dy, x, y, weight, bias, gamma, beta, activations, statistics, *options_and_needs):
+    needs = options_and_needs[-1]
+    return tuple(
+        t.new_empty(t.shape if need else 0)
+        for t, need in zip((x, weight, bias, gamma, beta), needs, strict=True)
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, bias, gamma, beta, *ctx.options, _save = inputs
+    y, activations, statistics = output
+    ctx.mark_non_differentiable(activations, statistics)
+    ctx.save_for_backward(x, y, weight, bias, gamma, beta, activations, statistics)
+
+
+def _autograd(ctx, dy, _dactivations, _dstatistics):
+    norm = ctx.options[2]
+    needs = [need and (norm or i < 3) for i, need in enumerate(ctx.needs_input_grad[:5])]
+    grads = _backward_op(dy.contiguous(), *ctx.saved_tensors, *ctx.options, needs)
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 8)
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)
