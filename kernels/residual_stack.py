@@ -29,7 +29,7 @@ on contiguous tensors of one device; what the two saved tensors hold is the back
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -87,28 +87,21 @@ def residual_stack(
             and computes the rest again inside backward; "auto" picks by the memory that is free.
         impl: "auto", "reference" (plain PyTorch) or a fused backend (`deepres.backends()` lists them).
 
+    Under torch.autocast the op still computes as `precision` says: 16-bit inputs are taken to float32 first.
+
     Returns: y [B, W], differentiable in x and the four parameters.
     Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias, gamma, beta = (
+            t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t
+            for t in (x, weight, bias, gamma, beta)
+        )
     options = _checked(
         x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint
     )
-    chosen = dispatch.choose(
-        "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
-    )
-    if chosen == "reference":
-        return reference.residual_stack(x, weight, bias, gamma, beta, options)
-    if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
-        gamma = beta = bias.detach().new_empty(0)
-    y, _, _ = _forward_op(
-        x.contiguous(), weight.contiguous(), bias.contiguous(), gamma.contiguous(), beta.contiguous(),
-        options.skip_every, options.activation, options.norm, options.eps, options.precision,
-        options.checkpoint, chosen, torch.is_grad_enabled() and any(
-            t.requires_grad for t in (x, weight, bias, gamma, beta)
-        ),
-    )  # fmt: skip
-    return y
+    return torch.ops.deepres.residual_stack(x, weight, bias, gamma, beta, *astuple(options), impl)
 
 
 def _checked(
@@ -184,7 +177,31 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     return checkpoint
 
 
-# --- The fused op, as PyTorch sees it: a forward and a backward, each with shapes for tracing. ---
+# The op as PyTorch sees it. Choosing a backend is not something torch.compile can trace, so the choice stands in a
+# composite op: tracing runs it, and sees either the reference's own operations or the fused forward and backward.
+
+torch.library.define(
+    "deepres::residual_stack",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor? gamma, Tensor? beta, int skip_every, str activation, "
+    "bool norm, float eps, str precision, int checkpoint, str impl) -> Tensor",
+)
+
+
+@torch.library.impl("deepres::residual_stack", "CompositeImplicitAutograd")
+def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
+    *fields, impl = options_and_impl
+    options = StackOptions(*fields)
+    chosen = dispatch.choose(
+        "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
+    )
+    with torch.autocast(x.device.type, enabled=False):  # `precision` alone says what the products use
+        if chosen == "reference":
+            return reference.residual_stack(x, weight, bias, gamma, beta, options)
+        if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
+            gamma = beta = bias.detach().new_empty(0)
+        tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
+        save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _forward_op(*tensors, *fields, chosen, save)[0]
 
 
 @torch.library.custom_op("deepres::residual_stack_forward", mutates_args=())
