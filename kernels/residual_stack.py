@@ -29,6 +29,7 @@ on contiguous tensors of one device; what the two saved tensors hold is the back
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 
 import torch
@@ -93,15 +94,17 @@ def residual_stack(
     Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x):
         x, weight, bias, gamma, beta = (
             t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t
             for t in (x, weight, bias, gamma, beta)
         )
-    options = _checked(
-        x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint
-    )
+    options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint)
     return torch.ops.deepres.residual_stack(x, weight, bias, gamma, beta, *astuple(options), impl)
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _checked(
@@ -144,9 +147,7 @@ def _checked(
                 f"{name} must be on x's device {x.device}, got {tensor.device}; move one of them"
             )
     if not isinstance(skip_every, int) or skip_every < 0:
-        raise ValueError(
-            f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}"
-        )
+        raise ValueError(f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}")
     if skip_every and depth % skip_every:
         raise ValueError(
             f"the depth must be a multiple of skip_every={skip_every}, got {depth} layers; "
@@ -169,9 +170,7 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     if checkpoint == "auto":
         return 0  # replaced by the memory plan once backends offer one
     if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
-        raise ValueError(
-            f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}"
-        )
+        raise ValueError(f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}")
     if not skip_every:
         raise ValueError("checkpoint counts blocks, and skip_every=0 has none; pass checkpoint='none'")
     return checkpoint
@@ -194,7 +193,8 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     chosen = dispatch.choose(
         "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
     )
-    with torch.autocast(x.device.type, enabled=False):  # `precision` alone says what the products use
+    # `precision` alone says what the products use.
+    with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
         if chosen == "reference":
             return reference.residual_stack(x, weight, bias, gamma, beta, options)
         if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read

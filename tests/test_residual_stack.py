@@ -198,6 +198,15 @@ def test_opcheck_and_compile() -> None:
     assert all(map(torch.equal, expected, torch.autograd.grad(compiled(*leaves), leaves)))
 
 
+def test_autocast_and_meta_tensors_pass() -> None:
+    args = [t.float() for t in arguments(6, 16, 8)]
+    for impl in ("cpu", "reference"):
+        expected = deepres.residual_stack(args[0].bfloat16().float(), *args[1:], impl=impl)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(deepres.residual_stack(args[0].bfloat16(), *args[1:], impl=impl), expected)
+    assert deepres.residual_stack(*(t.to("meta") for t in args)).shape == (6, 16)
+
+
 def bad(**changes) -> dict:
     x, weight, bias, gamma, beta = (t.float() for t in arguments(2, 8, 8))
     return {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta} | changes
@@ -218,11 +227,23 @@ def bad(**changes) -> dict:
         ({"eps": -1.0}, ValueError, "eps must be a finite number > 0, got -1.0"),
         ({"skip_every": 3}, ValueError, "multiple of skip_every=3, got 8 layers; use 6 or 9"),
         ({"skip_every": -1}, ValueError, "0 for no skips, got -1"),
-        ({"impl": "fast"}, ValueError, "impl must be one of auto, cpu, reference for residual_stack, got 'fast'"),
+        (
+            {"impl": "fast"},
+            ValueError,
+            "impl must be one of auto, cpu, reference for residual_stack, got 'fast'",
+        ),
         ({"activation": "gelu"}, ValueError, "activation must be one of swish, relu, got 'gelu'"),
         ({"precision": "fp8"}, ValueError, "precision must be one of fp32, tf32, bf16, fp16, got 'fp8'"),
-        ({"checkpoint": 0}, ValueError, "checkpoint must be 'none', 'auto' or a number of blocks >= 1, got 0"),
-        ({"checkpoint": 2, "skip_every": 0}, ValueError, "checkpoint counts blocks, and skip_every=0 has none"),
+        (
+            {"checkpoint": 0},
+            ValueError,
+            "checkpoint must be 'none', 'auto' or a number of blocks >= 1, got 0",
+        ),
+        (
+            {"checkpoint": 2, "skip_every": 0},
+            ValueError,
+            "checkpoint counts blocks, and skip_every=0 has none",
+        ),
         ({"precision": "tf32", "impl": "cpu"}, RuntimeError, "impl='cpu' cannot serve this residual_stack"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",

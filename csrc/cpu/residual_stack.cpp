@@ -1,7 +1,7 @@
-// The residual stack on the CPU: the driver that hands stretches of layers and tiles of rows to threads, and the binding.
+// The residual stack on the CPU: the driver that hands stretches of layers and tiles of rows to threads, and
+// the binding.
 
 #include "cpu/residual_stack.h"
-
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,9 +21,10 @@ namespace py = pybind11;
 namespace deepres {
 namespace {
 
-constexpr int64_t kTileRows = 128;                 // rows that a thread takes through a stretch at a time, at most
-constexpr int64_t kStretchLayers = 16;             // layers of a stretch, at most (or one block, if that is longer)
-constexpr int64_t kStretchBytes = int64_t{24} << 20;  // what a stretch may leave behind for its weight gradients
+constexpr int64_t kTileRows = 128;      // rows that a thread takes through a stretch at a time, at most
+constexpr int64_t kStretchLayers = 16;  // layers of a stretch, at most (or one block, if that is longer)
+constexpr int64_t kStretchBytes = int64_t{24}
+                                  << 20;  // what a stretch may leave behind for its weight gradients
 
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -86,7 +87,8 @@ const Isa& isa() {
       if (!wanted || std::string(wanted) == each.name) return each;
       names += std::string(names.empty() ? "" : ", ") + each.name;
     }
-    throw py::value_error("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" + wanted + "'");
+    throw py::value_error("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" + wanted +
+                          "'");
   }();
   return chosen;
 }
@@ -142,7 +144,8 @@ void stack_forward(const StackShape& shape, const StackParameters& parameters, c
           std::copy_n(a + row * shape.padded, (end - row) * shape.padded,
                       saved.streams + first / stretch * saved_rows + row * shape.padded);
         }
-        kernels.forward(shape, {row, end, first, last, packed.at(), a, block, n, rstd, works.at(thread * work)});
+        kernels.forward(shape,
+                        {row, end, first, last, packed.at(), a, block, n, rstd, works.at(thread * work)});
         if (last == shape.depth) store_rows(shape, block, row, end, y);
       }
     }
@@ -154,7 +157,8 @@ struct Gradients {
 };
 
 // Adds up one layer's column sums [row blocks][3][padded], whose row blocks lie `stride` apart.
-void add_sums(const StackShape& shape, const float* sums, int64_t stride, int64_t layer, const Gradients& gradients) {
+void add_sums(const StackShape& shape, const float* sums, int64_t stride, int64_t layer,
+              const Gradients& gradients) {
   for (float* target : {gradients.dbias, gradients.dgamma, gradients.dbeta}) {
     if (target) {
       float* row = target + layer * shape.width;
@@ -167,8 +171,8 @@ void add_sums(const StackShape& shape, const float* sums, int64_t stride, int64_
   }
 }
 
-void stack_backward(const StackShape& shape, const StackParameters& parameters, const float* dy, const Saved& saved,
-                    const Gradients& gradients, int threads) {
+void stack_backward(const StackShape& shape, const StackParameters& parameters, const float* dy,
+                    const Saved& saved, const Gradients& gradients, int threads) {
   const StackKernels& kernels = *isa().kernels;
   const int64_t stretch = stretch_layers(shape), tile = tile_rows(shape, threads);
   const int64_t rows = rounded_up(shape.batch, tile), state = rows * shape.padded;
@@ -195,9 +199,10 @@ void stack_backward(const StackShape& shape, const StackParameters& parameters, 
         float* da = states.at();
         if (last == shape.depth) load_rows(shape, dy, row, row + tile, da);
         const bool needs_input = first > 0 || gradients.dx;
-        kernels.backward(shape, {row, end, first, last, packed.at(), saved.n + first * saved_rows,
-                                 saved.rstd + first * shape.batch, saved.streams + first / stretch * saved_rows, da,
-                                 states.at(state), left_a, left_du, sums.at(), mine, needs_input});
+        kernels.backward(shape,
+                         {row, end, first, last, packed.at(), saved.n + first * saved_rows,
+                          saved.rstd + first * shape.batch, saved.streams + first / stretch * saved_rows, da,
+                          states.at(state), left_a, left_du, sums.at(), mine, needs_input});
         if (first == 0 && gradients.dx) store_rows(shape, da, row, end, gradients.dx);
       }
 #pragma omp for schedule(dynamic)
@@ -206,8 +211,9 @@ void stack_backward(const StackShape& shape, const StackParameters& parameters, 
         if (panel == panels) {
           add_sums(shape, sums.at(local * sums_layer), (last - first) * sums_layer, layer, gradients);
         } else {
-          kernels.weight_gradient(shape, left_a + local * shape.panels_size(), left_du + local * shape.panels_size(),
-                                  panel, gradients.dweight + layer * shape.width * shape.width);
+          kernels.weight_gradient(shape, left_a + local * shape.panels_size(),
+                                  left_du + local * shape.panels_size(), panel,
+                                  gradients.dweight + layer * shape.width * shape.width);
         }
       }
     }
@@ -228,7 +234,8 @@ Saved saved_at(const StackShape& shape, uintptr_t n, uintptr_t statistics) {
 
 void bind_residual_stack(py::module_& m) {
   py::class_<StackShape>(m, "StackShape", "The sizes and options of one call of the residual stack.")
-      .def(py::init([](int64_t batch, int64_t width, int64_t depth, int64_t skip_every, bool norm, bool swish, float eps) {
+      .def(py::init([](int64_t batch, int64_t width, int64_t depth, int64_t skip_every, bool norm, bool swish,
+                       float eps) {
         return StackShape{batch, width, rounded_up(width, kPad), depth, skip_every, norm, swish, eps};
       }))
       .def_readonly("padded", &StackShape::padded, "Columns of the saved activations.")
@@ -244,10 +251,11 @@ void bind_residual_stack(py::module_& m) {
         const Saved saved = saved_at(shape, out[1], out[2]);
         isa();
         py::gil_scoped_release unlocked;
-        stack_forward(shape, {at<float>(weight), at<float>(bias), at<float>(gamma), at<float>(beta)}, at<float>(x),
-                      at<float>(out[0]), saved, threads);
+        stack_forward(shape, {at<float>(weight), at<float>(bias), at<float>(gamma), at<float>(beta)},
+                      at<float>(x), at<float>(out[0]), saved, threads);
       },
-      "Addresses of (x, weight, bias, gamma, beta), of (y, activations, statistics), and the number of threads.");
+      "Addresses of (x, weight, bias, gamma, beta), of (y, activations, statistics), and the number of "
+      "threads.");
 
   m.def(
       "residual_stack_backward",
@@ -255,12 +263,14 @@ void bind_residual_stack(py::module_& m) {
         const auto [dy, weight, bias, gamma, beta, n, statistics] = in;
         const auto [dx, dweight, dbias, dgamma, dbeta] = out;
         py::gil_scoped_release unlocked;
-        stack_backward(shape, {at<float>(weight), at<float>(bias), at<float>(gamma), at<float>(beta)}, at<float>(dy),
-                       saved_at(shape, n, statistics),
-                       {at<float>(dx), at<float>(dweight), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)},
-                       threads);
+        stack_backward(
+            shape, {at<float>(weight), at<float>(bias), at<float>(gamma), at<float>(beta)}, at<float>(dy),
+            saved_at(shape, n, statistics),
+            {at<float>(dx), at<float>(dweight), at<float>(dbias), at<float>(dgamma), at<float>(dbeta)},
+            threads);
       },
-      "Addresses of (dy, weight, bias, gamma, beta, activations, statistics), of the five gradients (0: unwanted), "
+      "Addresses of (dy, weight, bias, gamma, beta, activations, statistics), of the five gradients (0: "
+      "unwanted), "
       "and the number of threads.");
 }
 

@@ -1,12 +1,15 @@
-// The residual stack on the CPU: what the driver (residual_stack.cpp) and the kernels of each instruction set share.
+// The residual stack on the CPU: what the driver (residual_stack.cpp) and the kernels of each instruction set
+// share.
 //
-// A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk their own
-// rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
+// A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk
+// their own rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
 //
 //   forward    pack W -> rows: [product, statistics, activation, skip] per layer
-//   backward   pack W^T -> rows: [dz, du, product with W^T] per layer, leaving a and du -> dW = a^T du, column sums
+//   backward   pack W^T -> rows: [dz, du, product with W^T] per layer, leaving a and du -> dW = a^T du,
+//   column sums
 //
-// Inside, the width is padded to `padded`; padded columns hold zeros throughout and statistics run over `width`.
+// Inside, the width is padded to `padded`; padded columns hold zeros throughout and statistics run over
+// `width`.
 
 #pragma once
 
@@ -36,13 +39,15 @@ struct StackParameters {
   const float *weight, *bias, *gamma, *beta;
 };
 
-// Rows [row, end) through layers [first, last) of a forward stretch. Row states are [batch rounded up, padded].
+// Rows [row, end) through layers [first, last) of a forward stretch. Row states are [batch rounded up,
+// padded].
 struct ForwardRows {
   int64_t row, end, first, last;
   const float* packed;  // of layer `first`, and so on
   float *a, *block;     // row states: the layer's input, and the input of its block
-  float *n, *rstd;      // saved for layer `first` and so on, [batch, padded] and [batch] each; null to save nothing
-  float* work;          // kRowBlock * padded floats of this thread
+  float *n,
+      *rstd;    // saved for layer `first` and so on, [batch, padded] and [batch] each; null to save nothing
+  float* work;  // kRowBlock * padded floats of this thread
 };
 
 struct BackwardRows {

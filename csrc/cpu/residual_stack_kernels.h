@@ -1,5 +1,6 @@
-// The kernels of the residual stack, written once over vec.h and compiled for each instruction set by the file
-// that includes this. That file sets DEEPRES_LANES, DEEPRES_ROWS (rows of a register tile) and DEEPRES_TABLE.
+// The kernels of the residual stack, written once over vec.h and compiled for each instruction set by the
+// file that includes this. That file sets DEEPRES_LANES, DEEPRES_ROWS (rows of a register tile) and
+// DEEPRES_TABLE.
 
 #include <algorithm>
 #include <cmath>
@@ -10,16 +11,16 @@
 namespace deepres {
 namespace {
 
-constexpr int64_t kPanel = 2 * kLanes;    // columns of a register tile
-constexpr int64_t kRows = DEEPRES_ROWS;   // rows of a register tile
+constexpr int64_t kPanel = 2 * kLanes;   // columns of a register tile
+constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
 static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0, "tiles must fit the padding");
 
 int64_t vectors(const StackShape& shape) { return (shape.width + kLanes - 1) / kLanes; }
 
-// c [kRows, kPanel] = a [kRows, k] @ panel [k, kPanel] + added. The sum comes first: small terms added one by one to
-// a large value would each be rounded at its scale.
-DEEPRES_INLINE void product_tile(const float* a, int64_t a_stride, const float* panel, int64_t k, const float* added,
-                                 int64_t added_stride, float* c, int64_t c_stride) {
+// c [kRows, kPanel] = a [kRows, k] @ panel [k, kPanel] + added. The sum comes first: small terms added one by
+// one to a large value would each be rounded at its scale.
+DEEPRES_INLINE void product_tile(const float* a, int64_t a_stride, const float* panel, int64_t k,
+                                 const float* added, int64_t added_stride, float* c, int64_t c_stride) {
   Floats left[kRows] = {}, right[kRows] = {};
   for (int64_t j = 0; j < k; ++j, panel += kPanel) {
     const Floats b0 = load(panel), b1 = load(panel + kLanes);
@@ -38,18 +39,21 @@ DEEPRES_INLINE void product_tile(const float* a, int64_t a_stride, const float* 
   }
 }
 
-// c [rows, width] = a [rows, width] @ packed weight + added; all row strides are `padded` but that of `added`.
+// c [rows, width] = a [rows, width] @ packed weight + added; all row strides are `padded` but that of
+// `added`.
 void product(const StackShape& shape, int64_t rows, const float* a, const float* packed, const float* added,
              int64_t added_stride, float* c) {
   for (int64_t column = 0; column < shape.width; column += kPanel) {
     for (int64_t row = 0; row < rows; row += kRows) {
       product_tile(a + row * shape.padded, shape.padded, packed + column * shape.width, shape.width,
-                   added + row * added_stride + column, added_stride, c + row * shape.padded + column, shape.padded);
+                   added + row * added_stride + column, added_stride, c + row * shape.padded + column,
+                   shape.padded);
     }
   }
 }
 
-void pack(const StackShape& shape, const StackParameters& parameters, int64_t layer, bool transposed, float* packed) {
+void pack(const StackShape& shape, const StackParameters& parameters, int64_t layer, bool transposed,
+          float* packed) {
   const int64_t width = shape.width;
   const float* weight = parameters.weight + layer * width * width;
   for (int64_t column = 0; column < shape.padded; column += kPanel) {
@@ -100,14 +104,16 @@ float normalise(const StackShape& shape, float* u) {
 }
 
 template <bool kSwish>
-void forward_layer(const StackShape& shape, const ForwardRows& rows, int64_t layer, int64_t row, int64_t count) {
+void forward_layer(const StackShape& shape, const ForwardRows& rows, int64_t layer, int64_t row,
+                   int64_t count) {
   const int64_t padded = shape.padded, width = vectors(shape) * kLanes;
   const float* packed = rows.packed + (layer - rows.first) * shape.packed_size();
   const float *bias = packed + padded * shape.width, *gamma = bias + padded, *beta = gamma + padded;
   const bool ends = shape.ends_block(layer), skips = ends && shape.skip_every;
   product(shape, count, rows.a + row * padded, packed, bias, 0, rows.work);
   for (int64_t i = 0; i < count; ++i) {
-    float *u = rows.work + i * padded, *a = rows.a + (row + i) * padded, *block = rows.block + (row + i) * padded;
+    float *u = rows.work + i * padded, *a = rows.a + (row + i) * padded,
+          *block = rows.block + (row + i) * padded;
     const int64_t saved = (layer - rows.first) * shape.batch + row + i;
     if (shape.norm) {
       const float rstd = normalise(shape, u);
@@ -170,7 +176,8 @@ void rebuild_block_inputs(const StackShape& shape, const BackwardRows& rows, int
 
 // From da = gradient of the layer's output to du, left in work and in panels, and the column sums.
 template <bool kSwish>
-void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row, int64_t count) {
+void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
+                   int64_t count) {
   const int64_t padded = shape.padded, width = vectors(shape) * kLanes, local = layer - rows.first;
   const float* gamma = rows.packed + local * shape.packed_size() + padded * shape.width + padded;
   const float* beta = gamma + padded;
@@ -246,7 +253,7 @@ void backward(const StackShape& shape, const BackwardRows& rows) {
   (shape.swish ? backward_rows<true> : backward_rows<false>)(shape, rows);
 }
 
-constexpr int64_t kDweightRows = 8;    // rows of a register tile of dweight
+constexpr int64_t kDweightRows = 8;     // rows of a register tile of dweight
 constexpr int64_t kDweightBatch = 128;  // rows of the batch whose panels stay in L1 together
 
 // c [kDweightRows, kPanel] += a [batch, kDweightRows]^T du [batch, kPanel], both with rows of kPad.
@@ -268,7 +275,8 @@ DEEPRES_INLINE void dweight_tile(const float* a, const float* du, int64_t batch,
   }
 }
 
-void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel, float* dweight) {
+void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel,
+                     float* dweight) {
   const int64_t batch = shape.batch, width = shape.width;
   const int64_t rows = std::min(kPad, width - panel * kPad);
   for (int64_t column = 0; column < width; column += kPad) {
@@ -277,13 +285,14 @@ void weight_gradient(const StackShape& shape, const float* a, const float* du, i
       const int64_t count = std::min(kDweightBatch, batch - row);
       for (int64_t i = 0; i < kPad; i += kDweightRows) {
         for (int64_t j = 0; j < kPad; j += kPanel) {
-          dweight_tile(a + (panel * batch + row) * kPad + i, du + (column / kPad * batch + row) * kPad + j, count,
-                       c + i * kPad + j);
+          dweight_tile(a + (panel * batch + row) * kPad + i, du + (column / kPad * batch + row) * kPad + j,
+                       count, c + i * kPad + j);
         }
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
-      std::copy_n(c + i * kPad, std::min(kPad, width - column), dweight + (panel * kPad + i) * width + column);
+      std::copy_n(c + i * kPad, std::min(kPad, width - column),
+                  dweight + (panel * kPad + i) * width + column);
     }
   }
 }

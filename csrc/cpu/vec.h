@@ -1,7 +1,9 @@
-// Vectors of DEEPRES_LANES floats, as the compiler's vector types: one source for AVX-512, AVX2, NEON and SSE.
+// Vectors of DEEPRES_LANES floats, as the compiler's vector types: one source for AVX-512, AVX2, NEON and
+// SSE.
 //
-// A file that includes this sets DEEPRES_LANES and the instruction set (`#pragma GCC target`) first. Everything
-// sits in an unnamed namespace, so that versions for several instruction sets never merge at link time.
+// A file that includes this sets DEEPRES_LANES and the instruction set (`#pragma GCC target`) first.
+// Everything sits in an unnamed namespace, so that versions for several instruction sets never merge at link
+// time.
 
 #pragma once
 
