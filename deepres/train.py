@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -280,14 +281,16 @@ def load_run(run_dir: str | Path, **changes: Any) -> Run:
 
 
 def make_env(config: Config, num_envs: int) -> Any:
+    """`num_envs` environments as the config wants them; asked for again, the ones that are compiled already."""
+    return _make_env(config.env, num_envs, config.seed, config.episode_length, config.auto_reset)
+
+
+@lru_cache(maxsize=4)
+def _make_env(name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str) -> Any:
     from deepres import envs
 
     return envs.make(
-        config.env,
-        num_envs=num_envs,
-        seed=config.seed,
-        episode_length=config.episode_length,
-        auto_reset=config.auto_reset,
+        name, num_envs=num_envs, seed=seed, episode_length=episode_length, auto_reset=auto_reset
     )
 
 
