@@ -51,7 +51,7 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             run_dir: New folder for logs and checkpoints; by default one under runs/.
             resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
         """
-        from deepres.train import train as run
+        from deepres.training import train as run
 
         if run_dir and resume:
             raise ValueError("pass --run-dir for a new run or --resume for one to go on with, not both")
@@ -69,7 +69,7 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             device: auto, cpu, cuda or cuda:1.
             seed: Draws other starts and goals than the evaluations during training.
         """
-        from deepres.train import load_run
+        from deepres.run import load_run
 
         changes: dict[str, Any] = {"device": device}
         if episodes is not None:
@@ -96,10 +96,11 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             seed: Draws other starts and goals than the evaluations during training.
         """
         from deepres.show import show_policy
-        from deepres.train import load_run
+        from deepres.run import load_run
 
         loaded = load_run(run, device=device)
-        for picture in show_policy(loaded, out or run, episodes=episodes, format=format, seed=seed):
+        _, pictures = show_policy(loaded, out or run, episodes=episodes, format=format, seed=seed)
+        for picture in pictures:
             print(picture)
 
     def demo(run_dir: Path | None = None, seed: int = 0) -> None:
