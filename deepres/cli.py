@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
+
 from deepres.config import Config
+
+Folder = tyro.conf.Positional[Path]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `deepres` command. argv: the arguments, by default the process's own."""
+    """Run one command. argv: the arguments, by default the process's own."""
     arguments = sys.argv[1:] if argv is None else argv
-    try:
-        import tyro
-    except ImportError:
-        _fail("the command line needs tyro; pip install 'deepres[envs]'", 1)
     try:
         commands = _commands(arguments)
         tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=_ABOUT, args=arguments)
@@ -33,12 +33,9 @@ _ABOUT = "Very deep residual networks for self-supervised reinforcement learning
 
 
 def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
-    import tyro
-
     resumed = _option(arguments, "--resume")
     config_file = Path(resumed) / "config.json" if resumed else None
     default = Config.from_file(config_file) if config_file else Config()
-    Folder = tyro.conf.Positional[Path]
 
     def train(
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
