@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 WITH_TORCH_ALONE = """
 import sys, warnings
 warnings.simplefilter("ignore")  # torch's own, without numpy
-class Absent:
-    names = set("numpy jax jaxlib mujoco triton cupy safetensors tyro rich matplotlib tensorboard imageio PIL".split())
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
+absent = set("numpy jax jaxlib mujoco triton cupy safetensors tyro rich matplotlib tensorboard imageio PIL".split())
+class Without:
+    # a finder that does not find what a bare installation does not have
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *args):
+        return None if name.split(".")[0] in absent else self.finder.find_spec(name, *args)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import torch, deepres
 x = torch.randn(3, 8)
 stack = deepres.ResidualStack(8, 4)
