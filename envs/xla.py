@@ -37,8 +37,8 @@ def prepare() -> None:
         return
     if _xla_has_started():
         warnings.warn(
-            "JAX was in use before deepres.envs, so XLA's CPU settings came too late: jointed robots may step "
-            f"slowly and compile longer; import deepres.envs first, or set XLA_FLAGS={FUSION_FLAG} and "
+            "JAX was in use before deepres.envs, so XLA's CPU settings came too late: jointed robots may "
+            f"step slowly and compile longer; import deepres.envs first, or set XLA_FLAGS={FUSION_FLAG} and "
             f"NPROC={MIN_POOL_THREADS} in the environment",
             RuntimeWarning,
             stacklevel=3,

@@ -42,9 +42,10 @@ def test_sizes_are_the_published_ones(name):
     assert (env.goal_slice, env.dt, env.threshold) == (slice(*goal_slice), dt, threshold)
     state = env.reset()
     assert state.obs.shape == state.terminal_obs.shape == (NUM_ENVS, env.obs_dim)
-    for leaf, dtype in (("obs", "float32"), ("reward", "float32"), ("success", "float32"), ("done", "bool"),
-                        ("distance", "float32"), ("truncation", "bool"), ("traj_id", "int32"), ("steps", "int32")):  # fmt: skip
-        assert getattr(state, leaf).dtype == dtype and getattr(state, leaf).shape[0] == NUM_ENVS, leaf
+    kinds = {"done": "bool", "truncation": "bool", "traj_id": "int32", "steps": "int32"}
+    for leaf in ("obs", "reward", "success", "distance", *kinds):
+        assert getattr(state, leaf).dtype == kinds.get(leaf, "float32"), leaf
+        assert getattr(state, leaf).shape[0] == NUM_ENVS, leaf
 
 
 @pytest.mark.parametrize("name", NAMES)
