@@ -94,7 +94,7 @@ def chain_tiles(width: int, precision: str, capability: tuple[int, int]) -> Tile
     # The bytes on their way hide the latency of L2: three stages of weights are in flight.
     stage = 32768 if shared_memory(capability) > 128 * 1024 else 16384
     block_k = max(16, min(stage // (width * size), width // 2, 64))
-    return Tiles({"BLOCK_B": 16, "BLOCK_K": block_k}, 4 if width <= 128 else 8, 4)
+    return Tiles({"BLOCK_B": 16, "BLOCK_K": block_k}, 4 if width == 64 else 8, 4)
 
 
 def wgrad_tiles(width: int, precision: str) -> Tiles:
@@ -201,8 +201,7 @@ def backward(
             else:
                 n, rstd = activations[layers], statistics[layers]
             chain = launch.dgrad(
-                dout, dx if need_x or i > 0 else None, part, n, rstd,
-                x if i == 0 else None, stream, any(need_vectors),
+                dout, dx, need_x or i > 0, part, n, rstd, x if i == 0 else None, stream, any(need_vectors)
             )  # fmt: skip
             if dweight is not None:
                 launch.wgrad(chain, dweight[layers])
@@ -280,7 +279,7 @@ class _Launches:
         return n, rstd
 
     def dgrad(
-        self, dy: Tensor, dx: Tensor | None, part: _Part, n: Tensor, rstd: Tensor,
+        self, dy: Tensor, dx: Tensor, need_dx: bool, part: _Part, n: Tensor, rstd: Tensor,
         x: Tensor | None, stream: Tensor | None, need_vectors: bool,
     ) -> _Chain:  # fmt: skip
         """dx of the part's layers from dy. With a stream: du and a, for wgrad, and stream brought down to dx's place.
@@ -294,9 +293,9 @@ class _Launches:
         sums = self.x.new_empty((kinds, self.programs, layers, self.width))
         self.kernels.dgrad_kernel[(self.programs,)](
             dy, self.nothing if x is None else x, part.weight, part.gamma, part.beta, n, rstd,
-            self.nothing if dx is None else dx, self.nothing if stream is None else stream, a, du, sums,
+            dx, self.nothing if stream is None else stream, a, du, sums,
             self.batch, layers,
-            FIRST=x is not None, NEED_INPUT=dx is not None, NEED_WEIGHT=stream is not None,
+            FIRST=x is not None, NEED_INPUT=need_dx, NEED_WEIGHT=stream is not None,
             NEED_VECTORS=need_vectors, **self.constants, **self.chain.arguments(),
         )  # fmt: skip
         return _Chain(a, du, sums)

@@ -100,13 +100,19 @@ def forward_kernel(
 ):  # fmt: skip
     """A stretch of layers for BLOCK_B rows. SAVE: "nothing", "layers" or "blocks" (one input in `every` layers)."""
     CHUNKS: tl.constexpr = W // BLOCK_K
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    start = tl.program_id(0).to(tl.int64) * BLOCK_B  # of the program's rows
+    rows = tl.arange(0, BLOCK_B)
     cols = tl.arange(0, W)
-    tile = rows.to(tl.int64)[:, None] * W + cols[None, :]
+    tile = rows[:, None] * W + cols[None, :]
     size = batch.to(tl.int64) * W
-    live = rows[:, None] < batch
+    live = rows < batch - start
+    inside = live[:, None]
+    x += start * W
+    y += start * W
+    saved += start * W
+    rstd += start
 
-    stream = tl.load(x + tile, mask=live, other=0.0)
+    stream = tl.load(x + tile, mask=inside, other=0.0)
     chunks = _chunks(_rounded(stream, OPERAND), CHUNKS)
     weights = weight + tl.arange(0, BLOCK_K)[:, None] * W + cols[None, :]
     b = tl.load(bias + cols)
@@ -127,9 +133,9 @@ def forward_kernel(
                 n *= r[:, None]
             stored = _rounded(n, STORED)  # backward rebuilds from this, so forward goes on from it too
             if SAVE == "layers":
-                tl.store(saved + l * size + tile, stored, mask=live)
+                tl.store(saved + l * size + tile, stored, mask=inside)
                 if NORM:
-                    tl.store(rstd + l.to(tl.int64) * batch + rows, r, mask=rows < batch)
+                    tl.store(rstd + l.to(tl.int64) * batch + rows, r, mask=live)
             z = stored.to(tl.float32)
             if NORM:
                 z = z * scale[None, :] + shift[None, :]
@@ -140,9 +146,9 @@ def forward_kernel(
                     stream = a
                     if SAVE == "blocks":
                         if ((l + 1) % every == 0) & (l < checkpoints * every):
-                            tl.store(saved + (l // every) * size + tile, a, mask=live)
+                            tl.store(saved + (l // every) * size + tile, a, mask=inside)
             if l == layers - 1:
-                tl.store(y + tile, a, mask=live)
+                tl.store(y + tile, a, mask=inside)
             chunks = _chunks(_rounded(a, OPERAND), CHUNKS)
             u = tl.zeros([BLOCK_B, W], tl.float32)
             following = tl.minimum(l + 1, layers - 1) * W + cols  # asked for a whole layer ahead
@@ -159,7 +165,7 @@ def dgrad_kernel(
     weight,  # [layers, W, W] in the operand format
     gamma, beta,  # [layers, W] fp32
     saved, rstd,  # n [layers, B, W], [layers, B] fp32, as forward_kernel saved them
-    dx,  # out [B, W] fp32, gradient of the stretch's input (NEED_INPUT)
+    dx,  # out [B, W] fp32, gradient of the stretch's input (NEED_INPUT; scratch in any case)
     stream,  # in and out [B, W] fp32: the stretch's output, then its input (NEED_WEIGHT and SKIP)
     a, du,  # out [layers, B, W] in the operand format (NEED_WEIGHT)
     sums,  # out [3, programs, layers, W] fp32: this tile's dbias, dgamma, dbeta (NEED_VECTORS)
@@ -170,21 +176,36 @@ def dgrad_kernel(
 ):  # fmt: skip
     """The chain of input gradients of a stretch for BLOCK_B rows. FIRST: the stretch starts at layer 0."""
     CHUNKS: tl.constexpr = W // BLOCK_K
-    program = tl.program_id(0)
-    rows = program * BLOCK_B + tl.arange(0, BLOCK_B)
+    program = tl.program_id(0).to(tl.int64)
+    start = program * BLOCK_B  # of the program's rows
+    rows = tl.arange(0, BLOCK_B)
     cols = tl.arange(0, W)
-    tile = rows.to(tl.int64)[:, None] * W + cols[None, :]
+    tile = rows[:, None] * W + cols[None, :]
     size = batch.to(tl.int64) * W
-    live = rows[:, None] < batch
+    live = rows < batch - start
+    inside = live[:, None]
+    dy += start * W
+    x += start * W
+    saved += start * W
+    rstd += start
+    dx += start * W
+    stream += start * W
+    a += start * W
+    du += start * W
 
-    da = tl.load(dy + tile, mask=live, other=0.0)
-    carried = tl.zeros([BLOCK_B, W], tl.float32)  # gradient of the block's output, on its way past the block
-    if NEED_WEIGHT and SKIP > 0:
-        block = tl.load(stream + tile, mask=live, other=0.0)
+    da = tl.load(dy + tile, mask=inside, other=0.0)
+    # Two tiles wait while a block is walked: the gradient on its way past the block, and the block's output. In
+    # registers; for W = 512, which would spill, in dx and stream. A program's threads read there what they wrote
+    # a block before: many barriers lie between, as every product exchanges its operand through shared memory.
+    PARKED: tl.constexpr = W > 256
+    if not PARKED:
+        carried = tl.zeros([BLOCK_B, W], tl.float32)
+        if NEED_WEIGHT and SKIP > 0:
+            block = tl.load(stream + tile, mask=inside, other=0.0)
     last = layers - 1
-    n = tl.load(saved + last * size + tile, mask=live, other=0.0)
+    n = tl.load(saved + last * size + tile, mask=inside, other=0.0)
     if NORM:
-        r = tl.load(rstd + last.to(tl.int64) * batch + rows, mask=rows < batch, other=0.0)
+        r = tl.load(rstd + last.to(tl.int64) * batch + rows, mask=live, other=0.0)
         scale = tl.load(gamma + last * W + cols)
         shift = tl.load(beta + last * W + cols)
     chunks = _chunks(_rounded(da, OPERAND), CHUNKS)
@@ -202,22 +223,31 @@ def dgrad_kernel(
                 z = z * scale[None, :] + shift[None, :]
             if SKIP > 0:
                 if (l + 1) % SKIP == 0:
-                    da += carried
-                    carried = da
+                    if not PARKED:
+                        da += carried
+                        carried = da
+                    else:
+                        if l < last:
+                            da += tl.load(dx + tile, mask=inside, other=0.0)
+                        tl.store(dx + tile, da, mask=inside)
             if NEED_WEIGHT:  # the layer's output is the input of the layer above
                 out = _activate(z, SWISH)
                 above = out
                 if SKIP > 0:
                     if (l + 1) % SKIP == 0:
-                        above = block
-                        block -= out
+                        if PARKED:
+                            above = tl.load(stream + tile, mask=inside, other=0.0)
+                            tl.store(stream + tile, above - out, mask=inside)
+                        else:
+                            above = block
+                            block -= out
                 if l < last:
-                    tl.store(a + (l + 1) * size + tile, _rounded(above, OPERAND), mask=live)
+                    tl.store(a + (l + 1) * size + tile, _rounded(above, OPERAND), mask=inside)
             dz = da * _slope(z, SWISH)
             if NORM:
                 normal = n.to(tl.float32)
                 if NEED_VECTORS:
-                    place = sums + (program.to(tl.int64) * layers + l) * W + cols
+                    place = sums + (program * layers + l) * W + cols
                     third = tl.num_programs(0).to(tl.int64) * layers * W
                     tl.store(place + third, tl.sum(dz * normal, 0))
                     tl.store(place + 2 * third, tl.sum(dz, 0))
@@ -226,34 +256,39 @@ def dgrad_kernel(
                 slant = tl.sum(dz * normal, 1) * (1.0 / W)
                 dz = r[:, None] * (dz - mean[:, None] - normal * slant[:, None])
             if NEED_VECTORS:
-                tl.store(sums + (program.to(tl.int64) * layers + l) * W + cols, tl.sum(dz, 0))
+                tl.store(sums + (program * layers + l) * W + cols, tl.sum(dz, 0))
             rounded = _rounded(dz, OPERAND)
             if NEED_WEIGHT:
-                tl.store(du + l * size + tile, rounded, mask=live)
+                tl.store(du + l * size + tile, rounded, mask=inside)
             chunks = _chunks(rounded, CHUNKS)
             da = tl.zeros([BLOCK_B, W], tl.float32)
             below = tl.maximum(l - 1, 0)  # asked for a whole layer ahead
-            n = tl.load(saved + below * size + tile, mask=live, other=0.0)
+            n = tl.load(saved + below * size + tile, mask=inside, other=0.0)
             if NORM:
-                r = tl.load(rstd + below.to(tl.int64) * batch + rows, mask=rows < batch, other=0.0)
+                r = tl.load(rstd + below.to(tl.int64) * batch + rows, mask=live, other=0.0)
                 scale = tl.load(gamma + below * W + cols)
                 shift = tl.load(beta + below * W + cols)
         weights = weight + l.to(tl.int64) * W * W + k * BLOCK_K + transposed
         da = tl.dot(_pick(chunks, k, CHUNKS), tl.load(weights), da, input_precision=DOT)
     if NEED_INPUT:
-        tl.store(dx + tile, da + carried, mask=live)
+        if SKIP > 0:
+            da += tl.load(dx + tile, mask=inside, other=0.0) if PARKED else carried
+        tl.store(dx + tile, da, mask=inside)
     if NEED_WEIGHT:
         if FIRST:
-            bottom = tl.load(x + tile, mask=live, other=0.0)
+            bottom = tl.load(x + tile, mask=inside, other=0.0)
         elif SKIP > 0:
-            bottom = block
-            tl.store(stream + tile, block, mask=live)
+            if PARKED:
+                bottom = tl.load(stream + tile, mask=inside, other=0.0)
+            else:
+                bottom = block
+                tl.store(stream + tile, block, mask=inside)
         else:  # the layer under the stretch
-            z = tl.load(saved - size + tile, mask=live, other=0.0).to(tl.float32)
+            z = tl.load(saved - size + tile, mask=inside, other=0.0).to(tl.float32)
             if NORM:
                 z = z * tl.load(gamma - W + cols)[None, :] + tl.load(beta - W + cols)[None, :]
             bottom = _activate(z, SWISH)
-        tl.store(a + tile, _rounded(bottom, OPERAND), mask=live)
+        tl.store(a + tile, _rounded(bottom, OPERAND), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch"])
