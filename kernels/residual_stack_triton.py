@@ -1,17 +1,18 @@
-"""The residual stack in Triton, for NVIDIA GPUs from compute capability 8.0 on (and its interpreter on a CPU).
+"""The residual stack in Triton, for NVIDIA GPUs of compute capability 8.0 or newer.
 
     forward     one launch, a program to a tile of rows, all layers: forward_kernel
     backward    for each stretch of layers, from the last to the first,
-                    [checkpointed: forward_kernel again, for the stretch's n and rstd]
-                    dgrad_kernel   the chain of input gradients; writes du and the rebuilt inputs a of the stretch
-                    wgrad_kernel   dweight = a.T @ du of all its layers in one grouped product
-                and one torch.sum over the tiles of rows for dbias, dgamma and dbeta
+                    forward_kernel   if checkpointed: n and rstd of the stretch once more
+                    dgrad_kernel     the chain of input gradients; writes du and the rebuilt inputs a
+                    wgrad_kernel     dweight = a.T @ du of all its layers, one grouped product
+                    torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
 
 What is saved: the normalised n of every layer (16-bit for bf16 and fp16, fp32 for fp32 and tf32) and rstd per
 row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself continues from the n it
 stores, so backward rebuilds every layer's output exactly, and the residual stream by subtraction from y.
 
-No atomics: every sum has one order, so the same input gives the same bits.
+No atomics: every sum has one order, so the same input gives the same bits. Nothing waits for the device, and
+all memory comes from PyTorch: a CUDA graph may capture both directions.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from deepres.kernels.residual_stack import StackOptions
 
 WIDTHS = (64, 128, 256, 512)
-# Formats that tensors are rounded to, and the dtype that holds them. The last is bf16 in Triton's interpreter,
-# which cannot multiply bf16 and does not round to it: the same values in fp32.
+# Formats that tensors are rounded to, and the dtype that holds them. The last is for Triton's interpreter,
+# which multiplies bf16 wrongly and rounds to it by truncation: the same values in fp32.
 FORMATS = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -48,7 +49,7 @@ def unavailable() -> str | None:
     if interpreted():
         return None
     if torch.version.hip is not None or not torch.cuda.is_available():
-        return "Triton needs an NVIDIA GPU, and PyTorch sees none; install a CUDA build of PyTorch beside a GPU"
+        return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
     return None
 
 
@@ -58,7 +59,9 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
     if x.shape[1] not in WIDTHS:
         return f"it is built for widths {', '.join(map(str, WIDTHS))}, got {x.shape[1]}"
     if interpreted():
-        return None if x.device.type == "cpu" else "TRITON_INTERPRET=1 is for the CPU; unset it to use the GPU"
+        return (
+            None if x.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it to use the GPU"
+        )
     if x.device.type != "cuda":
         return f"it runs on a CUDA device, got x on {x.device}; call .cuda()"
     major, minor = torch.cuda.get_device_capability(x.device)
@@ -88,18 +91,20 @@ def shared_memory(capability: tuple[int, int]) -> int:
     return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(capability, 99) * 1024
 
 
-def chain_tiles(width: int, precision: str, capability: tuple[int, int]) -> Tiles:
-    """Of forward_kernel and dgrad_kernel."""
-    size = (2 if precision in ("bf16", "fp16") else 4)
+def tiles(kernel: str, width: int, precision: str, capability: tuple[int, int]) -> Tiles:
+    """Of the kernel "forward", "dgrad" or "wgrad", chosen by what bench/compile_report.py shows."""
+    size = operand_bytes(precision)
+    if kernel == "wgrad":
+        side, rows = (min(width, 128), 64) if size == 2 else (64, 32)
+        return Tiles({"BLOCK_M": side, "BLOCK_N": side, "BLOCK_B": rows}, 8 if side == 128 else 4, 3)
     # The bytes on their way hide the latency of L2: three stages of weights are in flight.
     stage = 32768 if shared_memory(capability) > 128 * 1024 else 16384
-    block_k = max(16, min(stage // (width * size), width // 2, 64))
+    block_k = max(32 // size, min(stage // (width * size), width // 2, 64))  # tl.dot takes 32 bytes or more
     return Tiles({"BLOCK_B": 16, "BLOCK_K": block_k}, 4 if width == 64 else 8, 4)
 
 
-def wgrad_tiles(width: int, precision: str) -> Tiles:
-    side = min(width, 128 if (2 if precision in ("bf16", "fp16") else 4) == 2 else 64)
-    return Tiles({"BLOCK_M": side, "BLOCK_N": side, "BLOCK_B": 32}, 8 if side == 128 else 4, 3)
+def operand_bytes(precision: str) -> int:
+    return 2 if precision in ("bf16", "fp16") else 4
 
 
 def chain_constants(width: int, options: StackOptions) -> dict[str, object]:
@@ -124,8 +129,10 @@ def operand_format(options: StackOptions) -> str:
 
 
 def stored_format(options: StackOptions) -> str:
-    """Of the saved n: |n| <= sqrt(W), so fp16 holds it 8 times finer than bf16. Without LayerNorm it is z, of any
-    size, and what is lost of z would be lost from the residual stream: fp32."""
+    """Of the saved n: |n| <= sqrt(W), so fp16 holds it 8 times finer than bf16 would.
+
+    Without LayerNorm z is saved, of any size, and what is rounded off is lost to the residual stream: fp32.
+    """
     return "fp16" if options.norm and options.precision in ("bf16", "fp16") else "fp32"
 
 
@@ -158,7 +165,7 @@ def forward(
     y = torch.empty_like(x)
     saved, rstd = x.new_empty(0), x.new_empty(0)
     if save:
-        specs = saved_spec(*x.shape, depth, options)
+        specs = saved_spec(x.shape[0], x.shape[1], depth, options)
         saved, rstd = (x.new_empty(shape, dtype=dtype) for shape, dtype in specs)
     if x.shape[0] == 0:
         return y, saved, rstd
@@ -205,17 +212,17 @@ def backward(
             )  # fmt: skip
             if dweight is not None:
                 launch.wgrad(chain, dweight[layers])
-            for gradient, tiles in zip(dvectors, chain.sums, strict=False):
+            for gradient, sums in zip(dvectors, chain.sums, strict=False):  # no sums where none are wanted
                 if gradient is not None:
-                    torch.sum(tiles, 0, out=gradient[layers])
+                    torch.sum(sums, 0, out=gradient[layers])
             dout = dx
     return (dx if need_x else None, dweight, *dvectors)
 
 
 class _Part(NamedTuple):
-    """The parameters of consecutive layers as the kernels read them: weight [L, W, W] in the operand format."""
+    """The parameters of L consecutive layers as the kernels read them."""
 
-    weight: Tensor
+    weight: Tensor  # [L, W, W] in the operand format
     bias: Tensor
     gamma: Tensor
     beta: Tensor
@@ -224,32 +231,32 @@ class _Part(NamedTuple):
 class _Chain(NamedTuple):
     """What the chain of a part leaves for the weight gradients."""
 
-    a: Tensor  # [L, B, W], inputs of the layers in the operand format; empty without wgrad
-    du: Tensor
-    sums: Tensor  # [3, tiles of rows, L, W]: dbias, dgamma, dbeta; [1, ...] without norm, [0, ...] if not asked
+    a: Tensor  # [L, B, W], the layers' inputs in the operand format; empty if no weight gradient is asked for
+    du: Tensor  # likewise, the gradients of their products
+    sums: Tensor  # [3, tiles of rows, L, W]: dbias, dgamma, dbeta of a tile; those that are asked for
 
 
 class _Launches:
     """The kernels' launches for the rows of one call, on the current device and stream."""
 
-    def __init__(self, x: Tensor, options: StackOptions):
+    def __init__(self, x: Tensor, options: StackOptions) -> None:
         from deepres.kernels import residual_stack_triton_kernels as kernels
 
         self.kernels, self.x, self.options = kernels, x, options
         self.batch, self.width = x.shape
         self.nothing = x.new_empty(0)
-        capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
-        self.chain = chain_tiles(self.width, options.precision, capability)
+        self.capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
+        self.chain = tiles("forward", self.width, options.precision, self.capability)
         self.constants = chain_constants(self.width, options)
         self.programs = -(-self.batch // self.chain.blocks["BLOCK_B"])
 
     def part(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> _Part:
         if self.options.precision == "fp32":
             return _Part(weight, bias, gamma, beta)
-        operand = torch.empty_like(weight, dtype=FORMATS[self.constants["OPERAND"]])
+        operand = torch.empty_like(weight, dtype=FORMATS[operand_format(self.options)])
         count, block = weight.numel(), 4096
         self.kernels.round_kernel[(-(-count // block),)](
-            weight, operand, count, OPERAND=self.constants["OPERAND"], BLOCK=block, enable_fp_fusion=True
+            weight, operand, count, OPERAND=operand_format(self.options), BLOCK=block, enable_fp_fusion=True
         )
         return _Part(operand, bias, gamma, beta)
 
@@ -282,9 +289,10 @@ class _Launches:
         self, dy: Tensor, dx: Tensor, need_dx: bool, part: _Part, n: Tensor, rstd: Tensor,
         x: Tensor | None, stream: Tensor | None, need_vectors: bool,
     ) -> _Chain:  # fmt: skip
-        """dx of the part's layers from dy. With a stream: du and a, for wgrad, and stream brought down to dx's place.
+        """dx of the part's layers from dy (which may be dx).
 
-        x: the input of the stack if the part begins with layer 0.
+        x: the input of the stack if the part begins with layer 0. stream: the output of the part, replaced by
+        its input; None if no weight gradient is asked for.
         """
         layers = part.weight.shape[0]
         operands = (2, layers, *self.x.shape) if stream is not None else (2, 0)
@@ -301,9 +309,9 @@ class _Launches:
         return _Chain(a, du, sums)
 
     def wgrad(self, chain: _Chain, dweight: Tensor) -> None:
-        tiles = wgrad_tiles(self.width, self.options.precision)
-        side = tiles.blocks["BLOCK_M"]
+        grouped = tiles("wgrad", self.width, self.options.precision, self.capability)
+        side = grouped.blocks["BLOCK_M"]
         self.kernels.wgrad_kernel[(dweight.shape[0] * (self.width // side) ** 2,)](
             chain.a, chain.du, dweight, self.batch,
-            W=self.width, DOT=self.constants["DOT"], **tiles.arguments(),
+            W=self.width, DOT=self.constants["DOT"], **grouped.arguments(),
         )  # fmt: skip

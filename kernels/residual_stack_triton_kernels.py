@@ -3,7 +3,8 @@
 A program of a chain kernel owns BLOCK_B rows and walks all the layers of its stretch, in one loop over every
 K-chunk of every layer's weight. The chunks of the rows' own activations stay in registers and are chosen by
 `_pick`, so the only loads inside the loop's products are weights: the software pipeline streams them from one
-layer into the next without draining, and nothing but the program's own registers orders the layers.
+layer into the next without draining. (A tile that is PARKED in memory for a block is read by threads of the
+program that wrote it: barriers lie between, as every product exchanges its operand through shared memory.)
 
 Forward, for rows a [BLOCK_B, W]
 
@@ -13,6 +14,8 @@ Backward, from the last layer to the first, with y = act(z) rebuilt from the sav
 
     dz = da * act'(z);  dn = dz * gamma;  du = rstd * (dn - mean(dn) - n * mean(dn * n));  da = du @ weight.T
 """
+
+# ruff: noqa: SIM102  (an `if` on a constant around an `if` at run time is not one `if` to Triton)
 
 import triton
 import triton.language as tl
@@ -98,7 +101,7 @@ def forward_kernel(
     W: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SKIP: tl.constexpr, NORM: tl.constexpr,
     SWISH: tl.constexpr, OPERAND: tl.constexpr, DOT: tl.constexpr, STORED: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """A stretch of layers for BLOCK_B rows. SAVE: "nothing", "layers" or "blocks" (one input in `every` layers)."""
+    """All layers of a stretch for BLOCK_B rows. SAVE: "nothing", "layers", or "blocks" (one in `every`)."""
     CHUNKS: tl.constexpr = W // BLOCK_K
     start = tl.program_id(0).to(tl.int64) * BLOCK_B  # of the program's rows
     rows = tl.arange(0, BLOCK_B)
@@ -113,6 +116,9 @@ def forward_kernel(
     rstd += start
 
     stream = tl.load(x + tile, mask=inside, other=0.0)
+    PARKED: tl.constexpr = W > 256 and SKIP > 0  # the residual stream waits in y: its registers would spill
+    if PARKED:
+        tl.store(y + tile, stream, mask=inside)
     chunks = _chunks(_rounded(stream, OPERAND), CHUNKS)
     weights = weight + tl.arange(0, BLOCK_K)[:, None] * W + cols[None, :]
     b = tl.load(bias + cols)
@@ -142,8 +148,12 @@ def forward_kernel(
             a = _activate(z, SWISH)
             if SKIP > 0:
                 if (l + 1) % SKIP == 0:
-                    a += stream
-                    stream = a
+                    if PARKED:
+                        a += tl.load(y + tile, mask=inside, other=0.0)
+                        tl.store(y + tile, a, mask=inside)
+                    else:
+                        a += stream
+                        stream = a
                     if SAVE == "blocks":
                         if ((l + 1) % every == 0) & (l < checkpoints * every):
                             tl.store(saved + (l // every) * size + tile, a, mask=inside)
@@ -194,10 +204,9 @@ def dgrad_kernel(
     du += start * W
 
     da = tl.load(dy + tile, mask=inside, other=0.0)
-    # Two tiles wait while a block is walked: the gradient on its way past the block, and the block's output. In
-    # registers; for W = 512, which would spill, in dx and stream. A program's threads read there what they wrote
-    # a block before: many barriers lie between, as every product exchanges its operand through shared memory.
-    PARKED: tl.constexpr = W > 256
+    # Two tiles wait while a block is walked: the gradient on its way past it, and its output. Where their
+    # registers would spill, they wait in dx and stream.
+    PARKED: tl.constexpr = W > 256 and SKIP > 0
     if not PARKED:
         carried = tl.zeros([BLOCK_B, W], tl.float32)
         if NEED_WEIGHT and SKIP > 0:
@@ -208,7 +217,7 @@ def dgrad_kernel(
         r = tl.load(rstd + last.to(tl.int64) * batch + rows, mask=live, other=0.0)
         scale = tl.load(gamma + last * W + cols)
         shift = tl.load(beta + last * W + cols)
-    chunks = _chunks(_rounded(da, OPERAND), CHUNKS)
+    chunks = _chunks(_rounded(da, OPERAND), CHUNKS)  # replaced by du before they are read
     # weight[l].T, chunk k: element (k, column) is weight[l, column, k]
     transposed = cols[None, :] * W + tl.arange(0, BLOCK_K)[:, None]
     steps = layers * CHUNKS
