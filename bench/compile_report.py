@@ -2,8 +2,8 @@
 
     python bench/compile_report.py [--backend triton] [--only target=90 width=256 kernel=dgrad]
 
-writes bench/results/compile_<backend>.json, one row to a kernel, configuration and target. An item of BACKENDS
-holds a function for each of its ops; it yields entries, and an entry compiles itself for a target.
+writes bench/results/compile_<backend>.json, one row to a kernel, configuration and target. An item of
+BACKENDS holds a function for each of its ops; it yields entries, and an entry compiles itself for a target.
 """
 
 from __future__ import annotations
