@@ -53,7 +53,7 @@ def compare(name, fused, plain, truth):
             assert_no_worse(f"{part} {name}", *values)
 
 
-def rounding_safe(phi, psi, energy, largest):
+def scaled(phi, psi, energy, largest):
     """phi, psi scaled until the largest logit is `largest` in size."""
     size = reference.energy_logits(phi.double(), psi.double(), energy).abs().max().item()
     factor = largest / size
@@ -129,7 +129,7 @@ def test_every_instruction_set(isa):
 
 @pytest.mark.parametrize("energy", ["norm", "l2", "dot"])
 def test_logits_of_ten_thousand(energy):
-    phi, psi = rounding_safe(*features(70, 70, 16), energy, 1e4)
+    phi, psi = scaled(*features(70, 70, 16), energy, 1e4)
     for form in FORMS:
         assert_all_no_worse(phi, psi, energy=energy, form=form, logsumexp_penalty=1e-3)
 
