@@ -1,0 +1,147 @@
+"""What the benches time, as data: each op with its implementations, sizes, flops, bytes and memory.
+
+Builders are named, not imported, so that reading this table needs neither PyTorch nor JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+DEPTHS = (4, 16, 64, 256, 1024)
+BASELINE = "eager"  # every ratio is against this one
+CEILING = "products"  # the matrix products of the same case alone: what shares are a share of
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time: an op in one mode at one size. depth counts layers, batch rows, width columns."""
+
+    op: str
+    mode: str
+    depth: int
+    batch: int
+    width: int
+    precision: str
+    device: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    build: "module:function", called in a process of its own as function(case, variant) -> worker.Prepared.
+    worse: how many times plain PyTorch's error against float64 it may have before it is refused.
+    environment: variables set before that process starts.
+    """
+
+    label: str
+    build: str
+    worse: float = 2.0
+    variant: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Op:
+    """modes: what is timed, key and words. truth: "module:function" giving (float64 results, plain PyTorch's)
+    for the check before the clock starts; "" where there is nothing to get wrong. memory: bytes the greediest
+    contestant needs at its peak, roughly. resident: bytes every other one holds meanwhile.
+    """
+
+    modes: dict[str, str]
+    implementations: dict[str, Implementation]
+    truth: str
+    flops: Callable[[Case], int]
+    bytes: Callable[[Case], int]
+    memory: Callable[[Case], int]
+    resident: Callable[[Case], int]
+
+
+def stack_flops(case: Case) -> int:
+    """Of the matrix products alone: 2 B W^2 a layer forward, and as much again for each of da and dW."""
+    forward = 2 * case.batch * case.width**2 * case.depth
+    return forward if case.mode == "forward" else 3 * forward
+
+
+def stack_parameters(case: Case) -> int:
+    """weight [D, W, W] and bias, gamma, beta [D, W] each."""
+    return case.depth * (case.width**2 + 3 * case.width)
+
+
+def stack_bytes(case: Case) -> int:
+    """The least that must cross memory, in fp32: parameters read once, x and y; backward reads them
+    again with dy, and writes their gradients and dx. What a backward keeps of its forward is not counted."""
+    rows = case.batch * case.width
+    if case.mode == "forward":
+        return 4 * (stack_parameters(case) + 2 * rows)
+    return 4 * (3 * stack_parameters(case) + 4 * rows)
+
+
+def stack_memory(case: Case) -> int:
+    """What plain PyTorch needs at its peak, roughly: parameters, their gradients, six [B, W] kept a layer."""
+    kept = 0 if case.mode == "forward" else 6 * case.depth * case.batch * case.width
+    return 4 * (2 * stack_parameters(case) + kept) + 2**28
+
+
+def step_flops(case: Case) -> int:
+    """Of the residual stacks of one CRL gradient step, in forward passes of one stack (2 B W^2 D flops each).
+
+    forward: phi(s, a), psi(g), actor(s, g), phi(s, actor's action)      4
+    backward with weight gradients, twice a forward: phi, psi, actor     6
+    backward to the input alone: phi in the actor's loss                 1
+    """
+    return 11 * 2 * case.batch * case.width**2 * case.depth
+
+
+def step_bytes(case: Case) -> int:
+    """The least that must cross memory, in fp32: three networks read forward and backward, and Adam, which
+    reads parameter, gradient and two moments and writes all but the gradient."""
+    return 4 * 3 * stack_parameters(case) * (2 + 1 + 7)
+
+
+def step_memory(case: Case) -> int:
+    """Three networks with gradients and Adam's moments, and the activations of three of them."""
+    return 4 * (3 * 4 * stack_parameters(case) + 18 * case.depth * case.batch * case.width) + 2**28
+
+
+OPS: dict[str, Op] = {
+    "matrix_product": Op(
+        modes={
+            "forward": "[B, W] @ [W, W]",
+            "input_gradient": "[B, W] @ [W, W].T",
+            "weight_gradient": "[B, W].T @ [B, W]",
+        },
+        implementations={"products": Implementation("PyTorch", "bench.residual_stack:one_product")},
+        truth="",
+        flops=lambda case: 2 * case.batch * case.width**2 * case.depth,
+        bytes=lambda case: 4 * (2 * case.batch * case.width + case.width**2) * case.depth,
+        memory=lambda case: 2**28,
+        resident=lambda case: 0,
+    ),
+    "residual_stack": Op(
+        modes={"forward": "forward", "forward_backward": "forward + backward"},
+        implementations={
+            "eager": Implementation("eager PyTorch", "bench.residual_stack:eager", worse=4.0),
+            "compile": Implementation("torch.compile", "bench.residual_stack:compiled", worse=4.0),
+            "jax": Implementation("JAX jit", "bench.residual_stack_jax:jitted", worse=4.0),
+            "deepres": Implementation("deepres", "bench.residual_stack:fused", variant="auto"),
+            "deepres-cpu": Implementation("deepres cpu", "bench.residual_stack:fused", variant="cpu"),
+            "deepres-triton": Implementation(
+                "deepres triton", "bench.residual_stack:fused", variant="triton"
+            ),
+            "deepres-cuda": Implementation("deepres cuda", "bench.residual_stack:fused", variant="cuda"),
+            "reference": Implementation(
+                "deepres reference", "bench.residual_stack:fused", variant="reference"
+            ),
+            "products": Implementation("products alone", "bench.residual_stack:products"),
+        },
+        truth="bench.residual_stack:truth",
+        flops=stack_flops,
+        bytes=stack_bytes,
+        memory=stack_memory,
+        resident=lambda case: 2 * 4 * stack_parameters(case) + 2**28,
+    ),
+}
