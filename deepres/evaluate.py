@@ -1,0 +1,81 @@
+"""Evaluation: one episode in each of many environments with the deterministic policy, tanh(mean).
+
+An environment's figures cover its first episode, up to and including the step that ends it (paper, section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepres.bridge import to_jax, to_torch
+from deepres.learner import Learner
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the environments."""
+
+    time_at_goal: float
+    """Steps of the episode within the task's threshold of the goal."""
+    success_any: float
+    """Share of environments with at least one such step."""
+    final_distance: float
+    """Distance to the goal at the episode's last step, in the task's unit (metres)."""
+    episode_length: float
+    """Steps until the episode ended."""
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What the environments did, for pictures: env states of step 0, 1, ... and each environment's outcome."""
+
+    achieved: Tensor
+    """[T, N, G] goal coordinates reached, NaN after an environment's episode ended."""
+    goal: Tensor
+    """[N, G] the goals that were asked for."""
+    reached: Tensor
+    """[N] bool, whether the goal was ever reached."""
+
+
+def evaluate(env: Any, learner: Learner, *, seed: int) -> tuple[Evaluation, Paths]:
+    """Run every environment's first episode; the same seed gives the same starts and goals.
+
+    env: made by `deepres.envs.make`, its num_envs episodes are averaged.
+    """
+    import jax
+
+    device = learner.device
+    env_state = env.reset(jax.random.key(seed))
+    obs = to_torch(env_state.obs, device)
+    goal = obs[:, env.state_dim :].clone()
+    alive = torch.ones(env.num_envs, dtype=torch.bool, device=device)
+    time_at_goal = torch.zeros(env.num_envs, device=device)
+    length = torch.zeros(env.num_envs, device=device)
+    final_distance = torch.zeros(env.num_envs, device=device)
+    achieved = []
+    for _ in range(env.episode_length):
+        here = obs[:, : env.state_dim][:, env.goal_slice]
+        achieved.append(torch.where(alive[:, None], here, torch.nan))
+        env_state = env.step(env_state, to_jax(learner.act(obs)))
+        obs = to_torch(env_state.obs, device)
+        time_at_goal += torch.where(alive, to_torch(env_state.success, device), 0.0)
+        final_distance = torch.where(alive, to_torch(env_state.distance, device), final_distance)
+        length += alive
+        alive = alive & ~to_torch(env_state.done, device).bool()
+        if not bool(alive.any()):
+            break
+    reached = time_at_goal > 0
+    figures = Evaluation(
+        time_at_goal=time_at_goal.mean().item(),
+        success_any=reached.float().mean().item(),
+        final_distance=final_distance.mean().item(),
+        episode_length=length.mean().item(),
+    )
+    return figures, Paths(torch.stack(achieved), goal, reached)

@@ -1,0 +1,93 @@
+"""What a run leaves to read: CSV files, TensorBoard events, and one line of progress on the terminal.
+
+A full disk costs rows of a log, never the run: the first failure is told once, and logging goes on when it can.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+class CsvLog:
+    """A CSV file that grows a row at a time; its header is made by the first row.
+
+    `keep_until`: rows whose env_steps are past it are dropped on opening, with any row that a killed process left
+    half written: a resumed run then repeats them.
+    """
+
+    def __init__(self, path: Path, keep_until: int):
+        self.path = path
+        self._columns: list[str] | None = None
+        if path.exists():
+            self._columns = self._keep(keep_until)
+
+    def _keep(self, keep_until: int) -> list[str] | None:
+        with open(self.path, newline="") as file:
+            rows = list(csv.reader(file))
+        if not rows:
+            return None
+        columns = rows[0]
+        at = columns.index("env_steps")
+        whole = [
+            r for r in rows[1:] if len(r) == len(columns) and r[at].isdigit() and int(r[at]) <= keep_until
+        ]
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(_rows(columns, *whole))
+        os.replace(draft, self.path)
+        return columns
+
+    def write(self, row: dict[str, Any]) -> None:
+        text = ""
+        if self._columns is None:
+            text, self._columns = _rows(list(row)), list(row)
+        text += _rows([_text(row[c]) for c in self._columns])
+        with open(self.path, "a", newline="") as file:
+            file.write(text)
+
+
+class RunLog:
+    """The logs of a run: metrics.csv (a row per round), evaluations.csv (a row per evaluation), tensorboard/."""
+
+    def __init__(self, run_dir: Path, env_steps: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._files = {
+            "train": CsvLog(run_dir / "metrics.csv", env_steps),
+            "eval": CsvLog(run_dir / "evaluations.csv", env_steps),
+        }
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=env_steps + 1)
+        self._told = False
+
+    def write(self, kind: str, row: dict[str, Any]) -> None:
+        """Log one row; kind is "train" or "eval", and the row's "env_steps" is the abscissa."""
+        try:
+            self._files[kind].write(row)
+            for name, value in row.items():
+                if name != "env_steps":
+                    self._writer.add_scalar(f"{kind}/{name}", float(value), int(row["env_steps"]))
+            self._writer.flush()
+        except OSError as error:
+            if not self._told:
+                warnings.warn(f"logs are incomplete: {error}; free some space", RuntimeWarning, stacklevel=2)
+            self._told = True
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError:
+            pass  # told by write
+
+
+def _rows(*rows: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)

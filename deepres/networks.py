@@ -1,0 +1,139 @@
+"""The networks of contrastive RL: one deep residual trunk, worn by the actor and both critic encoders.
+
+    stem   Dense(in -> W), LayerNorm, Swish
+    stack  D layers of [Dense(W -> W), LayerNorm, Swish], a skip around every 4 (deepres.residual_stack)
+    head   Dense(W -> out)
+
+All layers of a stack live in four stacked parameters, so an optimiser or a checkpoint sees 4 tensors, not 4 D.
+Source: arXiv 2503.14858, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deepres.kernels import residual_stack
+
+LAYER_NORM_EPS = 1e-6
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+def lecun_uniform_(tensor: Tensor, fan_in: int, generator: torch.Generator | None = None) -> Tensor:
+    """Fill with U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the published networks start."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.init.uniform_(tensor, -bound, bound, generator=generator)
+
+
+class ResidualStack(nn.Module):
+    """D layers of [Dense, LayerNorm, activation] with skips, in one call: x [B, W] -> y [B, W].
+
+    Parameters: weight [D, W, W] (LeCun uniform), bias [D, W] (0), gamma [D, W] (1), beta [D, W] (0).
+    options: keyword arguments of `deepres.residual_stack` (skip_every, activation, norm, precision, ...).
+    """
+
+    def __init__(self, width: int, depth: int, *, generator: torch.Generator | None = None, **options: Any):
+        super().__init__()
+        self.options = options
+        self.weight = nn.Parameter(lecun_uniform_(torch.empty(depth, width, width), width, generator))
+        self.bias = nn.Parameter(torch.zeros(depth, width))
+        norm = options.get("norm", True)  # without LayerNorm its scale and shift do not exist
+        self.gamma = nn.Parameter(torch.ones(depth, width)) if norm else None
+        self.beta = nn.Parameter(torch.zeros(depth, width)) if norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return residual_stack(x, self.weight, self.bias, self.gamma, self.beta, **self.options)
+
+    def extra_repr(self) -> str:
+        depth, width, _ = self.weight.shape
+        return f"depth={depth}, width={width}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+
+
+class Trunk(nn.Module):
+    """Stem and stack, without a head: x [B, in_dim] -> features [B, W]."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        width: int,
+        depth: int,
+        *,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        self.activation = options.get("activation", "swish")
+        self.stem = _dense(in_dim, width, generator)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if options.get("norm", True) else nn.Identity()
+        self.stack = ResidualStack(width, depth, generator=generator, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(self.stem(x))
+        return self.stack(F.silu(z) if self.activation == "swish" else F.relu(z))
+
+
+class Encoder(nn.Module):
+    """A critic encoder: phi over concat(state, action) or psi over the goal, [B, in_dim] -> [B, out_dim]."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        width: int = 256,
+        depth: int = 64,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        self.trunk = Trunk(in_dim, width, depth, generator=generator, **options)
+        self.head = _dense(width, out_dim, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x))
+
+
+class Actor(nn.Module):
+    """The policy over concat(state, goal): obs [B, in_dim] -> (mean, log_std), each [B, action_dim].
+
+    log_std = -5 + 0.5 * (2 - -5) * (tanh(raw) + 1) lies in [-5, 2]; an action is tanh(mean + std * noise).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        action_dim: int,
+        *,
+        width: int = 256,
+        depth: int = 64,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        self.trunk = Trunk(in_dim, width, depth, generator=generator, **options)
+        self.mean = _dense(width, action_dim, generator)
+        self.log_std = _dense(width, action_dim, generator)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(obs)
+        squashed = torch.tanh(self.log_std(features))
+        return self.mean(features), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (squashed + 1)
+
+
+def call_frozen(module: nn.Module, *inputs: Tensor) -> Any:
+    """`module(*inputs)` with its parameters held constant: gradients reach the inputs, no weight gradient is made."""
+    constants = {name: p.detach() for name, p in module.named_parameters()}
+    return functional_call(module, constants, inputs)
+
+
+def _dense(in_dim: int, out_dim: int, generator: torch.Generator | None) -> nn.Linear:
+    layer = nn.Linear(in_dim, out_dim)
+    with torch.no_grad():
+        lecun_uniform_(layer.weight, in_dim, generator)
+        layer.bias.zero_()
+    return layer

@@ -1,0 +1,359 @@
+"""Training, in reading order: collect, relabel, learn, evaluate, checkpoint, and again.
+
+Data flows one way: environments -> bridge -> buffer -> learner -> kernels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepres import checkpoint as checkpoints
+from deepres.buffer import ReplayBuffer
+from deepres.config import CHANGEABLE, Config
+from deepres.evaluate import Evaluation, Paths, evaluate
+from deepres.learner import Learner
+
+_EVAL_SEED = 1_000_003  # added to the run's seed, so that no training episode is an evaluation's
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `deepres.train` leaves: the run's folder, and the figures of the untrained and the trained policy."""
+
+    run_dir: Path
+    before: Evaluation
+    after: Evaluation
+    env_steps: int
+    interrupted: bool
+
+
+class Run:
+    """One training run: everything that a checkpoint holds, and the steps that change it.
+
+    run_dir: a new folder, or with resume=True one that a run left. Raises ValueError, FileExistsError,
+    CheckpointError in one sentence; nothing in run_dir is changed before everything fits.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, *, resume: bool = False):
+        self.config, self.run_dir = config, run_dir
+        restored = self._find_checkpoint() if resume else None
+        self.device = pick_device(config.device)
+        self.env = make_env(config, config.num_envs)
+        self.eval_env = make_env(config, config.eval_envs)
+        dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}
+        self.learner = Learner(
+            config,
+            **dims,
+            goal_dim=self.env.goal_dim,
+            device=self.device,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        self.buffer = ReplayBuffer(
+            config.num_envs,
+            config.buffer_steps,
+            **dims,
+            goal_slice=self.env.goal_slice,
+            device=self.device,
+        )
+        self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
+        self.env_state = self.env.reset()
+        self.env_steps = self.rounds = self.gradient_steps = 0
+        self.seconds = 0.0
+        self.before: Evaluation | None = None
+        if restored is not None:
+            self._restore(restored)
+        elif not resume:
+            if run_dir.exists() and any(run_dir.iterdir()):
+                raise FileExistsError(
+                    f"{run_dir} is not empty; pass a new folder, or resume the run that is there (--resume {run_dir})"
+                )
+            run_dir.mkdir(parents=True, exist_ok=True)
+        draft = run_dir / "config.json.draft"
+        draft.write_text(config.to_json())
+        os.replace(draft, run_dir / "config.json")
+
+    # --- one round ---
+
+    @property
+    def done(self) -> bool:
+        return self.rounds > 0 and self.env_steps >= self.config.total_steps
+
+    def round(self) -> dict[str, float]:
+        """Collect, then learn; returns the round's figures. The first round fills the buffer to its minimum."""
+        config = self.config
+        began = time.perf_counter()
+        steps = max(config.unroll_length, config.min_buffer_steps - self.buffer.size)
+        success = self._collect(steps)
+        collected = time.perf_counter()
+        metrics = self._learn()
+        ended = time.perf_counter()
+        self.rounds += 1
+        self.seconds += ended - began
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(
+                f"training diverged in round {self.rounds}: {', '.join(bad)} is not finite; the last checkpoint is "
+                "from before. Resume it with smaller learning rates, or start again with a shallower actor"
+            )
+        return {
+            "env_steps": self.env_steps,
+            "gradient_steps": self.gradient_steps,
+            "train_success": success,
+            **metrics,
+            "seconds": self.seconds,
+            "env_steps_per_second": config.num_envs * steps / (collected - began),
+            "gradient_steps_per_second": config.gradient_steps / (ended - collected),
+        }
+
+    def _collect(self, steps: int) -> float:
+        from deepres.collect import collect
+
+        share, collected = 0.0, 0
+        while collected < steps:
+            part = min(self.config.unroll_length, steps - collected)
+            self.env_state, unroll = collect(self.env, self.env_state, self.learner, part, self.generator)
+            self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids)
+            share += unroll.success * part / steps
+            collected += part
+        self.env_steps += steps * self.config.num_envs
+        return share
+
+    def _learn(self) -> dict[str, float]:
+        config = self.config
+        total: dict[str, torch.Tensor] = {}
+        batches = self.buffer.batches(
+            config.gradient_steps,
+            config.batch_size,
+            window=config.episode_length,
+            gamma=config.gamma,
+            generator=self.generator,
+        )
+        for batch in batches:
+            noise = torch.randn(batch.action.shape, generator=self.generator, device=self.device)
+            for name, value in self.learner.update(batch, noise).items():
+                total[name] = total[name] + value if name in total else value
+        self.gradient_steps += config.gradient_steps
+        return {name: value.item() / config.gradient_steps for name, value in total.items()}
+
+    def evaluate(self) -> tuple[Evaluation, Paths]:
+        return evaluate(self.eval_env, self.learner, seed=self.config.seed + _EVAL_SEED)
+
+    # --- checkpoints ---
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def save(self) -> Path:
+        """Write a checkpoint; raises CheckpointError if the disk refuses (what was there stays)."""
+        import jax
+
+        tensors = dict(self.learner.state_tensors())
+        tensors["generator"] = self.generator.get_state()
+        for index, leaf in enumerate(jax.tree.leaves(self.env_state)):
+            tensors[f"env/{index}"] = _to_tensor(leaf)
+        if self.config.save_buffer:
+            tensors.update({f"buffer/{k}": v for k, v in self.buffer.state_tensors().items()})
+        counters = {
+            "env_steps": self.env_steps,
+            "rounds": self.rounds,
+            "gradient_steps": self.gradient_steps,
+            "seconds": self.seconds,
+            "buffer_inserted": self.buffer.inserted,
+            "before": asdict(self.before) if self.before else None,
+        }
+        state = checkpoints.Checkpoint(tensors, counters, asdict(self.config))
+        return checkpoints.save(self.checkpoint_folder, state, keep=self.config.keep_checkpoints)
+
+    def _find_checkpoint(self) -> checkpoints.Checkpoint:
+        path, restored, skipped = checkpoints.load_newest(self.checkpoint_folder)
+        for sentence in skipped:
+            print(f"{sentence} -- going on from {path.name}")
+        started = Config.from_dict(restored.config, str(path))
+        for name, was in asdict(started).items():
+            if name not in CHANGEABLE and getattr(self.config, name) != was:
+                raise ValueError(
+                    f"{name} cannot change when a run is resumed: it was started with {was!r}, got "
+                    f"{getattr(self.config, name)!r}; leave it out, or start a new run"
+                )
+        return restored
+
+    def _restore(self, restored: checkpoints.Checkpoint) -> None:
+        import jax
+
+        tensors, counters = restored.tensors, restored.counters
+        self.learner.load_state_tensors(tensors)
+        self.generator.set_state(tensors["generator"])
+        leaves, structure = jax.tree.flatten(self.env_state)
+        self.env_state = jax.tree.unflatten(
+            structure, [_from_tensor(tensors[f"env/{i}"], leaf) for i, leaf in enumerate(leaves)]
+        )
+        held = {k.removeprefix("buffer/"): v for k, v in tensors.items() if k.startswith("buffer/")}
+        if held:
+            self.buffer.load_state_tensors(held, counters["buffer_inserted"])
+        self.env_steps, self.rounds = counters["env_steps"], counters["rounds"]
+        self.gradient_steps, self.seconds = counters["gradient_steps"], counters["seconds"]
+        self.before = Evaluation(**counters["before"]) if counters["before"] else None
+
+
+def train(
+    config: Config, run_dir: str | Path | None = None, *, resume: bool = False, progress: bool = True
+) -> Result:
+    """Train one agent; see `Config` for everything that can be chosen.
+
+        result = deepres.train(deepres.Config(env="point_u_maze", critic_depth=16, actor_depth=16))
+
+    run_dir: where logs and checkpoints go; default runs/<env>-d<critic depth>-s<seed>, numbered if taken.
+    resume: go on from run_dir's newest checkpoint; only the fields in `deepres.config.CHANGEABLE` may differ.
+    progress: show a progress bar on a terminal, a line per evaluation elsewhere.
+    Ctrl-C ends the run after the round under way, with a checkpoint; a second one ends it at once. Raises
+    ValueError, FileExistsError, CheckpointError, TrainingError, each with one sentence.
+    """
+    from deepres.logs import RunLog
+    from deepres.progress import Progress
+
+    folder = _new_run_dir(config) if run_dir is None else Path(run_dir)
+    if resume and run_dir is None:
+        raise ValueError("resume needs the run's folder; pass run_dir")
+    run = Run(config, folder, resume=resume)
+    log = RunLog(folder, run.env_steps)
+    with Progress(config.total_steps, folder, show=progress) as bar, _Interrupt() as interrupt:
+
+        def examine() -> Evaluation:
+            figures = run.evaluate()[0]
+            log.write("eval", {"env_steps": run.env_steps, "seconds": run.seconds, **asdict(figures)})
+            bar.evaluation(run.env_steps, figures)
+            return figures
+
+        if run.before is None:
+            run.before = examine()
+        figures = run.before
+        while not run.done and not interrupt.asked:
+            row = run.round()
+            log.write("train", row)
+            bar.round(row)
+            last = run.done or interrupt.asked
+            if last or run.rounds % config.eval_every == 0:
+                figures = examine()
+            if last or run.rounds % config.checkpoint_every == 0:
+                _save(run, last)
+        log.close()
+    return Result(folder, run.before, figures, run.env_steps, interrupted=interrupt.asked)
+
+
+def _save(run: Run, last: bool) -> None:
+    """A checkpoint that cannot be written is told; it ends the run only when there is no later one to come."""
+    try:
+        run.save()
+    except checkpoints.CheckpointError as error:
+        if last:
+            raise
+        warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=3)
+
+
+def load_run(run_dir: str | Path, **changes: Any) -> Run:
+    """The run that `train` left in run_dir, at its newest checkpoint that reads.
+
+    changes: fields of `deepres.config.CHANGEABLE` to set otherwise, e.g. device="cpu", eval_envs=512.
+    """
+    folder = Path(run_dir)
+    return Run(replace(Config.from_file(folder / "config.json"), **changes), folder, resume=True)
+
+
+def make_env(config: Config, num_envs: int) -> Any:
+    from deepres import envs
+
+    return envs.make(
+        config.env,
+        num_envs=num_envs,
+        seed=config.seed,
+        episode_length=config.episode_length,
+        auto_reset=config.auto_reset,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device that Config.device names. Raises ValueError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<index>, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<index>, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices; pass device=cpu"
+        )
+    return device
+
+
+def _new_run_dir(config: Config) -> Path:
+    name = f"{config.env}-d{config.critic_depth}-s{config.seed}"
+    folder, n = Path("runs") / name, 1
+    while folder.exists():
+        n += 1
+        folder = Path("runs") / f"{name}-{n}"
+    return folder
+
+
+def _to_tensor(leaf: Any) -> torch.Tensor:
+    """A leaf of the environments' state as a tensor of its own, random keys as their words."""
+    import jax
+    import numpy as np
+
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.array(leaf)
+    return torch.from_numpy(array.astype(np.int64) if array.dtype == np.uint32 else array)
+
+
+def _from_tensor(tensor: torch.Tensor, like: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    array = tensor.numpy()
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array.astype(np.uint32)), impl=jax.random.key_impl(like))
+    if array.shape != like.shape:
+        raise ValueError(
+            f"the checkpoint does not fit this environment: a state array must have shape {list(like.shape)}, "
+            f"got {list(array.shape)}; resume with the num_envs and the version that the run was started with"
+        )
+    return jnp.asarray(array.astype(like.dtype))
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C into a request to stop at the end of the round; the second is the usual one."""
+
+    def __enter__(self) -> _Interrupt:
+        self.asked = False
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        print("\nstopping after this round, with a checkpoint; Ctrl-C again to stop at once")
+        signal.signal(signal.SIGINT, self._before)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)

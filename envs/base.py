@@ -1,0 +1,202 @@
+"""What a task is, and the goal-conditioned environment made of it: reset and step as pure JAX functions.
+
+A task says, for ONE environment and in JAX: the model, where an episode starts, what is observed, how far
+the goal is, when an episode ends. `GoalEnv` adds physics, the time limit, trajectory ids and auto-reset.
+vmap and jit are left to the caller; vector.py does both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from deepres.envs.physics import MjxPhysics, PhysicsState
+
+ASSETS = Path(__file__).parent / "assets"
+AUTO_RESETS = ("fresh", "first")
+
+
+class Task(ABC):
+    """One goal-reaching task, for a single environment. Subclasses fill in the figures and the functions.
+
+    The observation is concat(state [state_dim], goal [goal_dim]); `state[goal_slice]` are the coordinates
+    that the goal speaks of, so that any later state of a trajectory can stand as its goal.
+    """
+
+    name: str
+    state_dim: ClassVar[int]
+    goal_slice: ClassVar[slice]
+    substeps: ClassVar[int]  # physics timesteps to a control period
+    threshold: ClassVar[float]  # success below this distance to the goal
+
+    @abstractmethod
+    def spec(self) -> mujoco.MjSpec:
+        """The model that physics steps: no target bodies, no scenery."""
+
+    def scene(self) -> mujoco.MjSpec:
+        """The model that pictures show, with the same qpos as `spec`; a task adds its scenery here."""
+        return self.spec()
+
+    @abstractmethod
+    def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
+        """A new episode's physics and goal [goal_dim], drawn with `key`."""
+
+    @abstractmethod
+    def observe(self, physics: PhysicsState) -> jax.Array:
+        """The state vector [state_dim] that the policy and the critic see."""
+
+    def mocap(self, physics: PhysicsState) -> jax.Array | None:
+        """[nmocap, 3]: where the mocap bodies stand in the coming control period; None without any."""
+        return None
+
+    def distance(self, state: jax.Array, goal: jax.Array) -> jax.Array:
+        """Metres from `state` [state_dim] to `goal` [goal_dim]: Euclidean on the goal's coordinates."""
+        return jnp.linalg.norm(state[self.goal_slice] - goal)
+
+    def terminated(self, state: jax.Array) -> jax.Array:
+        """Whether the episode ends here, its time limit aside; never, unless a task says otherwise."""
+        return jnp.zeros((), bool)
+
+    @abstractmethod
+    def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
+        """The published dense reward of a step between two state vectors; logged, never learned from."""
+
+    @property
+    def goal_dim(self) -> int:
+        return self.goal_slice.stop - self.goal_slice.start
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FirstState:
+    """What `auto_reset="first"` goes back to: an environment's own first physics and goal."""
+
+    physics: PhysicsState
+    goal: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EnvState:
+    """An environment between two steps; in a batch every leaf has a leading axis [N].
+
+    Record a transition from the state BEFORE its step: (s.obs, action, s.traj_id), then `t = env.step(s, action)`
+    and t.reward, t.done, t.truncation belong to it. Everything that the future depends on is in here, so saving
+    and restoring the leaves continues a run bit for bit.
+
+    obs: [state_dim + goal_dim] float32, what the policy sees next; after a done, the new episode's first.
+    terminal_obs: same shape, what the last step reached; differs from obs only where done.
+    reward, success (0 or 1), distance (metres to the goal): float32 of what the last step reached.
+    done: bool, the last step ended its episode. truncation: bool, it did so by the time limit alone.
+    traj_id: int32, of the transition that starts here: 0 in an environment's first episode, one more in each next.
+    steps: int32, steps taken in the running episode. goal: [goal_dim] float32. key: uint32 [2], for later episodes.
+    """
+
+    obs: jax.Array
+    terminal_obs: jax.Array
+    reward: jax.Array
+    success: jax.Array
+    distance: jax.Array
+    done: jax.Array
+    truncation: jax.Array
+    traj_id: jax.Array
+    steps: jax.Array
+    goal: jax.Array
+    key: jax.Array
+    physics: PhysicsState
+    first: FirstState | None
+
+
+class GoalEnv:
+    """A single environment of `task` as pure functions: `reset(key)` and `step(state, action)`.
+
+    episode_length: the time limit, in control periods. auto_reset: after a done, "fresh" draws a new start
+    and goal; "first" goes back to the environment's own first start and goal (as the published runs did).
+    """
+
+    def __init__(self, task: Task, episode_length: int = 1000, auto_reset: str = "fresh") -> None:
+        if isinstance(episode_length, bool) or not isinstance(episode_length, int) or episode_length < 1:
+            raise ValueError(f"episode_length must be a number of steps >= 1, got {episode_length!r}")
+        if auto_reset not in AUTO_RESETS:
+            raise ValueError(f"auto_reset must be one of {', '.join(AUTO_RESETS)}, got {auto_reset!r}")
+        self.task = task
+        self.episode_length = episode_length
+        self.auto_reset = auto_reset
+        self.model = task.spec().compile()
+        self._physics = MjxPhysics(self.model, task.substeps)
+        self.dt = self._physics.dt
+        self.action_dim = int(self.model.nu)
+
+    def reset(self, key: jax.Array) -> EnvState:
+        """The first state of the first episode, drawn with `key` (uint32 [2], see `jax.random.PRNGKey`)."""
+        key, draw = jax.random.split(key)
+        physics, goal = self.task.start(draw)
+        state = self.task.observe(physics)
+        obs = jnp.concatenate([state, goal])
+        distance = self.task.distance(state, goal)
+        return EnvState(
+            obs=obs,
+            terminal_obs=obs,
+            reward=jnp.zeros((), jnp.float32),
+            success=(distance < self.task.threshold).astype(jnp.float32),
+            distance=distance,
+            done=jnp.zeros((), bool),
+            truncation=jnp.zeros((), bool),
+            traj_id=jnp.zeros((), jnp.int32),
+            steps=jnp.zeros((), jnp.int32),
+            goal=goal,
+            key=key,
+            physics=physics,
+            first=FirstState(physics, goal) if self.auto_reset == "first" else None,
+        )
+
+    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+        """The state one control period later, under `action` [action_dim] (motors clip it to [-1, 1]).
+
+        Where the episode ends, the state returned is already the next episode's first.
+        """
+        task = self.task
+        physics = self._physics.step(state.physics, action, task.mocap(state.physics))
+        before, after = state.obs[: task.state_dim], task.observe(physics)
+        distance = task.distance(after, state.goal)
+        terminated = task.terminated(after)
+        steps = state.steps + 1
+        done = terminated | (steps >= self.episode_length)
+        terminal_obs = jnp.concatenate([after, state.goal])
+        reached = replace(
+            state,
+            obs=terminal_obs,
+            terminal_obs=terminal_obs,
+            reward=task.reward(before, action, after, state.goal),
+            success=(distance < task.threshold).astype(jnp.float32),
+            distance=distance,
+            done=done,
+            truncation=done & ~terminated,
+            steps=steps,
+            physics=physics,
+        )
+        again = self._begin_again(reached)
+        return jax.tree.map(lambda new, old: jnp.where(done, new, old), again, reached)
+
+    def _begin_again(self, state: EnvState) -> EnvState:
+        """`state` with the next episode begun: cheap (two random draws, no physics), so it is done at every step."""
+        if state.first is not None:
+            key, physics, goal = state.key, state.first.physics, state.first.goal
+        else:
+            key, draw = jax.random.split(state.key)
+            physics, goal = self.task.start(draw)
+        return replace(
+            state,
+            obs=jnp.concatenate([self.task.observe(physics), goal]),
+            traj_id=state.traj_id + 1,
+            steps=jnp.zeros((), jnp.int32),
+            goal=goal,
+            key=key,
+            physics=physics,
+        )

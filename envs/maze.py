@@ -1,0 +1,133 @@
+"""Mazes from text grids, and the walls that physics sees of them.
+
+A grid has one character a cell: `#` wall, `R` a start, `G` a possible goal, `.` free. Row i, column j is centred
+at world (x, y) = (i, j) * cell. A wall cell is a box as high as half a cell.
+
+Physics never holds all the walls: a robot whose reach from its centre is under half a cell can touch only the
+three cells around the quadrant of the cell that it stands in. So three boxes serve every maze (the "window"), put
+there at each control step: exact, and the cost of a maze does not grow with its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from deepres.envs.layouts import LAYOUTS
+
+WINDOW = 3  # boxes
+WALL_BIT = 2  # robots' geoms that walls stop have this contype
+PARKED_Z = -100.0  # metres: where a box of the window waits that no wall needs
+WALL_RGBA = (0.55, 0.60, 0.68, 1.0)
+
+
+@dataclass(frozen=True)
+class Maze:
+    """A checked grid. walls: bool [rows, columns]; starts, goals: float32 [n, 2], cell centres in metres."""
+
+    rows: tuple[str, ...]
+    walls: np.ndarray
+    starts: np.ndarray
+    goals: np.ndarray
+    cell: float
+
+    @classmethod
+    def parse(cls, layout: str | Sequence[str], cell: float) -> Maze:
+        """The maze of a name in LAYOUTS or of a grid's rows; cell: metres to a cell's side.
+
+        Raises ValueError with the reason if the grid is not a closed maze in which every goal can be reached.
+        """
+        if isinstance(layout, str):
+            if layout not in LAYOUTS:
+                raise ValueError(
+                    f"layout must be one of {', '.join(sorted(LAYOUTS))}, or rows, got {layout!r}"
+                )
+            layout = LAYOUTS[layout].split()
+        rows = tuple(layout)
+        _check_grid(rows)
+        grid = np.array([list(row) for row in rows])
+        starts, goals = np.argwhere(grid == "R"), np.argwhere(grid == "G")
+        _check_reachable(grid == "#", starts, goals)
+        centres = (starts * cell).astype(np.float32), (goals * cell).astype(np.float32)
+        return cls(rows, grid == "#", *centres, cell)
+
+    def draw_start(self, key: jax.Array) -> jax.Array:
+        """A start cell's centre [2], uniformly."""
+        return jnp.asarray(self.starts)[jax.random.randint(key, (), 0, len(self.starts))]
+
+    def draw_goal(self, key: jax.Array) -> jax.Array:
+        """A goal cell's centre [2], uniformly."""
+        return jnp.asarray(self.goals)[jax.random.randint(key, (), 0, len(self.goals))]
+
+    def window(self, xy: jax.Array) -> jax.Array:
+        """Centres [WINDOW, 3] of the wall cells that a robot at `xy` [2] can touch; spare boxes are parked."""
+        own = jnp.round(xy / self.cell).astype(jnp.int32)
+        towards = jnp.where(xy >= own * self.cell, 1, -1)
+        walls = jnp.asarray(self.walls)
+        # The corner cell matters least; its box serves a robot that was pressed into its own cell's wall.
+        own_is_wall = walls[own[0], own[1]]
+        corner = own + jnp.where(own_is_wall, 0, towards)
+        cells = jnp.stack([own.at[0].add(towards[0]), own.at[1].add(towards[1]), corner])
+        cells = jnp.clip(cells, 0, jnp.array(self.walls.shape) - 1)
+        z = jnp.where(walls[cells[:, 0], cells[:, 1]], self.cell / 4, PARKED_Z)
+        return jnp.concatenate([cells * self.cell, z[:, None]], axis=1)
+
+    def add_window(self, spec: mujoco.MjSpec) -> None:
+        """Give `spec` the window's boxes, as mocap bodies that pictures leave out."""
+        for k in range(WINDOW):
+            body = spec.worldbody.add_body(name=f"window_{k}", mocap=True, pos=[0, 0, PARKED_Z])
+            geom = self._add_box(body)
+            geom.contype, geom.conaffinity, geom.rgba = 0, WALL_BIT, [0, 0, 0, 0]
+
+    def add_walls(self, spec: mujoco.MjSpec) -> None:
+        """Give `spec` a box for every wall cell, for pictures: nothing collides with it."""
+        for i, j in np.argwhere(self.walls):
+            body = spec.worldbody.add_body(pos=[i * self.cell, j * self.cell, self.cell / 4])
+            geom = self._add_box(body)
+            geom.contype, geom.conaffinity, geom.rgba = 0, 0, WALL_RGBA
+
+    def _add_box(self, body: mujoco.MjsBody) -> mujoco.MjsGeom:
+        size = [self.cell / 2, self.cell / 2, self.cell / 4]
+        return body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=size)
+
+
+def _check_grid(rows: tuple[str, ...]) -> None:
+    if not rows or not rows[0]:
+        raise ValueError("a maze must have at least one row of cells, got none")
+    for i, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise ValueError(
+                f"a maze's rows must be equally long, got {len(rows[0])} cells in row 0 and {len(row)} in row {i}"
+            )
+        strange = sorted(set(row) - set("#RG."))
+        if strange:
+            raise ValueError(f"a maze's cells must be # R G or ., got {strange[0]!r} in row {i}")
+    border = rows[0] + rows[-1] + "".join(row[0] + row[-1] for row in rows)
+    if set(border) != {"#"}:
+        raise ValueError("a maze's border must be closed by # on all four sides, got an open cell in it")
+    for letter, what in (("R", "start"), ("G", "goal")):
+        if not any(letter in row for row in rows):
+            raise ValueError(f"a maze must have a {what} cell ({letter}), got none")
+
+
+def _check_reachable(walls: np.ndarray, starts: np.ndarray, goals: np.ndarray) -> None:
+    """Every goal from every start, by steps between cells that share a side."""
+    for start in starts:
+        reached = np.zeros_like(walls)
+        front = [tuple(start)]
+        while front:
+            i, j = front.pop()
+            if not walls[i, j] and not reached[i, j]:
+                reached[i, j] = True
+                front += [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+        for i, j in goals:
+            if not reached[i, j]:
+                raise ValueError(
+                    f"every goal of a maze must be reachable, got one at row {i}, column {j} "
+                    f"that walls cut off from the start at row {start[0]}, column {start[1]}"
+                )

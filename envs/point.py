@@ -1,0 +1,53 @@
+"""The point mazes: a sphere pushed about in a maze, the cheapest of the long-horizon tasks.
+
+State: x, y, vx, vy. Goal: x, y of a goal cell's centre. The sphere starts at rest but for a little noise in the
+centre of the start cell. Nothing brakes it: an action is an acceleration of at most 3.8 m/s^2, and walls stop it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import mujoco
+
+from deepres.envs import maze
+from deepres.envs.base import ASSETS, Task
+from deepres.envs.physics import PhysicsState, at_rest
+
+
+class PointMaze(Task):
+    """A point in the maze `layout`: a name of maze.LAYOUTS, or a grid's rows as text."""
+
+    state_dim = 4
+    goal_slice = slice(0, 2)
+    substeps = 5  # of 0.01 s: at top speed the sphere moves a third of its radius in one
+    threshold = 0.5
+
+    def __init__(self, layout: str | Sequence[str] = "u_maze") -> None:
+        self.maze = maze.Maze.parse(layout, cell=4.0)
+
+    def spec(self) -> mujoco.MjSpec:
+        spec = mujoco.MjSpec.from_file(str(ASSETS / "point.xml"))
+        self.maze.add_window(spec)
+        return spec
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = self.spec()
+        self.maze.add_walls(spec)
+        return spec
+
+    def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
+        start_key, goal_key, velocity_key = jax.random.split(key, 3)
+        velocity = 0.1 * jax.random.normal(velocity_key, (2,))
+        return at_rest(self.maze.draw_start(start_key), velocity), self.maze.draw_goal(goal_key)
+
+    def observe(self, physics: PhysicsState) -> jax.Array:
+        return jnp.concatenate([physics.qpos, physics.qvel])
+
+    def mocap(self, physics: PhysicsState) -> jax.Array:
+        return self.maze.window(physics.qpos[:2])
+
+    def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
+        return -self.distance(after, goal)

@@ -1,0 +1,63 @@
+"""Makes XLA fit for physics on the CPU: to be called before the first JAX computation, never by a user.
+
+Two traps of XLA's CPU backend are set aside here. jaxlib 0.10's fusion emitters recompute the parents of a
+kinematic chain once per descendant (a nine-link arm steps hundreds of times slower; short chains only compile
+more slowly). And its thread pool, which has one thread per core, can lock up when there are only two.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import warnings
+from functools import cache
+
+FUSION_FLAG = "--xla_cpu_use_fusion_emitters=false"
+MIN_POOL_THREADS = 8
+
+
+@cache
+def prepare() -> None:
+    """Set what XLA reads when its first backend starts: the fusion flag (jaxlib 0.10 only) and NPROC.
+
+    Settings that the user made stay as they are. If JAX has computed something already it is too late, and
+    one RuntimeWarning says what that costs. Raises ImportError if JAX or MuJoCo's MJX is not installed.
+    """
+    missing = [name for name in ("jax", "jaxlib", "mujoco", "mujoco-mjx") if _version(name) is None]
+    if missing:
+        raise ImportError(
+            f"deepres.envs needs JAX and MuJoCo MJX, but {', '.join(missing)} cannot be found; "
+            "pip install 'deepres[envs]'"
+        )
+    flags = os.environ.get("XLA_FLAGS", "")
+    wants_flag = (_version("jaxlib") or "").startswith("0.10.") and "xla_cpu_use_fusion_emitters" not in flags
+    wants_pool = "NPROC" not in os.environ and (os.cpu_count() or 1) < MIN_POOL_THREADS
+    if not wants_flag and not wants_pool:
+        return
+    if _xla_has_started():
+        warnings.warn(
+            "JAX was in use before deepres.envs, so XLA's CPU settings came too late: jointed robots may step "
+            f"slowly and compile longer; import deepres.envs first, or set XLA_FLAGS={FUSION_FLAG} and "
+            f"NPROC={MIN_POOL_THREADS} in the environment",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return
+    if wants_flag:
+        os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}".strip()
+    if wants_pool:
+        os.environ["NPROC"] = str(MIN_POOL_THREADS)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _xla_has_started() -> bool:
+    """Whether XLA has read its environment: it does so with its first backend, not when JAX is imported."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bool(getattr(bridge, "_backends", True))
