@@ -17,7 +17,7 @@ RATE_DEPTH = 16  # layers' worth of products for the machine's own rate: weights
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for every case. budget_s: timed seconds a case aims at; limit_s: longest wait for one answer."""
+    """The same for every case. budget_s: timed seconds a case aims at; limit_s: longest wait for an answer."""
 
     batch: int
     width: int

@@ -72,7 +72,10 @@ def _table(heading: str, header: list[str], lines: list[list[str]], ours: list[b
         widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
         print(f"\n{heading}")
         for line in (header, *lines):
-            cells = [c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+            cells = [
+                c.ljust(w) if i == 1 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ]
             print("  ".join(cells))
         return
     from rich import box

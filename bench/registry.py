@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEPTHS = (4, 16, 64, 256, 1024)
+ACTOR_DEPTH_LIMIT = 512  # the paper saw the actor's loss explode beyond
 BASELINE = "eager"  # every ratio is against this one
 CEILING = "products"  # the matrix products of the same case alone: what shares are a share of
 
@@ -86,25 +87,46 @@ def stack_memory(case: Case) -> int:
     return 4 * (2 * stack_parameters(case) + kept) + 2**28
 
 
-def step_flops(case: Case) -> int:
-    """Of the residual stacks of one CRL gradient step, in forward passes of one stack (2 B W^2 D flops each).
+def actor_depth(case: Case) -> int:
+    return min(case.depth, ACTOR_DEPTH_LIMIT)
 
-    forward: phi(s, a), psi(g), actor(s, g), phi(s, actor's action)      4
-    backward with weight gradients, twice a forward: phi, psi, actor     6
-    backward to the input alone: phi in the actor's loss                 1
+
+def step_flops(case: Case) -> int:
+    """Of the residual stacks of one CRL gradient step, 2 B W^2 for each of these products of each layer.
+
+    forward: phi(s, a), psi(g), phi(s, actor's action); actor(s, g)         3 critic + 1 actor
+    backward to the input: the same                                         3 critic + 1 actor
+    backward to the weights: phi, psi; actor                                2 critic + 1 actor
     """
-    return 11 * 2 * case.batch * case.width**2 * case.depth
+    return 2 * case.batch * case.width**2 * (8 * case.depth + 3 * actor_depth(case))
+
+
+def step_parameters(case: Case) -> int:
+    return (2 * case.depth + actor_depth(case)) * (case.width**2 + 3 * case.width)
 
 
 def step_bytes(case: Case) -> int:
-    """The least that must cross memory, in fp32: three networks read forward and backward, and Adam, which
-    reads parameter, gradient and two moments and writes all but the gradient."""
-    return 4 * 3 * stack_parameters(case) * (2 + 1 + 7)
+    """The least that must cross memory, in fp32: parameters read forward and backward, and Adam, which reads
+    parameter, gradient and two moments, and writes all of them but the gradient, once made."""
+    return 4 * step_parameters(case) * (2 + 1 + 4 + 3)
 
 
 def step_memory(case: Case) -> int:
-    """Three networks with gradients and Adam's moments, and the activations of three of them."""
-    return 4 * (3 * 4 * stack_parameters(case) + 18 * case.depth * case.batch * case.width) + 2**28
+    """Parameters, gradients and Adam's moments, and six [B, W] kept for each layer of two networks at once."""
+    return 4 * (4 * step_parameters(case) + 12 * case.depth * case.batch * case.width) + 2**28
+
+
+def _deepres(build: str, worse: float) -> dict[str, Implementation]:
+    """impl="auto" first; the named backends join where they are there and auto took another."""
+    named = {
+        f"deepres-{name}": Implementation(f"deepres {name}", build, worse, name)
+        for name in ("cpu", "triton", "cuda")
+    }
+    return {
+        "deepres": Implementation("deepres", build, worse, "auto"),
+        **named,
+        "reference": Implementation("deepres reference", build, worse, "reference"),
+    }
 
 
 OPS: dict[str, Op] = {
@@ -127,15 +149,7 @@ OPS: dict[str, Op] = {
             "eager": Implementation("eager PyTorch", "bench.residual_stack:eager", worse=4.0),
             "compile": Implementation("torch.compile", "bench.residual_stack:compiled", worse=4.0),
             "jax": Implementation("JAX jit", "bench.residual_stack_jax:jitted", worse=4.0),
-            "deepres": Implementation("deepres", "bench.residual_stack:fused", variant="auto"),
-            "deepres-cpu": Implementation("deepres cpu", "bench.residual_stack:fused", variant="cpu"),
-            "deepres-triton": Implementation(
-                "deepres triton", "bench.residual_stack:fused", variant="triton"
-            ),
-            "deepres-cuda": Implementation("deepres cuda", "bench.residual_stack:fused", variant="cuda"),
-            "reference": Implementation(
-                "deepres reference", "bench.residual_stack:fused", variant="reference"
-            ),
+            **_deepres("bench.residual_stack:fused", worse=2.0),
             "products": Implementation("products alone", "bench.residual_stack:products"),
         },
         truth="bench.residual_stack:truth",
@@ -143,5 +157,19 @@ OPS: dict[str, Op] = {
         bytes=stack_bytes,
         memory=stack_memory,
         resident=lambda case: 2 * 4 * stack_parameters(case) + 2**28,
+    ),
+    "gradient_step": Op(
+        modes={"step": "one CRL gradient step"},
+        implementations={
+            "eager": Implementation("eager PyTorch", "bench.gradient_step:eager", worse=4.0),
+            "compile": Implementation("torch.compile", "bench.gradient_step:compiled", worse=4.0),
+            **_deepres("bench.gradient_step:fused", worse=4.0),
+            "products": Implementation("products alone", "bench.gradient_step:products"),
+        },
+        truth="bench.gradient_step:truth",
+        flops=step_flops,
+        bytes=step_bytes,
+        memory=step_memory,
+        resident=lambda case: 4 * 4 * step_parameters(case) + 2**28,
     ),
 }

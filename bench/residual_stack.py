@@ -120,12 +120,13 @@ def fused(case: Case, impl: str) -> Prepared:
             x, *leaves, skip_every=SKIP_EVERY, eps=EPS, precision=case.precision, impl=impl
         )
 
-    served_by = _served_by(case, tensors["x"], impl)
-    return _prepared(case, forward, tensors, leaves, lambda r: _by_name(r[0], r[1:]), served_by)
+    server = served_by(case, impl)
+    return _prepared(case, forward, tensors, leaves, lambda r: _by_name(r[0], r[1:]), server)
 
 
-def _served_by(case: Case, x: Tensor, impl: str) -> str:
+def served_by(case: Case, impl: str) -> str:
     """The backend that will serve; Unavailable when only the reference would and it was not asked for."""
+    x = torch.empty(case.batch, case.width, device=case.device)
     options = StackOptions(SKIP_EVERY, precision=case.precision)
     reasons: list[str] = []
 
@@ -151,7 +152,7 @@ def _served_by(case: Case, x: Tensor, impl: str) -> str:
 
 def products(case: Case, variant: str) -> Prepared:
     """The matrix products of the case and nothing else, into memory already there: the machine's own rate."""
-    forward, input_gradient, weight_gradient = _products(case)
+    forward, input_gradient, weight_gradient = layer_products(case)
 
     def run() -> None:
         for l in range(case.depth):
@@ -166,7 +167,7 @@ def products(case: Case, variant: str) -> Prepared:
 
 def one_product(case: Case, variant: str) -> Prepared:
     """One of the three kinds of product, once for each of `depth` layers."""
-    kinds = dict(zip(("forward", "input_gradient", "weight_gradient"), _products(case), strict=True))
+    kinds = dict(zip(("forward", "input_gradient", "weight_gradient"), layer_products(case), strict=True))
     product = kinds[case.mode]
 
     def run() -> None:
@@ -176,7 +177,7 @@ def one_product(case: Case, variant: str) -> Prepared:
     return Prepared(run, lambda result: {}, waiter(case.device))
 
 
-def _products(case: Case) -> tuple[Callable[[int], Any], ...]:
+def layer_products(case: Case) -> tuple[Callable[[int], Any], ...]:
     """Layer l's products: u = a W, da = du W^T, dW = a^T du."""
     tensors = inputs(case)
     dtype = HALF.get(case.precision, torch.float32)
@@ -196,7 +197,7 @@ def _prepared(
     tensors: dict[str, Tensor],
     parameters: Sequence[Tensor],
     named: Callable[[Any], dict[str, Tensor]],
-    served_by: str = "",
+    server: str = "",
 ) -> Prepared:
     """Forward alone, or forward with every gradient: x's and each parameter's."""
     settle_precision(case)
@@ -214,7 +215,7 @@ def _prepared(
             y = forward(x)
             return y, *torch.autograd.grad(y, [x, *parameters], dy)
 
-    return Prepared(run, named, waiter(case.device), served_by)
+    return Prepared(run, named, waiter(case.device), server)
 
 
 def _by_name(y: Tensor, grads: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def rates(results: dict[str, Any]) -> list[str]:
 
 
 def full_header(results: dict[str, Any]) -> list[str]:
-    """What leads, with its 10th and 90th percentile: the ratio on a CPU, which has neighbours; time on a GPU."""
+    """What leads, with its spread: on a CPU, which has neighbours, the ratio; on a GPU the time."""
     leading = ["ms (p10-p90)", "x eager"] if _absolute(results) else ["x eager (p10-p90)", "ms"]
     return ["depth", "", *leading, "GFLOP/s", "of products", "peak MB"]
 
@@ -143,7 +143,9 @@ def markdown(path: str, results: dict[str, Any], *, full: bool, op: str | None =
     for heading, rows in groups(results):
         if op is not None and rows[0]["op"] != op:
             continue
-        header, lines = (full_header(results), [full_cells(results, row) for row in rows]) if full else compact(rows)
+        header, lines = (
+            (full_header(results), [full_cells(results, row) for row in rows]) if full else compact(rows)
+        )
         parts += [f"**{heading}**, batch {size['batch']}, width {size['width']}", "", _line(header)]
         parts += [_line(["---:"] + ["---"] * (len(header) - 1)), *map(_line, lines), ""]
         parts += [note + "\n" for note in notes(rows)]
