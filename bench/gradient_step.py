@@ -88,15 +88,18 @@ def fused(case: Case, impl: str) -> Prepared:
 class Network(nn.Module):
     """Stem, stack and heads in plain PyTorch, every layer a module with parameters of its own."""
 
-    def __init__(self, given: nn.Module, heads: tuple[str, ...]):
+    def __init__(self, given: nn.Module, heads: tuple[str, ...], case: Case):
         super().__init__()
+        self.case = case
         trunk: Any = given.trunk
         self.stem, self.norm = trunk.stem, trunk.norm
         self.stack = Stack(*(getattr(trunk.stack, name).detach() for name in PARAMETERS))
         self.heads = nn.ModuleDict({name: getattr(given, name) for name in heads})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features = self.stack(F.silu(self.norm(self.stem(x))))
+        x = F.silu(self.norm(self.stem(x)))
+        with autocast(self.case):
+            features = self.stack(x)
         return tuple(head(features) for head in self.heads.values())
 
     def gradients(self) -> dict[str, Tensor]:
@@ -115,12 +118,11 @@ class PlainStep:
     gradients where the actor's loss crosses phi, Adam fused over all tensors."""
 
     def __init__(self, case: Case, *, compile: bool):
-        self.case = case
         given = learner(case, "reference")
         self.networks = {
-            "actor": Network(given.actor, ("mean", "log_std")),
-            "phi": Network(given.phi, ("head",)),
-            "psi": Network(given.psi, ("head",)),
+            "actor": Network(given.actor, ("mean", "log_std"), case),
+            "phi": Network(given.phi, ("head",), case),
+            "psi": Network(given.psi, ("head",), case),
         }
         for network in self.networks.values():
             network.to(case.device)
@@ -136,9 +138,8 @@ class PlainStep:
             for parameters in (self.actor_parameters, self.critic_parameters, [self.log_alpha])
         ]
 
-    def call(self, name: str, *inputs: Tensor) -> list[Tensor]:
-        with autocast(self.case):
-            return [t.float() for t in self.calls[name](torch.cat(inputs, dim=1))]
+    def call(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.calls[name](torch.cat(inputs, dim=1))
 
     def update(self, batch: Batch, noise: Tensor) -> None:
         for optimizer in self.optimizers:
@@ -152,9 +153,11 @@ class PlainStep:
 
         mean, raw = self.call("actor", batch.state, batch.goal)
         log_std = -5 + 3.5 * (torch.tanh(raw) + 1)
-        action = torch.tanh(mean + log_std.exp() * noise)
+        x = mean + log_std.exp() * noise
+        action = torch.tanh(x)
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_prob = (log_normal - torch.log(1 - action.square() + EPS)).sum(dim=1)
+        slope = 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)  # 1 - tanh(x)^2 without its cancellation
+        log_prob = (log_normal - torch.log(slope + EPS)).sum(dim=1)
         (reached,) = self.call("phi", batch.state, action)
         distance = (reached - psi.detach()).norm(dim=1)
         alpha = self.log_alpha.exp()

@@ -17,7 +17,7 @@ RATE_DEPTH = 16  # layers' worth of products for the machine's own rate: weights
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for every case. budget_s: timed seconds a case aims at; limit_s: longest wait for an answer."""
+    """The same for every case. budget_s: timed seconds aimed at; limit_s: longest wait for an answer."""
 
     batch: int
     width: int
@@ -52,6 +52,8 @@ class Contest:
         for name in names:
             variables = OPS[self.op].implementations[name].environment
             self.workers[name] = Worker(name, variables, self.settings.threads)
+        order = list(OPS[self.op].implementations)
+        self.workers = dict(sorted(self.workers.items(), key=lambda item: order.index(item[0])))
         for name in names:
             if not OPS[self.op].truth or name == CEILING:
                 continue
@@ -134,7 +136,8 @@ class Contest:
 
             return ask
 
-        for name, r, seconds in timing.interleave({name: asker(name) for name in built}, rounds):
+        askers = {name: asker(name) for name in built}
+        for name, r, seconds in timing.interleave(askers, rounds, self.settings.budget_s):
             if name in turns:
                 turns[name].append(seconds)
             self.say(f"{_words(case)}: timing, round {r + 1} of {rounds}")

@@ -34,7 +34,8 @@ class Implementation:
     """One way to compute an op.
 
     build: "module:function", called in a process of its own as function(case, variant) -> worker.Prepared.
-    worse: how many times plain PyTorch's error against float64 it may have before it is refused.
+    worse: how many times the reference's error against float64 it may have before it is refused: 2 allows
+        another order of summation, 8 also bf16 between the products, as autocast keeps it.
     environment: variables set before that process starts.
     """
 
@@ -112,7 +113,7 @@ def step_bytes(case: Case) -> int:
 
 
 def step_memory(case: Case) -> int:
-    """Parameters, gradients and Adam's moments, and six [B, W] kept for each layer of two networks at once."""
+    """Parameters, gradients, Adam's moments, and six [B, W] kept for each layer of two networks at once."""
     return 4 * (4 * step_parameters(case) + 12 * case.depth * case.batch * case.width) + 2**28
 
 
@@ -146,9 +147,9 @@ OPS: dict[str, Op] = {
     "residual_stack": Op(
         modes={"forward": "forward", "forward_backward": "forward + backward"},
         implementations={
-            "eager": Implementation("eager PyTorch", "bench.residual_stack:eager", worse=4.0),
-            "compile": Implementation("torch.compile", "bench.residual_stack:compiled", worse=4.0),
-            "jax": Implementation("JAX jit", "bench.residual_stack_jax:jitted", worse=4.0),
+            "eager": Implementation("eager PyTorch", "bench.residual_stack:eager", worse=8.0),
+            "compile": Implementation("torch.compile", "bench.residual_stack:compiled", worse=8.0),
+            "jax": Implementation("JAX jit", "bench.residual_stack_jax:jitted", worse=8.0),
             **_deepres("bench.residual_stack:fused", worse=2.0),
             "products": Implementation("products alone", "bench.residual_stack:products"),
         },
@@ -161,8 +162,8 @@ OPS: dict[str, Op] = {
     "gradient_step": Op(
         modes={"step": "one CRL gradient step"},
         implementations={
-            "eager": Implementation("eager PyTorch", "bench.gradient_step:eager", worse=4.0),
-            "compile": Implementation("torch.compile", "bench.gradient_step:compiled", worse=4.0),
+            "eager": Implementation("eager PyTorch", "bench.gradient_step:eager", worse=8.0),
+            "compile": Implementation("torch.compile", "bench.gradient_step:compiled", worse=8.0),
             **_deepres("bench.gradient_step:fused", worse=4.0),
             "products": Implementation("products alone", "bench.gradient_step:products"),
         },

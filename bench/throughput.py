@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.seconds,
         arguments.limit,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: what was measured stays
     interrupted = False
     with Progress(len(plan(arguments))) as progress:
         try:

@@ -14,6 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+# glibc's allocator raises these two by itself as a process ages; every contestant starts where that ends.
+MMAP_THRESHOLD, TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
+
 WARM_S = 0.02
 TIMED_S = 0.06
 SLOW_CALL_S = 0.5  # beyond this a call outlives whatever a warm-up would have warmed
@@ -44,11 +48,17 @@ def rounds_for(call_s: Sequence[float], budget_s: float) -> int:
 
 
 def interleave(
-    turns: dict[str, Callable[[], list[float]]], rounds: int
+    turns: dict[str, Callable[[], list[float]]], rounds: int, budget_s: float
 ) -> Iterator[tuple[str, int, list[float]]]:
-    """Yields (contestant, round, seconds of its calls) until every one has had `rounds` turns."""
+    """Yields (contestant, round, seconds of its calls) until every one has had `rounds` turns.
+
+    A machine that has become slow meanwhile gets fewer: three, once thrice the budget is spent.
+    """
     names = list(turns)
+    start = time.perf_counter()
     for r in range(rounds):
+        if r >= 3 and time.perf_counter() - start > 3 * budget_s:
+            return
         for i in range(len(names)):
             name = names[(i + r) % len(names)]
             time.sleep(QUIET_S)
@@ -96,15 +106,22 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc: freed blocks go back, so that their second use is seen
+        libc = ctypes.CDLL(None)
+        # freed blocks go back to the system, here and in `run`'s threads, so that their next use is seen
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**16)
+        run()
+        libc.malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
         before = _status_bytes("VmRSS")
+        result = run()
+        peak = _status_bytes("VmHWM")
+        del result
+        libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
     except (OSError, AttributeError):
         return None
-    result = run()
-    peak = _status_bytes("VmHWM")
-    del result
     return max(0, peak - before)
 
 

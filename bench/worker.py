@@ -20,6 +20,11 @@ from typing import Any
 from bench import environment, timing
 from bench.registry import OPS, Case
 
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(timing.MMAP_THRESHOLD),
+    "MALLOC_TRIM_THRESHOLD_": str(timing.TRIM_THRESHOLD),
+}
+
 
 @dataclass
 class Prepared:
@@ -51,7 +56,7 @@ class Worker:
         self.name, self.dead = name, False
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, threads), daemon=True)
-        with _variables(variables), _interrupts_ignored():
+        with _variables(ALLOCATOR | variables), _interrupts_ignored():
             self._process.start()
         theirs.close()
 
