@@ -23,7 +23,7 @@ extension = Pybind11Extension(
     cxx_std=17,
     # No -march: one binary holds a version for each instruction set and picks at run time.
     # No -ffast-math: NaNs must pass through, and sums keep their order (same input, same bits).
-    extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", *openmp],
+    extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", *openmp],
     extra_link_args=["-lomp"] if sys.platform == "darwin" else ["-fopenmp"],
     optional=True,
 )

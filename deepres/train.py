@@ -149,8 +149,13 @@ class Run:
         self.gradient_steps += config.gradient_steps
         return {name: value.item() / config.gradient_steps for name, value in total.items()}
 
-    def evaluate(self) -> tuple[Evaluation, Paths]:
-        return evaluate(self.eval_env, self.learner, seed=self.config.seed + _EVAL_SEED)
+    def evaluate(self, seed: int | None = None) -> tuple[Evaluation, Paths]:
+        """Figures of the deterministic policy; without a seed of its own, on the run's fixed starts and goals."""
+        return evaluate(self.eval_env, self.learner, seed=self.eval_seed if seed is None else seed)
+
+    @property
+    def eval_seed(self) -> int:
+        return self.config.seed + _EVAL_SEED
 
     # --- checkpoints ---
 

@@ -32,7 +32,7 @@ class Task(ABC):
     name: str
     state_dim: ClassVar[int]
     goal_slice: ClassVar[slice]
-    substeps: ClassVar[int]  # physics timesteps to a control period
+    dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
     threshold: ClassVar[float]  # success below this distance to the goal
 
     @abstractmethod
@@ -129,8 +129,7 @@ class GoalEnv:
         self.episode_length = episode_length
         self.auto_reset = auto_reset
         self.model = task.spec().compile()
-        self._physics = MjxPhysics(self.model, task.substeps)
-        self.dt = self._physics.dt
+        self._physics = MjxPhysics(self.model, task.dt)
         self.action_dim = int(self.model.nu)
 
     def reset(self, key: jax.Array) -> EnvState:

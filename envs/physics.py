@@ -44,13 +44,12 @@ def at_rest(qpos: jax.Array, qvel: jax.Array) -> PhysicsState:
 
 
 class MjxPhysics:
-    """Steps one environment of `model` by `substeps` of its timestep with MJX; vmap it for a batch."""
+    """Steps one environment of `model` by a control period of `dt` seconds with MJX; vmap it for a batch."""
 
-    def __init__(self, model: mujoco.MjModel, substeps: int) -> None:
+    def __init__(self, model: mujoco.MjModel, dt: float) -> None:
         self._model = mjx.put_model(model, impl="jax")
         self._data = mjx.make_data(model, impl="jax")
-        self._substeps = substeps
-        self.dt = float(model.opt.timestep) * substeps  # seconds
+        self._substeps = round(dt / model.opt.timestep)
 
     def step(self, state: PhysicsState, ctrl: jax.Array, mocap_pos: jax.Array | None) -> PhysicsState:
         """The state after one control period.

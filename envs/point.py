@@ -22,7 +22,7 @@ class PointMaze(Task):
 
     state_dim = 4
     goal_slice = slice(0, 2)
-    substeps = 5  # of 0.01 s: at top speed the sphere moves a third of its radius in one
+    dt = 0.05  # five timesteps: at the U maze's top speed the sphere moves a third of its radius in one
     threshold = 0.5
 
     def __init__(self, layout: str | Sequence[str] = "u_maze") -> None:

@@ -37,7 +37,7 @@ class VectorEnv:
         self.threshold = task.threshold
         self.episode_length = functional.episode_length
         self.auto_reset = functional.auto_reset
-        self.dt = functional.dt
+        self.dt = task.dt
         self._reset = jax.jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
         self._step = jax.jit(jax.vmap(functional.step))
 

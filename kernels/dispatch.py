@@ -54,8 +54,7 @@ def _warn_once(sentence: str) -> None:
 def backends() -> dict[str, dict[str, str]]:
     """What each op can run on here: `{op: {impl: "available" | reason why not}}`, fastest first."""
     return {
-        op: {impl: _unavailable(op, impl) or "available" for impl in table}
-        for op, table in BACKENDS.items()
+        op: {impl: _unavailable(op, impl) or "available" for impl in table} for op, table in BACKENDS.items()
     }
 
 

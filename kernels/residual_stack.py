@@ -29,7 +29,8 @@ on contiguous tensors of one device; what the two saved tensors hold is the back
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -87,28 +88,23 @@ def residual_stack(
             and computes the rest again inside backward; "auto" picks by the memory that is free.
         impl: "auto", "reference" (plain PyTorch) or a fused backend (`deepres.backends()` lists them).
 
+    Under torch.autocast the op still computes as `precision` says: 16-bit inputs are taken to float32 first.
+
     Returns: y [B, W], differentiable in x and the four parameters.
     Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
-    options = _checked(
-        x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint
-    )
-    chosen = dispatch.choose(
-        "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
-    )
-    if chosen == "reference":
-        return reference.residual_stack(x, weight, bias, gamma, beta, options)
-    if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
-        gamma = beta = bias.detach().new_empty(0)
-    y, _, _ = _forward_op(
-        x.contiguous(), weight.contiguous(), bias.contiguous(), gamma.contiguous(), beta.contiguous(),
-        options.skip_every, options.activation, options.norm, options.eps, options.precision,
-        options.checkpoint, chosen, torch.is_grad_enabled() and any(
-            t.requires_grad for t in (x, weight, bias, gamma, beta)
-        ),
-    )  # fmt: skip
-    return y
+    if _autocasts(x):
+        x, weight, bias, gamma, beta = (
+            t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t
+            for t in (x, weight, bias, gamma, beta)
+        )
+    options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint)
+    return torch.ops.deepres.residual_stack(x, weight, bias, gamma, beta, *astuple(options), impl)
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _checked(
@@ -151,9 +147,7 @@ def _checked(
                 f"{name} must be on x's device {x.device}, got {tensor.device}; move one of them"
             )
     if not isinstance(skip_every, int) or skip_every < 0:
-        raise ValueError(
-            f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}"
-        )
+        raise ValueError(f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}")
     if skip_every and depth % skip_every:
         raise ValueError(
             f"the depth must be a multiple of skip_every={skip_every}, got {depth} layers; "
@@ -176,15 +170,38 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     if checkpoint == "auto":
         return 0  # replaced by the memory plan once backends offer one
     if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
-        raise ValueError(
-            f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}"
-        )
+        raise ValueError(f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}")
     if not skip_every:
         raise ValueError("checkpoint counts blocks, and skip_every=0 has none; pass checkpoint='none'")
     return checkpoint
 
 
-# --- The fused op, as PyTorch sees it: a forward and a backward, each with shapes for tracing. ---
+# The op as PyTorch sees it. Choosing a backend is not something torch.compile can trace, so the choice stands in a
+# composite op: tracing runs it, and sees either the reference's own operations or the fused forward and backward.
+
+torch.library.define(
+    "deepres::residual_stack",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor? gamma, Tensor? beta, int skip_every, str activation, "
+    "bool norm, float eps, str precision, int checkpoint, str impl) -> Tensor",
+)
+
+
+@torch.library.impl("deepres::residual_stack", "CompositeImplicitAutograd")
+def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
+    *fields, impl = options_and_impl
+    options = StackOptions(*fields)
+    chosen = dispatch.choose(
+        "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
+    )
+    # `precision` alone says what the products use.
+    with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
+        if chosen == "reference":
+            return reference.residual_stack(x, weight, bias, gamma, beta, options)
+        if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
+            gamma = beta = bias.detach().new_empty(0)
+        tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
+        save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _forward_op(*tensors, *fields, chosen, save)[0]
 
 
 @torch.library.custom_op("deepres::residual_stack_forward", mutates_args=())

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""What the tests share: poisoned memory, a disk that fills, and no GPU tests without a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are left out where there is no CUDA device (they are counted in the GPU run instead)."""
+    if not torch.cuda.is_available():
+        items[:] = [item for item in items if "gpu" not in item.keywords]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor that is allocated without contents starts as NaN, so an element left unwritten shows."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoning(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoning(torch.Tensor.new_empty))
+
+
+def _poisoning(allocate):
+    def poison(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    return poison
 
 
 @pytest.fixture

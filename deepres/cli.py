@@ -1,0 +1,156 @@
+"""The command line: `deepres train`, `eval`, `render`, `demo`, `envs` and `doctor`, each a thin call of the Python API.
+
+What is wrong with the input is one sentence on stderr and exit status 2; a run that cannot go on is status 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from deepres.config import Config
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `deepres` command. argv: the arguments, by default the process's own."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        import tyro
+    except ImportError:
+        _fail("the command line needs tyro; pip install 'deepres[envs]'", 1)
+    try:
+        commands = _commands(arguments)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=_ABOUT, args=arguments)
+    except (ValueError, TypeError, OSError) as error:
+        _fail(_sentence(error), 2)
+    except (RuntimeError, ImportError) as error:
+        _fail(_sentence(error), 1)
+
+
+_ABOUT = "Very deep residual networks for self-supervised reinforcement learning."
+
+
+def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
+    import tyro
+
+    resumed = _option(arguments, "--resume")
+    config_file = Path(resumed) / "config.json" if resumed else None
+    default = Config.from_file(config_file) if config_file else Config()
+    Folder = tyro.conf.Positional[Path]
+
+    def train(
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        run_dir: Path | None = None,
+        resume: Path | None = None,
+    ) -> None:
+        """Train one agent.
+
+        Args:
+            run_dir: New folder for logs and checkpoints; by default one under runs/.
+            resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
+        """
+        from deepres.train import train as run
+
+        if run_dir and resume:
+            raise ValueError("pass --run-dir for a new run or --resume for one to go on with, not both")
+        result = run(config, resume or run_dir, resume=resume is not None)
+        print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")
+
+    def evaluate(
+        run: Folder, episodes: int | None = None, device: str = "auto", seed: int | None = None
+    ) -> None:
+        """Evaluate a run's newest checkpoint.
+
+        Args:
+            run: Folder of the run.
+            episodes: Episodes to run side by side; by default as many as during training.
+            device: auto, cpu, cuda or cuda:1.
+            seed: Draws other starts and goals than the evaluations during training.
+        """
+        from deepres.train import load_run
+
+        changes: dict[str, Any] = {"device": device}
+        if episodes is not None:
+            changes["eval_envs"] = episodes
+        loaded = load_run(run, **changes)
+        print(f"{run} at {loaded.env_steps:,} env steps: {_figures(loaded.evaluate(seed)[0])}")
+
+    def render(
+        run: Folder,
+        out: Path | None = None,
+        episodes: int = 3,
+        device: str = "auto",
+        format: str = "mp4",
+        seed: int | None = None,
+    ) -> None:
+        """Show what a run learned: a video of the policy, and a picture of the paths it walks.
+
+        Args:
+            run: Folder of the run.
+            out: Folder for the pictures; by default the run's own.
+            episodes: Episodes in the video, one after another.
+            device: auto, cpu, cuda or cuda:1.
+            format: mp4 or gif.
+            seed: Draws other starts and goals than the evaluations during training.
+        """
+        from deepres.show import show_policy
+        from deepres.train import load_run
+
+        loaded = load_run(run, device=device)
+        for picture in show_policy(loaded, out or run, episodes=episodes, format=format, seed=seed):
+            print(picture)
+
+    def demo(run_dir: Path | None = None, seed: int = 0) -> None:
+        """Train a 16-layer agent in a maze for a few minutes on a CPU, then show what it learned.
+
+        Args:
+            run_dir: New folder for everything it leaves; by default one under runs/.
+            seed: Of the run.
+        """
+        from deepres.demo import main as run
+
+        run(run_dir, seed)
+
+    def envs() -> None:
+        """List the tasks: sizes of state, goal and action, success threshold, control period."""
+        from deepres.doctor import print_envs
+
+        print_envs()
+
+    def doctor(config: Annotated[Config, tyro.conf.arg(name="")] = default) -> None:
+        """Tell what this machine has: devices, backends, versions, and the memory that a run would take."""
+        from deepres.doctor import print_report
+
+        print_report(config)
+
+    return {
+        "train": train, "eval": evaluate, "render": render, "demo": demo, "envs": envs, "doctor": doctor,
+    }  # fmt: skip
+
+
+def _figures(evaluation: Any) -> str:
+    return (
+        f"time at goal {evaluation.time_at_goal:.1f} steps, goals reached {evaluation.success_any:.1%}, "
+        f"final distance {evaluation.final_distance:.2f}"
+    )
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    """The value of an option wherever it stands, "--name value" or "--name=value"."""
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(name + "="):
+            return argument[len(name) + 1 :]
+    return None
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(sentence: str, status: int) -> None:
+    print(f"deepres: {sentence}", file=sys.stderr)
+    raise SystemExit(status)

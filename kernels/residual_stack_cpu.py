@@ -1,0 +1,89 @@
+"""The residual stack on the CPU: `deepres._C` behind the contract of residual_stack.py.
+
+Saved for backward: n of every layer, padded to `StackShape.padded` columns; and, one after the other in a flat
+tensor, rstd [D, B] and the inputs of the stretches of layers that backward takes in one go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepres.kernels.residual_stack import StackOptions
+
+try:  # importing torch first: the extension then shares its OpenMP threads
+    from deepres import _C
+except ImportError:
+    _C = None
+
+PRECISIONS = ("fp32",)
+
+
+def unavailable() -> str | None:
+    if _C is None:
+        return (
+            "the extension deepres._C is not built; install a C++17 compiler with OpenMP (g++ or clang) "
+            "and install deepres again"
+        )
+    return None
+
+
+def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
+    if x.device.type != "cpu":
+        return f"impl='cpu' wants tensors on the CPU, got {x.device}"
+    if x.dtype != torch.float32:
+        return f"impl='cpu' computes in float32, got {x.dtype}; call .float()"
+    if options.precision not in PRECISIONS:
+        return f"impl='cpu' offers precision {', '.join(PRECISIONS)}, got {options.precision!r}"
+    return None
+
+
+def _shape(batch: int, width: int, depth: int, options: StackOptions):
+    swish = options.activation == "swish"
+    return _C.StackShape(batch, width, depth, options.skip_every, options.norm, swish, options.eps)
+
+
+def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
+    shape = _shape(batch, width, depth, options)
+    statistics = batch * (depth + shape.stretches * shape.padded)
+    return [((depth, batch, shape.padded), torch.float32), ((statistics,), torch.float32)]
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    sizes = (x.shape[0], x.shape[1], weight.shape[0], options)
+    y = torch.empty_like(x)
+    saved = [x.new_empty(shape, dtype=dtype) for shape, dtype in saved_spec(*sizes)] if save else []
+    activations, statistics = saved or (x.new_empty(0), x.new_empty(0))
+    _C.residual_stack_forward(
+        _shape(*sizes),
+        _addresses(x, weight, bias, gamma, beta),
+        _addresses(y, activations, statistics),
+        torch.get_num_threads(),
+    )
+    return y, activations, statistics
+
+
+def backward(
+    dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
+    activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    grads = [
+        torch.empty_like(t) if need else None
+        for t, need in zip((x, weight, bias, gamma, beta), needs, strict=True)
+    ]
+    _C.residual_stack_backward(
+        _shape(x.shape[0], x.shape[1], weight.shape[0], options),
+        _addresses(dy, weight, bias, gamma, beta, activations, statistics),
+        _addresses(*grads),
+        torch.get_num_threads(),
+    )
+    return tuple(grads)
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if t is None else t.data_ptr() for t in tensors)
