@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import environment, timing
-from bench.registry import BASELINE, CEILING, OPS, Case
-from bench.worker import Failed, Worker
+from bench.registry import BASELINE, CEILING, OPS, Case, Implementation
+from bench.worker import Crew, Failed, Worker
 
 Row = dict[str, Any]
 RATE_DEPTH = 16  # layers' worth of products for the machine's own rate: weights from cache, as in a stack
@@ -22,26 +22,18 @@ class Settings:
     batch: int
     width: int
     device: str
-    threads: int | None
     budget_s: float
     limit_s: float
 
 
 class Contest:
-    """The contestants of one op in one precision: started and checked once, then timed case by case."""
+    """The contestants of one op in one precision: checked once, then timed case by case."""
 
-    def __init__(self, op: str, precision: str, settings: Settings, say: Callable[[str], None]):
-        self.op, self.precision, self.settings, self.say = op, precision, settings, say
+    def __init__(self, op: str, precision: str, settings: Settings, crew: Crew, say: Callable[[str], None]):
+        self.op, self.precision, self.settings, self.crew, self.say = op, precision, settings, crew, say
         self.workers: dict[str, Worker] = {}
         self.reasons: dict[str, tuple[str, str]] = {}  # contestant -> (status, why it is not timed)
         self.checks: list[Row] = []
-
-    def __enter__(self) -> Contest:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self.workers.values():
-            worker.close()
 
     def case(self, depth: int, mode: str) -> Case:
         s = self.settings
@@ -50,18 +42,19 @@ class Contest:
     def enter(self, names: list[str]) -> None:
         """Starts the contestants at once, then lets each prove its results."""
         for name in names:
-            variables = OPS[self.op].implementations[name].environment
-            self.workers[name] = Worker(name, variables, self.settings.threads)
+            self.workers[name] = self.crew.get(name, self._entry(name).environment)
         order = list(OPS[self.op].implementations)
         self.workers = dict(sorted(self.workers.items(), key=lambda item: order.index(item[0])))
         for name in names:
             if not OPS[self.op].truth or name == CEILING:
                 continue
-            self.say(f"checking {self._label(name)} against float64")
+            self.say(f"checking {self._entry(name).label} against float64")
             outcome: Row = {"worst_error": None, "served_by": ""}
             try:
                 case = self.case(8, list(OPS[self.op].modes)[-1])
-                outcome = self.workers[name].ask("check", case, name, limit_s=self.settings.limit_s)
+                outcome = self.workers[name].ask(
+                    "check", case, self._entry(name), limit_s=self.settings.limit_s
+                )
             except Failed as failure:
                 self.reasons[name] = (failure.status, failure.reason)
             self.checks.append(
@@ -83,9 +76,9 @@ class Contest:
             if short:
                 reasons[name] = ("failed", short)
                 continue
-            self.say(f"{_words(case)}: building {self._label(name)}")
+            self.say(f"{_words(case)}: building {self._entry(name).label}")
             try:
-                facts = worker.ask("build", case, name, limit_s=self.settings.limit_s)
+                facts = worker.ask("build", case, self._entry(name), limit_s=self.settings.limit_s)
                 built[name] = facts | {
                     "peak_bytes": worker.ask("memory", case, limit_s=self.settings.limit_s)
                 }
@@ -149,8 +142,8 @@ class Contest:
         if failure.dead:
             self.reasons[name] = reasons[name]
 
-    def _label(self, name: str) -> str:
-        return OPS[self.op].implementations[name].label
+    def _entry(self, name: str) -> Implementation:
+        return OPS[self.op].implementations[name]
 
 
 def _words(case: Case) -> str:

@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the folder above holds `bench`, and `deepr
 from bench import measure
 from bench.progress import Progress, show
 from bench.registry import BASELINE, CEILING, DEPTHS, OPS, PRECISIONS
-from bench.worker import Failed, Worker
+from bench.worker import Crew, Failed
 
 OP_CHOICES = (*(op for op in OPS if op != "matrix_product"), "info_nce")
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -101,67 +101,56 @@ def main(argv: list[str] | None = None) -> int:
         from bench import info_nce
 
         return info_nce.main([a for a in argv if a not in ("--op", "info_nce")]) or 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: what was measured stays
+    results: dict[str, Any] = {}
     try:
-        results, path = start(arguments)
+        with Crew(arguments.threads) as crew:
+            results = head(arguments, crew)
+            path = arguments.out / file_name(results)
+            with Progress(len(plan(arguments))) as progress:
+                run(arguments, results, path, crew, progress)
+        results["complete"] = True
     except Failed as failure:
         print(f"throughput.py: {failure.reason}", file=sys.stderr)
         return 2
-    settings = measure.Settings(
-        arguments.batch,
-        arguments.width,
-        arguments.device,
-        arguments.threads,
-        arguments.seconds,
-        arguments.limit,
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: what was measured stays
-    interrupted = False
-    with Progress(len(plan(arguments))) as progress:
-        try:
-            run(arguments, settings, results, path, progress)
-            results["complete"] = True
-        except KeyboardInterrupt:
-            interrupted = True
+    except KeyboardInterrupt:
+        if not results.get("rows"):
+            print("interrupted before anything was measured", file=sys.stderr)
+            return 130
     save(results, path)
     show(results)
     print(f"wrote {path}")
     if not arguments.no_plot:
         draw(results, path.with_suffix(".png"))
-    if interrupted:
+    if not results["complete"]:
         print("interrupted: the file holds what was measured until then", file=sys.stderr)
         return 130
     wrong = [row for row in results["rows"] if row["status"] == "refused"]
     return 1 if wrong or not any(row["ms"] for row in results["rows"]) else 0
 
 
-def start(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    """The result file's head, the machine described before anything loads it; arguments.device filled in."""
-    scout = Worker("scout", {}, arguments.threads)
-    try:
-        if arguments.device is None:
-            arguments.device = scout.ask("best_device")
-        environment = scout.ask("describe", arguments.device)
-    finally:
-        scout.close()
+def head(arguments: argparse.Namespace, crew: Crew) -> dict[str, Any]:
+    """The result file before its first row: the machine, and the request; arguments.device filled in."""
+    scout = crew.get(BASELINE)
+    if arguments.device is None:
+        arguments.device = scout.ask("best_device")
     if arguments.device == "cpu" and "tf32" in arguments.precision:
         raise Failed("failed", "--precision tf32 exists on GPUs only; use fp32 or bf16")
-    results = {
+    return {
         "kind": "deepres throughput",
         "schema": 1,
         "complete": False,
-        "environment": environment,
-        "arguments": {
-            k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "out"
-        },
+        "environment": scout.ask("describe", arguments.device),
+        "arguments": {name: value for name, value in vars(arguments).items() if name != "out"},
         "modes": {op: OPS[op].modes for op in OPS},
         "checks": [],
         "rows": [],
     }
-    name = re.sub(r"[^a-z0-9]+", "-", environment["device"]["name"].lower()).strip("-")
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    path = arguments.out / f"throughput_{name}_{stamp}.json"
-    save(results, path)
-    return results, path
+
+
+def file_name(results: dict[str, Any]) -> str:
+    device = re.sub(r"[^a-z0-9]+", "-", results["environment"]["device"]["name"].lower()).strip("-")
+    return f"throughput_{device}_{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
 
 
 def plan(arguments: argparse.Namespace) -> list[tuple[str, str, int, str]]:
@@ -185,23 +174,26 @@ def contestants(op: str, arguments: argparse.Namespace) -> list[str]:
 
 
 def run(
-    arguments: argparse.Namespace,
-    settings: measure.Settings,
-    results: dict[str, Any],
-    path: Path,
-    progress: Progress,
+    arguments: argparse.Namespace, results: dict[str, Any], path: Path, crew: Crew, progress: Progress
 ) -> None:
     """Times every case of the plan, saving after each."""
+    settings = measure.Settings(
+        batch=arguments.batch,
+        width=arguments.width,
+        device=arguments.device,
+        budget_s=arguments.seconds,
+        limit_s=arguments.limit,
+    )
     cases = plan(arguments)
     for op, precision in dict.fromkeys((op, precision) for op, precision, _, _ in cases):
-        with measure.Contest(op, precision, settings, progress.say) as contest:
-            contest.enter(contestants(op, arguments))
-            contest.enter(other_backends(op, results, contest))
-            results["checks"] += contest.checks
-            for _, _, depth, mode in (case for case in cases if case[:2] == (op, precision)):
-                results["rows"] += contest.measure(contest.case(depth, mode))
-                save(results, path)
-                progress.advance()
+        contest = measure.Contest(op, precision, settings, crew, progress.say)
+        contest.enter(contestants(op, arguments))
+        contest.enter(other_backends(op, results, contest))
+        results["checks"] += contest.checks
+        for _, _, depth, mode in (case for case in cases if case[:2] == (op, precision)):
+            results["rows"] += contest.measure(contest.case(depth, mode))
+            save(results, path)
+            progress.advance()
 
 
 def other_backends(op: str, results: dict[str, Any], contest: measure.Contest) -> list[str]:

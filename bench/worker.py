@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import environment, timing
-from bench.registry import OPS, Case
+from bench.registry import OPS, Case, Implementation
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(timing.MMAP_THRESHOLD),
@@ -86,6 +86,27 @@ class Worker:
         self._process.join()
 
 
+class Crew:
+    """The workers of a run by contestant: started when first asked for, again if one died, ended together."""
+
+    def __init__(self, threads: int | None):
+        self._threads = threads
+        self._workers: dict[str, Worker] = {}
+
+    def get(self, name: str, variables: dict[str, str] | None = None) -> Worker:
+        worker = self._workers.get(name)
+        if worker is None or worker.dead:
+            worker = self._workers[name] = Worker(name, variables or {}, self._threads)
+        return worker
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
 @contextmanager
 def _variables(values: dict[str, str]):
     before = {name: os.environ.get(name) for name in values}
@@ -145,11 +166,10 @@ class _Desk:
         self._settle(device)
         return environment.describe(device)
 
-    def check(self, case: Case, implementation: str) -> dict[str, Any]:
+    def check(self, case: Case, entry: Implementation) -> dict[str, Any]:
         """Runs a small size against float64: the worst error, an AssertionError if too large to be timed."""
         from deepres.testing import worst_error
 
-        entry = OPS[case.op].implementations[implementation]
         small = replace(case, mode=list(OPS[case.op].modes)[-1], depth=8, batch=min(case.batch, 96))
         self._settle(case.device)
         prepared = _function(entry.build)(small, entry.variant)
@@ -165,11 +185,10 @@ class _Desk:
             worst = max(worst, ours)
         return {"worst_error": worst, "served_by": prepared.served_by}
 
-    def build(self, case: Case, implementation: str) -> dict[str, Any]:
+    def build(self, case: Case, entry: Implementation) -> dict[str, Any]:
         """Gets ready and runs it warm; one warm call's seconds, and what the first call took beyond that."""
         self.drop()
         self._settle(case.device)
-        entry = OPS[case.op].implementations[implementation]
         self.prepared = _function(entry.build)(case, entry.variant)
         first, *warm = (self._timed_call() for _ in range(3))
         self.call_s = min(warm)
