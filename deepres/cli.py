@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
+
 from deepres.config import Config
+
+Folder = tyro.conf.Positional[Path]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `deepres` command. argv: the arguments, by default the process's own."""
+    """Run one command. argv: the arguments, by default the process's own."""
     arguments = sys.argv[1:] if argv is None else argv
-    try:
-        import tyro
-    except ImportError:
-        _fail("the command line needs tyro; pip install 'deepres[envs]'", 1)
     try:
         commands = _commands(arguments)
         tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=_ABOUT, args=arguments)
@@ -33,12 +33,9 @@ _ABOUT = "Very deep residual networks for self-supervised reinforcement learning
 
 
 def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
-    import tyro
-
     resumed = _option(arguments, "--resume")
     config_file = Path(resumed) / "config.json" if resumed else None
     default = Config.from_file(config_file) if config_file else Config()
-    Folder = tyro.conf.Positional[Path]
 
     def train(
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
@@ -51,7 +48,7 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             run_dir: New folder for logs and checkpoints; by default one under runs/.
             resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
         """
-        from deepres.train import train as run
+        from deepres.training import train as run
 
         if run_dir and resume:
             raise ValueError("pass --run-dir for a new run or --resume for one to go on with, not both")
@@ -69,7 +66,7 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             device: auto, cpu, cuda or cuda:1.
             seed: Draws other starts and goals than the evaluations during training.
         """
-        from deepres.train import load_run
+        from deepres.run import load_run
 
         changes: dict[str, Any] = {"device": device}
         if episodes is not None:
@@ -96,10 +93,11 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             seed: Draws other starts and goals than the evaluations during training.
         """
         from deepres.show import show_policy
-        from deepres.train import load_run
+        from deepres.run import load_run
 
         loaded = load_run(run, device=device)
-        for picture in show_policy(loaded, out or run, episodes=episodes, format=format, seed=seed):
+        _, pictures = show_policy(loaded, out or run, episodes=episodes, format=format, seed=seed)
+        for picture in pictures:
             print(picture)
 
     def demo(run_dir: Path | None = None, seed: int = 0) -> None:

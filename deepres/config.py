@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from deepres.kernels.dispatch import BACKENDS
 from deepres.kernels.info_nce import ENERGIES, FORMS
 from deepres.kernels.residual_stack import ACTIVATIONS, PRECISIONS
 
@@ -195,6 +196,7 @@ _CHOICES = {
     "energy": ENERGIES,
     "form": FORMS,
     "precision": PRECISIONS,
+    "impl": ("auto", *BACKENDS["residual_stack"]),
 }
 
 

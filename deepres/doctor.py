@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import torch
 
 from deepres._version import __version__
 from deepres.config import Config
-from deepres.kernels import backends
-from deepres.kernels.residual_stack import saved_bytes
+from deepres.kernels import backends, dispatch
+from deepres.kernels.residual_stack import StackOptions
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 _PACKAGES = (
     "torch triton cupy-cuda13x cuda-core jax jaxlib mujoco mujoco-mjx numpy safetensors tensorboard tyro rich "
@@ -30,19 +36,7 @@ def memory_plan(config: Config, *, state_dim: int, action_dim: int, goal_dim: in
     parameters = 4 * (critic + actor)
     # alive at once: phi and psi for the critic's loss, the actor, and phi again under the actor's action
     stacks = [config.critic_depth] * 3 + [config.actor_depth]
-    activations = sum(
-        saved_bytes(
-            config.batch_size,
-            config.width,
-            depth,
-            skip_every=config.skip_every,
-            norm=config.norm,
-            precision=config.precision,
-            checkpoint=config.checkpoint_blocks,
-            impl=config.impl,
-        )
-        for depth in stacks
-    )
+    activations = sum(_saved_bytes(config, depth) for depth in stacks)
     row = 4 * (state_dim + action_dim + 1)
     return {
         "parameters": parameters,
@@ -53,6 +47,26 @@ def memory_plan(config: Config, *, state_dim: int, action_dim: int, goal_dim: in
     }
 
 
+def _saved_bytes(config: Config, depth: int) -> int:
+    """What one stack keeps for its backward, under the backend that would serve it here."""
+    blocks = config.checkpoint_blocks if isinstance(config.checkpoint_blocks, int) else 0
+    options = StackOptions(
+        config.skip_every,
+        config.activation,
+        config.norm,
+        precision=config.precision,
+        checkpoint=blocks,
+    )
+    x = torch.empty(config.batch_size, config.width)
+    impl = dispatch.choose("residual_stack", config.impl, lambda b: b.unsupported(x, depth, options))
+    if impl == "reference":  # autograd keeps each product's input, LayerNorm's and Swish's
+        layers = blocks * config.skip_every if blocks else depth
+        kept = 3 * layers + (depth // layers if blocks else 0)
+        return 4 * kept * config.batch_size * config.width
+    specs = dispatch.load("residual_stack", impl).saved_spec(config.batch_size, config.width, depth, options)
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+
+
 def _encoder_numbers(config: Config, in_dim: int, out_dim: int, depth: int) -> int:
     width, per_layer = config.width, 3 if config.norm else 1
     stem = in_dim * width + per_layer * width
@@ -60,64 +74,67 @@ def _encoder_numbers(config: Config, in_dim: int, out_dim: int, depth: int) -> i
 
 
 def print_report(config: Config) -> None:
+    """Print what this machine has, which backends run here, and the memory that a run of `config` takes."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    machine = Table("deepres", __version__, show_edge=False, title="machine", title_justify="left")
-    machine.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    machine.add_row("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}")
-    for i in range(torch.cuda.device_count()):
-        p = torch.cuda.get_device_properties(i)
-        machine.add_row(
-            f"cuda:{i}", f"{p.name}, {_size(p.total_memory)}, compute capability {p.major}.{p.minor}"
-        )
-    if not torch.cuda.device_count():
-        machine.add_row("gpu", "none that PyTorch sees")
-    for package in _PACKAGES:
-        machine.add_row(package, _installed(package))
-    console.print(machine)
-
-    table = Table("op", "backend", "here", show_edge=False, title="\nbackends", title_justify="left")
-    for op, rows in backends().items():
-        for impl, status in rows.items():
-            table.add_row(op, impl, status)
-    console.print(table)
-
+    console.print(_table(f"deepres {__version__}", ("what", "here"), _machine()))
+    statuses = [(op, impl, status) for op, rows in backends().items() for impl, status in rows.items()]
+    console.print(_table("backends", ("op", "backend", "here"), statuses))
     try:
         from deepres.envs import make
 
         env = make(config.env, num_envs=1)
     except ImportError as error:
-        console.print(f"\nno memory plan: {error}")
+        console.print(f"no memory plan: {error}")
         return
-    plan = memory_plan(
-        config, state_dim=env.state_dim, action_dim=env.action_dim, goal_dim=env.goal_dim
-    )
+    plan = memory_plan(config, state_dim=env.state_dim, action_dim=env.action_dim, goal_dim=env.goal_dim)
+    sizes = [(part, _size(size)) for part, size in plan.items()]
     title = (
-        f"\nmemory of {config.env}, critic depth {config.critic_depth}, actor depth {config.actor_depth}, "
+        f"memory of {config.env}: critic depth {config.critic_depth}, actor depth {config.actor_depth}, "
         f"width {config.width}, batch {config.batch_size}, {config.precision}"
     )
-    memory = Table("part", "size", show_edge=False, title=title, title_justify="left")
-    for part, size in plan.items():
-        memory.add_row(part, _size(size))
-    memory.add_row("[bold]together", f"[bold]{_size(sum(plan.values()))}")
-    console.print(memory)
+    console.print(_table(title, ("part", "size"), [*sizes, ("together", _size(sum(plan.values())))]))
 
 
 def print_envs() -> None:
+    """Print the registered tasks and their sizes."""
     from rich.console import Console
-    from rich.table import Table
 
     from deepres.envs import make, names
 
     columns = ("task", "state", "goal", "action", "success within (m)", "control period (s)")
-    table = Table(*columns, show_edge=False)
+    rows = []
     for name in names():
         env = make(name, num_envs=1)
         sizes = (env.state_dim, env.goal_dim, env.action_dim, env.threshold, round(env.dt, 4))
-        table.add_row(name, *(str(n) for n in sizes))
-    Console().print(table)
+        rows.append((name, *map(str, sizes)))
+    Console().print(_table("tasks", columns, rows))
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Group:
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return Group(f"\n[bold]{title}[/]", table)
+
+
+def _machine() -> list[tuple[str, str]]:
+    rows = [
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
+    ]
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        capability = f"compute capability {gpu.major}.{gpu.minor}"
+        rows.append((f"cuda:{i}", f"{gpu.name}, {_size(gpu.total_memory)}, {capability}"))
+    if not torch.cuda.device_count():
+        rows.append(("gpu", "none that PyTorch sees"))
+    return rows + [(package, _installed(package)) for package in _PACKAGES]
 
 
 def _installed(package: str) -> str:

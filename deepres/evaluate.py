@@ -5,6 +5,7 @@ An environment's figures cover its first episode, up to and including the step t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,25 +35,30 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Paths:
-    """What the environments did, for pictures: env states of step 0, 1, ... and each environment's outcome."""
+    """What the environments did, for pictures."""
 
     achieved: Tensor
-    """[T, N, G] goal coordinates reached, NaN after an environment's episode ended."""
+    """[T, N, G] goal coordinates before each step, NaN once an environment's episode has ended."""
     goal: Tensor
     """[N, G] the goals that were asked for."""
     reached: Tensor
     """[N] bool, whether the goal was ever reached."""
 
 
-def evaluate(env: Any, learner: Learner, *, seed: int) -> tuple[Evaluation, Paths]:
+def evaluate(
+    env: Any, learner: Learner, *, seed: int, watch: Callable[[Any], None] | None = None
+) -> tuple[Evaluation, Paths]:
     """Run every environment's first episode; the same seed gives the same starts and goals.
 
-    env: made by `deepres.envs.make`, its num_envs episodes are averaged.
+    env: made by `deepres.envs.make`, its num_envs episodes are averaged. watch: called with the environments' state
+    at the start and after every step (a camera, say).
     """
     import jax
 
     device = learner.device
     env_state = env.reset(jax.random.key(seed))
+    if watch:
+        watch(env_state)
     obs = to_torch(env_state.obs, device)
     goal = obs[:, env.state_dim :].clone()
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=device)
@@ -64,6 +70,8 @@ def evaluate(env: Any, learner: Learner, *, seed: int) -> tuple[Evaluation, Path
         here = obs[:, : env.state_dim][:, env.goal_slice]
         achieved.append(torch.where(alive[:, None], here, torch.nan))
         env_state = env.step(env_state, to_jax(learner.act(obs)))
+        if watch:
+            watch(env_state)
         obs = to_torch(env_state.obs, device)
         time_at_goal += torch.where(alive, to_torch(env_state.success, device), 0.0)
         final_distance = torch.where(alive, to_torch(env_state.distance, device), final_distance)

@@ -5,4 +5,65 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deepres.train import Run
+from deepres.evaluate import Evaluation
+from deepres.run import Run
+
+_LINGER = 1.0  # seconds that a video stays with an episode after its goal is reached
+
+
+def show_policy(
+    run: Run, out: Path, *, episodes: int = 3, format: str = "mp4", seed: int | None = None
+) -> tuple[Evaluation, list[Path]]:
+    """Evaluate `run` and write policy.<format> and paths.png into `out`; returns the figures and the files.
+
+    episodes: how many the video shows, those with the farthest goals first. format: "mp4" or "gif".
+    Raises ValueError, RuntimeError (no renderer) or ImportError in one sentence.
+    """
+    from deepres.render import plot_paths, render_rollout
+
+    if not 1 <= episodes <= run.eval_env.num_envs:
+        raise ValueError(f"episodes must be 1 to {run.eval_env.num_envs} (eval_envs), got {episodes}")
+    if format not in ("mp4", "gif"):
+        raise ValueError(f"format must be mp4 or gif, got {format!r}")
+    camera = _Camera(run.eval_env, episodes)
+    figures, paths = run.evaluate(seed, watch=camera)
+    walks = [walk[~walk[:, 0].isnan()].cpu().numpy() for walk in paths.achieved.unbind(dim=1)]
+    title = f"{run.config.env}: {figures.success_any:.0%} of {len(walks)} episodes reach their goal"
+    picture = plot_paths(run.eval_env, walks, list(paths.goal.cpu().numpy()), out / "paths.png", title)
+    video = render_rollout(run.eval_env, camera.shots([len(w) for w in walks]), out / f"policy.{format}")
+    return figures, [picture, video]
+
+
+class _Camera:
+    """Films the environments whose goals lie farthest from their starts, one of each goal first."""
+
+    def __init__(self, env: Any, episodes: int):
+        self.env, self.episodes = env, episodes
+        self.frames: dict[int, list[Any]] = {}
+
+    def __call__(self, state: Any) -> None:
+        from deepres.render import snapshot
+
+        if not self.frames:
+            self.frames = {index: [] for index in self._choose(state)}
+        for index, frames in self.frames.items():
+            frames.append(snapshot(self.env, state, index))
+
+    def _choose(self, state: Any) -> list[int]:
+        import numpy as np
+
+        goals, distances = np.asarray(state.goal), np.asarray(state.distance)
+        farthest = [int(i) for i in np.argsort(-distances, kind="stable")]
+        seen: set[bytes] = set()
+        first_of_goal = [i for i in farthest if not (goals[i].tobytes() in seen or seen.add(goals[i].tobytes()))]
+        return [*first_of_goal, *(i for i in farthest if i not in set(first_of_goal))][: self.episodes]
+
+    def shots(self, lengths: list[int]) -> list[list[Any]]:
+        """Each episode's frames, up to its end or a moment after its goal is reached."""
+        linger = max(1, round(_LINGER / self.env.dt))
+        shots = []
+        for index, frames in self.frames.items():
+            episode = frames[: lengths[index]]
+            reached = next((t for t, frame in enumerate(episode) if frame.success), len(episode))
+            shots.append(episode[: reached + linger])
+        return shots

@@ -6,6 +6,7 @@ Nothing here imports JAX until an environment is made.
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from deepres.envs import xla
@@ -64,8 +65,13 @@ def make_task(name: str, **options: Any) -> Task:
     if name not in _REGISTRY:
         raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
     xla.prepare()
-    module, cls, variant = _REGISTRY[name]
-    task = getattr(import_module(f"deepres.envs.{module}"), cls)(**{**variant, **options})
+    module, class_name, variant = _REGISTRY[name]
+    task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
+    unknown = sorted(set(options) - set(signature(task_class).parameters))
+    if unknown:
+        known = ", ".join(signature(task_class).parameters) or "none"
+        raise ValueError(f"{name} has no option {unknown[0]!r}, its options: {known}")
+    task = task_class(**{**variant, **options})
     task.name = name
     return task
 

@@ -19,7 +19,8 @@ import deepres
 from deepres import checkpoint as checkpoints
 from deepres.checkpoint import CheckpointError
 from deepres.config import Config
-from deepres.train import TrainingError, load_run, train
+from deepres.run import TrainingError, load_run
+from deepres.training import train
 
 pytest.importorskip("mujoco.mjx")
 
@@ -33,7 +34,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from deepres.config import Config
-from deepres.train import train
+from deepres.training import train
 folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
 config = Config.from_file(Path(sys.argv[3]))
 train(config, folder, resume=resume)

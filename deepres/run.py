@@ -1,4 +1,4 @@
-"""Training, in reading order: collect, relabel, learn, evaluate, checkpoint, and again.
+"""One training run: its parts, one round of it, and the checkpoints that hold it whole.
 
 Data flows one way: environments -> bridge -> buffer -> learner -> kernels.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
-import warnings
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,6 @@ _EVAL_SEED = 1_000_003  # added to the run's seed, so that no training episode i
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `deepres.train` leaves: the run's folder, and the figures of the untrained and the trained policy."""
-
-    run_dir: Path
-    before: Evaluation
-    after: Evaluation
-    env_steps: int
-    interrupted: bool
 
 
 class Run:
@@ -149,13 +137,12 @@ class Run:
         self.gradient_steps += config.gradient_steps
         return {name: value.item() / config.gradient_steps for name, value in total.items()}
 
-    def evaluate(self, seed: int | None = None) -> tuple[Evaluation, Paths]:
+    def evaluate(
+        self, seed: int | None = None, watch: Callable[[Any], None] | None = None
+    ) -> tuple[Evaluation, Paths]:
         """Figures of the deterministic policy; without a seed of its own, on the run's fixed starts and goals."""
-        return evaluate(self.eval_env, self.learner, seed=self.eval_seed if seed is None else seed)
-
-    @property
-    def eval_seed(self) -> int:
-        return self.config.seed + _EVAL_SEED
+        seed = self.config.seed + _EVAL_SEED if seed is None else seed
+        return evaluate(self.eval_env, self.learner, seed=seed, watch=watch)
 
     # --- checkpoints ---
 
@@ -215,61 +202,6 @@ class Run:
         self.before = Evaluation(**counters["before"]) if counters["before"] else None
 
 
-def train(
-    config: Config, run_dir: str | Path | None = None, *, resume: bool = False, progress: bool = True
-) -> Result:
-    """Train one agent; see `Config` for everything that can be chosen.
-
-        result = deepres.train(deepres.Config(env="point_u_maze", critic_depth=16, actor_depth=16))
-
-    run_dir: where logs and checkpoints go; default runs/<env>-d<critic depth>-s<seed>, numbered if taken.
-    resume: go on from run_dir's newest checkpoint; only the fields in `deepres.config.CHANGEABLE` may differ.
-    progress: show a progress bar on a terminal, a line per evaluation elsewhere.
-    Ctrl-C ends the run after the round under way, with a checkpoint; a second one ends it at once. Raises
-    ValueError, FileExistsError, CheckpointError, TrainingError, each with one sentence.
-    """
-    from deepres.logs import RunLog
-    from deepres.progress import Progress
-
-    folder = _new_run_dir(config) if run_dir is None else Path(run_dir)
-    if resume and run_dir is None:
-        raise ValueError("resume needs the run's folder; pass run_dir")
-    run = Run(config, folder, resume=resume)
-    log = RunLog(folder, run.env_steps)
-    with Progress(config.total_steps, folder, show=progress) as bar, _Interrupt() as interrupt:
-
-        def examine() -> Evaluation:
-            figures = run.evaluate()[0]
-            log.write("eval", {"env_steps": run.env_steps, "seconds": run.seconds, **asdict(figures)})
-            bar.evaluation(run.env_steps, figures)
-            return figures
-
-        if run.before is None:
-            run.before = examine()
-        figures = run.before
-        while not run.done and not interrupt.asked:
-            row = run.round()
-            log.write("train", row)
-            bar.round(row)
-            last = run.done or interrupt.asked
-            if last or run.rounds % config.eval_every == 0:
-                figures = examine()
-            if last or run.rounds % config.checkpoint_every == 0:
-                _save(run, last)
-        log.close()
-    return Result(folder, run.before, figures, run.env_steps, interrupted=interrupt.asked)
-
-
-def _save(run: Run, last: bool) -> None:
-    """A checkpoint that cannot be written is told; it ends the run only when there is no later one to come."""
-    try:
-        run.save()
-    except checkpoints.CheckpointError as error:
-        if last:
-            raise
-        warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=3)
-
-
 def load_run(run_dir: str | Path, **changes: Any) -> Run:
     """The run that `train` left in run_dir, at its newest checkpoint that reads.
 
@@ -280,14 +212,16 @@ def load_run(run_dir: str | Path, **changes: Any) -> Run:
 
 
 def make_env(config: Config, num_envs: int) -> Any:
+    """`num_envs` environments as the config wants them; asked for again, the ones that are compiled already."""
+    return _make_env(config.env, num_envs, config.seed, config.episode_length, config.auto_reset)
+
+
+@lru_cache(maxsize=4)
+def _make_env(name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str) -> Any:
     from deepres import envs
 
     return envs.make(
-        config.env,
-        num_envs=num_envs,
-        seed=config.seed,
-        episode_length=config.episode_length,
-        auto_reset=config.auto_reset,
+        name, num_envs=num_envs, seed=seed, episode_length=episode_length, auto_reset=auto_reset
     )
 
 
@@ -306,15 +240,6 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices; pass device=cpu"
         )
     return device
-
-
-def _new_run_dir(config: Config) -> Path:
-    name = f"{config.env}-d{config.critic_depth}-s{config.seed}"
-    folder, n = Path("runs") / name, 1
-    while folder.exists():
-        n += 1
-        folder = Path("runs") / f"{name}-{n}"
-    return folder
 
 
 def _to_tensor(leaf: Any) -> torch.Tensor:
@@ -342,23 +267,3 @@ def _from_tensor(tensor: torch.Tensor, like: Any) -> Any:
             f"got {list(array.shape)}; resume with the num_envs and the version that the run was started with"
         )
     return jnp.asarray(array.astype(like.dtype))
-
-
-class _Interrupt:
-    """Turns the first Ctrl-C into a request to stop at the end of the round; the second is the usual one."""
-
-    def __enter__(self) -> _Interrupt:
-        self.asked = False
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        print("\nstopping after this round, with a checkpoint; Ctrl-C again to stop at once")
-        signal.signal(signal.SIGINT, self._before)
-
-    def __exit__(self, *_: Any) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)

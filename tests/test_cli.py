@@ -1,0 +1,87 @@
+"""The command as typed: real processes, their output and their exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepres.cli import main
+
+pytest.importorskip("mujoco.mjx")
+
+TINY = (
+    "--env point_u_maze --num-envs 4 --episode-length 25 --critic-depth 4 --actor-depth 4 --width 32 --batch-size 16 "
+    "--unroll-length 10 --gradient-steps 4 --buffer-steps 60 --min-buffer-steps 20 --eval-envs 4 --total-steps 120"
+).split()
+
+
+def deepres(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "deepres", *arguments], capture_output=True, text=True, cwd=cwd,
+        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    result = deepres("train", *TINY, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "goals reached" in result.stdout and "trained:" in result.stdout
+    return folder / "runs" / "point_u_maze-d4-s0"
+
+
+def test_train_eval_and_resume_agree(run, capsys):
+    main(["eval", str(run)])
+    first = capsys.readouterr().out
+    assert "at 120 env steps: time at goal" in first
+    main(["train", "--resume", str(run), "--total-steps", "160"])
+    assert "trained:" in capsys.readouterr().out
+    main(["eval", str(run), "--episodes", "4"])
+    assert "at 160 env steps" in capsys.readouterr().out
+
+
+def test_render_leaves_a_video_and_the_paths(run, tmp_path, capsys):
+    main(["render", str(run), "--out", str(tmp_path), "--episodes", "1", "--format", "gif"])
+    assert (tmp_path / "policy.gif").stat().st_size > 1000 and (tmp_path / "paths.png").stat().st_size > 1000
+    assert str(tmp_path / "policy.gif") in capsys.readouterr().out
+
+
+def test_doctor_and_envs_tell_what_is_here(capsys):
+    main(["doctor", "--env", "reacher", "--critic-depth", "1024", "--actor-depth", "512"])
+    report = capsys.readouterr().out
+    for word in ("residual_stack", "reference", "torch", "replay buffer", "activations", "together"):
+        assert word in report
+    main(["envs"])
+    assert "point_u_maze" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["train", "--critic-depth", "6"], 2, "critic_depth must be a multiple of skip_every=4, got 6; use 4"),
+        (["train", "--env", "mars"], 2, "env must be one of ant"),
+        (["eval", "nowhere"], 2, "no run at nowhere: config.json is not there; pass a folder that"),
+        (["train", "--resume", "nowhere"], 2, "no run at nowhere"),
+        (["render", "nowhere", "--format", "avi"], 2, "no run at nowhere"),
+        (["train", "--run-dir", "a", "--resume", "."], 2, "no run at .: config.json is not there"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_status(arguments, status, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == status
+    assert error.startswith(f"deepres: {sentence}") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_option_names_the_near_one(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--critic-dept", "8"])
+    assert stop.value.code == 2
+    assert "--critic-depth" in capsys.readouterr().err

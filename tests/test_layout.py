@@ -1,0 +1,137 @@
+"""The package as a stranger gets it: what it imports, what it ships, and what its names may not collide with."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+WITH_TORCH_ALONE = """
+import sys, warnings
+warnings.simplefilter("ignore")  # torch's own, without numpy
+class Absent:
+    names = set("numpy jax jaxlib mujoco triton cupy safetensors tyro rich matplotlib tensorboard imageio PIL".split())
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import torch, deepres
+x = torch.randn(3, 8)
+stack = deepres.ResidualStack(8, 4)
+stack(x).sum().backward()
+assert stack.weight.grad is not None
+deepres.info_nce(x, x)
+print(sorted(deepres.backends()))
+try:
+    deepres.train(deepres.Config(env="point_u_maze", num_envs=2))
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WITH_TORCH_ALONE], capture_output=True, text=True, cwd=tmp_path, env=_with_path()
+    )
+    assert result.returncode == 0, result.stderr
+    ops, sentence = result.stdout.strip().split("\n")
+    assert ops == "['info_nce', 'residual_stack']"
+    assert "pip install 'deepres[envs]'" in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+def test_import_adds_little_to_torch():
+    """No JAX, MuJoCo, Triton, CuPy or command line behind `import deepres`: that is what makes it quick."""
+    script = "import sys, deepres; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    heavy = {"jax", "mujoco", "cupy", "tyro", "rich", "matplotlib", "tensorboard", "imageio", "safetensors"}
+    assert heavy.isdisjoint(loaded.stdout.split())
+
+
+def test_links_are_relative_and_lead_to_the_folders():
+    for name in ("kernels", "envs"):
+        link = ROOT / "deepres" / name
+        assert link.is_symlink() and os.readlink(link) == f"../{name}"
+        assert (ROOT / name / "__init__.py").is_file()
+
+
+def test_nobody_imports_the_folders_by_their_short_names():
+    """`kernels` and `envs` alone are other people's packages; ours are deepres.kernels and deepres.envs."""
+    for path in _sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            else:
+                continue
+            assert not {n.split(".")[0] for n in names} & {"kernels", "envs"}, path
+
+
+def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
+    """No compiler is not an error; every sub-package and asset is in the wheel either way."""
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    source = tmp_path / "source"
+    _copy_tracked(source)
+    env = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+    result = subprocess.run(build, cwd=source, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("deepres-*.whl")
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        f"deepres/{path.relative_to(ROOT / 'deepres' if folder == 'deepres' else ROOT)}"
+        for folder in ("deepres", "kernels", "envs")
+        for pattern in ("*.py", "*.typed", "assets/*.xml")
+        for path in (ROOT / folder).glob(pattern)
+    }
+    assert len(wanted) > 30
+    assert wanted <= shipped, sorted(wanted - shipped)
+    assert not [name for name in shipped if name.split("/")[0] in ("kernels", "envs", "tests", "bench")]
+
+
+def test_readme_commands_exist():
+    """What the README tells a stranger to type is there to be typed."""
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"\bmake (\w+)", text))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= targets
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+    for script in re.findall(r"python (bench/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+    for picture in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / picture).exists(), picture
+
+
+@pytest.mark.parametrize("folder", ["deepres", "kernels", "envs", "bench"])
+def test_files_stay_readable(folder):
+    long = {str(p): n for p in (ROOT / folder).glob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def _sources() -> list[Path]:
+    return [p for folder in ("deepres", "kernels", "envs", "bench", "tests") for p in (ROOT / folder).glob("*.py")]
+
+
+def _with_path() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _copy_tracked(target: Path) -> None:
+    """The tree as a checkout has it, links included, without what was built in it."""
+    skip = {".git", ".venv", "build", "runs"}
+    target.mkdir()
+    names = [n for n in os.listdir(ROOT) if n not in skip]
+    subprocess.run(
+        ["cp", "-a", *(str(ROOT / n) for n in names), str(target)],
+        check=True,
+    )
+    for built in (target / "deepres").glob("_C*"):
+        built.unlink()
