@@ -12,11 +12,14 @@ serves the call or raises with its reason.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+
+import torch
 
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
@@ -26,17 +29,26 @@ BACKENDS: dict[str, dict[str, str]] = {
         "reference": "deepres.kernels.reference",
     },
     "info_nce": {
+        "triton": "deepres.kernels.info_nce_triton",
+        "cpu": "deepres.kernels.info_nce_cpu",
         "reference": "deepres.kernels.reference",
     },
 }
 
 
-@cache
 def load(op: str, impl: str) -> ModuleType:
-    return import_module(BACKENDS[op][impl])
+    _import(BACKENDS[op][impl])
+    return sys.modules[BACKENDS[op][impl]]
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace an import
+def _import(name: str) -> bool:
+    import_module(name)
+    return True
 
 
 @cache
+@torch.compiler.assume_constant_result
 def _unavailable(op: str, impl: str) -> str | None:
     """Why `impl` cannot run here, or None; asked of the backend once in a process."""
     if impl == "reference":

@@ -1,0 +1,236 @@
+"""The op residual_stack on PyTorch: plain, compiled, deepres, and its matrix products alone."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deepres
+from bench.registry import Case
+from bench.worker import Prepared, Unavailable
+from deepres.kernels import dispatch, reference
+from deepres.kernels.residual_stack import StackOptions
+
+SKIP_EVERY = 4
+EPS = 1e-6
+PARAMETERS = ("weight", "bias", "gamma", "beta")
+HALF = {"bf16": torch.bfloat16}
+
+
+def inputs(case: Case) -> dict[str, Tensor]:
+    """x, dy [B, W], weight [D, W, W], bias, gamma, beta [D, W]: the same numbers in every process."""
+    random = torch.Generator().manual_seed(case.seed)
+    depth, width = case.depth, case.width
+    bound = 1 / math.sqrt(width)
+    made = {
+        "x": torch.randn(case.batch, width, generator=random),
+        "weight": torch.empty(depth, width, width).uniform_(-bound, bound, generator=random),
+        "bias": torch.randn(depth, width, generator=random) * 0.1,
+        "gamma": 1 + torch.randn(depth, width, generator=random) * 0.1,
+        "beta": torch.randn(depth, width, generator=random) * 0.1,
+        "dy": torch.randn(case.batch, width, generator=random),
+    }
+    return {name: tensor.to(case.device) for name, tensor in made.items()}
+
+
+def truth(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(float64 results, plain PyTorch's in the case's own precision), by name, from the reference."""
+
+    def run(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
+        options = StackOptions(SKIP_EVERY, precision=precision)
+        leaves = [tensors[name].clone().requires_grad_() for name in ("x", *PARAMETERS)]
+        y = reference.residual_stack(*leaves, options)
+        return _by_name(y, torch.autograd.grad(y, leaves, tensors["dy"]))
+
+    single = inputs(case)
+    return run({name: t.double() for name, t in single.items()}, "fp32"), run(single, case.precision)
+
+
+class Layer(nn.Module):
+    """Dense, LayerNorm, Swish with parameters of its own, as one writes it by hand; weight is [out, in]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight.T.contiguous())
+        self.bias = nn.Parameter(bias.clone())
+        self.gamma = nn.Parameter(gamma.clone())
+        self.beta = nn.Parameter(beta.clone())
+
+    def forward(self, a: Tensor) -> Tensor:
+        u = F.linear(a, self.weight, self.bias)
+        return F.silu(F.layer_norm(u, self.bias.shape, self.gamma, self.beta, EPS))
+
+
+class Stack(nn.Module):
+    """The residual stack in plain PyTorch. Separate tensors: slicing one stacked parameter costs its backward
+    a zero-filled gradient for every layer, and the rival is to be at its strongest."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor):
+        super().__init__()
+        layers = (Layer(*parameters) for parameters in zip(weight, bias, gamma, beta, strict=True))
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = block = x
+        for l, layer in enumerate(self.layers, start=1):
+            a = layer(a)
+            if l % SKIP_EVERY == 0:
+                a = block = a + block
+        return a
+
+
+def eager(case: Case, variant: str) -> Prepared:
+    return _plain(case, compile=False)
+
+
+def compiled(case: Case, variant: str) -> Prepared:
+    return _plain(case, compile=True)
+
+
+def _plain(case: Case, *, compile: bool) -> Prepared:
+    tensors = inputs(case)
+    stack = Stack(*(tensors[name] for name in PARAMETERS)).to(case.device)
+    network = torch.compile(stack, dynamic=False) if compile else stack
+
+    def forward(x: Tensor) -> Tensor:
+        with autocast(case):
+            return network(x)
+
+    def named(result: Any) -> dict[str, Tensor]:
+        y, dx, *grads = result
+        dweight, dbias, dgamma, dbeta = (torch.stack(grads[i::4]) for i in range(4))
+        return _by_name(y, (dx, dweight.mT, dbias, dgamma, dbeta))
+
+    return _prepared(case, forward, tensors, list(stack.parameters()), named)
+
+
+def fused(case: Case, impl: str) -> Prepared:
+    tensors = inputs(case)
+    leaves = [tensors[name].requires_grad_() for name in PARAMETERS]
+
+    def forward(x: Tensor) -> Tensor:
+        return deepres.residual_stack(
+            x, *leaves, skip_every=SKIP_EVERY, eps=EPS, precision=case.precision, impl=impl
+        )
+
+    server = served_by(case, impl)
+    return _prepared(case, forward, tensors, leaves, lambda r: _by_name(r[0], r[1:]), server)
+
+
+def served_by(case: Case, impl: str) -> str:
+    """The backend that will serve; Unavailable when only the reference would and it was not asked for."""
+    x = torch.empty(case.batch, case.width, device=case.device)
+    options = StackOptions(SKIP_EVERY, precision=case.precision)
+    reasons: list[str] = []
+
+    def unsupported(backend: Any) -> str | None:
+        reason = backend.unsupported(x, case.depth, options)
+        reasons.extend([reason] if reason else [])
+        return reason
+
+    if impl not in ("auto", *dispatch.BACKENDS["residual_stack"]):
+        raise Unavailable(f"this deepres has no backend {impl!r}")
+    try:
+        with warnings.catch_warnings():  # the reason is reported, and reported once
+            warnings.simplefilter("ignore")
+            chosen = dispatch.choose("residual_stack", impl, unsupported)
+    except RuntimeError as error:
+        raise Unavailable(str(error)) from None
+    if chosen == "reference" and impl != "reference":
+        states = deepres.backends()["residual_stack"]
+        reasons += [f"{name}: {state}" for name, state in states.items() if state != "available"]
+        raise Unavailable("no fused backend serves it here: " + "; ".join(reasons or ["none exists"]))
+    return chosen
+
+
+def products(case: Case, variant: str) -> Prepared:
+    """The matrix products of the case and nothing else, into memory already there: the machine's own rate."""
+    forward, input_gradient, weight_gradient = layer_products(case)
+
+    def run() -> None:
+        for l in range(case.depth):
+            forward(l)
+        if case.mode != "forward":
+            for l in reversed(range(case.depth)):
+                input_gradient(l)
+                weight_gradient(l)
+
+    return Prepared(run, lambda result: {}, waiter(case.device))
+
+
+def one_product(case: Case, variant: str) -> Prepared:
+    """One of the three kinds of product, once for each of `depth` layers."""
+    kinds = dict(zip(("forward", "input_gradient", "weight_gradient"), layer_products(case), strict=True))
+    product = kinds[case.mode]
+
+    def run() -> None:
+        for l in range(case.depth):
+            product(l)
+
+    return Prepared(run, lambda result: {}, waiter(case.device))
+
+
+def layer_products(case: Case) -> tuple[Callable[[int], Any], ...]:
+    """Layer l's products: u = a W, da = du W^T, dW = a^T du."""
+    tensors = inputs(case)
+    dtype = HALF.get(case.precision, torch.float32)
+    a, du, weight = (tensors[name].to(dtype) for name in ("x", "dy", "weight"))
+    u, da, dweight = torch.empty_like(a), torch.empty_like(a), torch.empty_like(weight)
+    settle_precision(case)
+    return (
+        lambda l: torch.mm(a, weight[l], out=u),
+        lambda l: torch.mm(du, weight[l].T, out=da),
+        lambda l: torch.mm(a.T, du, out=dweight[l]),
+    )
+
+
+def _prepared(
+    case: Case,
+    forward: Callable[[Tensor], Tensor],
+    tensors: dict[str, Tensor],
+    parameters: Sequence[Tensor],
+    named: Callable[[Any], dict[str, Tensor]],
+    server: str = "",
+) -> Prepared:
+    """Forward alone, or forward with every gradient: x's and each parameter's."""
+    settle_precision(case)
+    x, dy = tensors["x"], tensors["dy"]
+    if case.mode == "forward":
+
+        def run() -> Any:
+            with torch.no_grad():
+                return forward(x)
+
+    else:
+        x.requires_grad_()
+
+        def run() -> Any:
+            y = forward(x)
+            return y, *torch.autograd.grad(y, [x, *parameters], dy)
+
+    return Prepared(run, named, waiter(case.device), server)
+
+
+def _by_name(y: Tensor, grads: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(("y", "dx", *(f"d{name}" for name in PARAMETERS)), (y, *grads), strict=True))
+
+
+def autocast(case: Case) -> contextlib.AbstractContextManager:
+    if case.precision in HALF:
+        return torch.autocast(case.device, HALF[case.precision])
+    return contextlib.nullcontext()
+
+
+def settle_precision(case: Case) -> None:
+    torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
+
+
+def waiter(device: str) -> Callable[[], None]:
+    return torch.cuda.synchronize if device == "cuda" else lambda: None

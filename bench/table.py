@@ -1,0 +1,180 @@
+"""Markdown tables from result files: `python bench/table.py bench/results/FILE.json ...`.
+
+The README's figures are what this prints, with the command that made them underneath.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+CEILING = "products"
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A result file's contents; ValueError in one sentence when it is none."""
+    try:
+        results = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); give a file from bench/results/"
+        ) from None
+    except json.JSONDecodeError:
+        results = None
+    if not isinstance(results, dict) or results.get("kind") != "deepres throughput":
+        raise ValueError(f"{path} is no result of bench/throughput.py; give a file from bench/results/")
+    return results
+
+
+def groups(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
+    """(heading, rows) for each op, mode and precision, in the order measured, without the machine's rates."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in results["rows"]:
+        if row["op"] != "matrix_product":
+            found.setdefault((row["op"], row["precision"], row["mode"]), []).append(row)
+    return [
+        (f"{op}, {results['modes'][op][mode]}, {precision}", rows)
+        for (op, precision, mode), rows in found.items()
+    ]
+
+
+def rates(results: dict[str, Any]) -> list[str]:
+    """One line for each precision: the machine's own matrix-product rate."""
+    lines: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        if row["op"] == "matrix_product" and row["status"] == "measured":
+            shape = results["modes"]["matrix_product"][row["mode"]]
+            shape = shape.replace("B", str(row["batch"])).replace("W", str(row["width"]))
+            lines.setdefault(row["precision"], []).append(f"{shape} {row['gflops_per_s']:.0f}")
+    return [
+        f"This machine's own matrix products, {p}, GFLOP/s: {'; '.join(parts)}." for p, parts in lines.items()
+    ]
+
+
+def full_header(results: dict[str, Any]) -> list[str]:
+    """What leads, with its spread: on a CPU, which has neighbours, the ratio; on a GPU the time."""
+    leading = ["ms (p10-p90)", "x eager"] if _absolute(results) else ["x eager (p10-p90)", "ms"]
+    return ["depth", "", *leading, "GFLOP/s", "of products", "peak MB"]
+
+
+def full_cells(results: dict[str, Any], row: Row) -> list[str]:
+    """One contestant's line of the full table."""
+    if row["status"] != "measured":
+        return [str(row["depth"]), row["label"], row["status"], *["-"] * 4]
+    absolute, share, peak = _absolute(results), row["share_of_products"], row["peak_bytes"]
+    ms = _with_spread(row["ms"], _digits, absolute)
+    ratio = _with_spread(row["speed_up"], "{:.2f}".format, not absolute) if row["speed_up"] else "-"
+    return [
+        str(row["depth"]),
+        row["label"] + (f" ({row['served_by']})" if row["served_by"] not in ("", "reference") else ""),
+        *([ms, ratio] if absolute else [ratio, ms]),
+        f"{row['gflops_per_s']:.0f}",
+        f"{share:.0%}" if share else "-",
+        f"{peak / 1e6:.0f}" if peak is not None else "-",
+    ]
+
+
+def _absolute(results: dict[str, Any]) -> bool:
+    return results["environment"]["device"]["kind"] != "cpu"
+
+
+def _with_spread(value: dict[str, float], write: Callable[[float], str], spread: bool) -> str:
+    return write(value["median"]) + (f" ({write(value['p10'])}-{write(value['p90'])})" if spread else "")
+
+
+def _digits(ms: float) -> str:
+    return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+
+
+def compact(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines): a line for each depth, a column for each contestant with its time and ratio."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    lines = []
+    for depth in dict.fromkeys(row["depth"] for row in rows):
+        cells = {row["label"]: _compact_cell(row) for row in rows if row["depth"] == depth}
+        lines.append([str(depth), *(cells.get(label, "-") for label in labels)])
+    return ["depth", *labels], lines
+
+
+def _compact_cell(row: Row) -> str:
+    if row["status"] != "measured":
+        return row["status"]
+    ms = _digits(row["ms"]["median"]) + " ms"
+    if row["speed_up"] is None or row["implementation"] in ("eager", CEILING):
+        return ms
+    return f"{ms} (**{row['speed_up']['median']:.2f}x**)"
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """Why a contestant has no figure, each reason once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["reason"]:
+            found.setdefault(f"{row['label']} {row['status']}: {row['reason']}", []).append(str(row["depth"]))
+    return [f"Depth {', '.join(dict.fromkeys(depths))}, {reason}." for reason, depths in found.items()]
+
+
+def machine(results: dict[str, Any]) -> str:
+    """The line under a table: where and when."""
+    e = results["environment"]
+    load = e["load_average_at_start"]
+    facts = [e["device"]["name"]]
+    if e["device"]["kind"] == "cpu":
+        facts.append(f"{e['threads']} of {e['cpu']['cores']} threads")
+    facts += [f"torch {e['versions'].get('torch', '?')}", f"commit {e['commit']}", e["date"][:10]]
+    if e["uncommitted_changes"]:
+        facts[-2] += " with uncommitted changes"
+    if load and load[0] > e["cpu"]["cores"] / 4:
+        facts.append(f"the machine was busy (load average {load[0]})")
+    if not results["complete"]:
+        facts.append("stopped early")
+    return ", ".join(facts)
+
+
+def markdown(path: str, results: dict[str, Any], *, full: bool, op: str | None = None) -> str:
+    """All tables of one file, the line that says where, and the command that prints them."""
+    parts: list[str] = []
+    size = results["arguments"]
+    for heading, rows in groups(results):
+        if op is not None and rows[0]["op"] != op:
+            continue
+        header, lines = (
+            (full_header(results), [full_cells(results, row) for row in rows]) if full else compact(rows)
+        )
+        parts += [f"**{heading}**, batch {size['batch']}, width {size['width']}", "", _line(header)]
+        parts += [_line(["---:"] + ["---"] * (len(header) - 1)), *map(_line, lines), ""]
+        parts += [note + "\n" for note in notes(rows)]
+    options = (" --full" if full else "") + (f" --op {op}" if op else "")
+    parts += [line + "\n" for line in rates(results)]
+    parts += [f"{machine(results)}. Table: `python bench/table.py {path}{options}`", ""]
+    return "\n".join(parts)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", help="JSON files written by bench/throughput.py")
+    parser.add_argument("--op", help="only this op's tables")
+    parser.add_argument("--full", action="store_true", help="spread, GFLOP/s, share and memory as well")
+    arguments = parser.parse_args(argv)
+    try:
+        for path in arguments.files:
+            print(markdown(path, load(path), full=arguments.full, op=arguments.op))
+    except ValueError as error:
+        print(f"table.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""bench/throughput.py end to end at tiny sizes, as a user runs it, and what is made from its file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is no part of the installed package
+
+from bench import measure, registry, table, timing, worker
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = ("--batch", "12", "--width", "16", "--seconds", "0.05", "--device", "cpu", "--threads", "1")
+
+
+def bench(script, *arguments, folder=ROOT, **options):
+    environment = os.environ | {"MPLCONFIGDIR": str(ROOT / "build" / "matplotlib")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One run over both ops, from a folder that is not the checkout: (process, path of its JSON)."""
+    out = tmp_path_factory.mktemp("results")
+    process = bench("throughput.py", "--depth", 8, 4, *TINY, "--out", out, folder=out)
+    assert process.returncode == 0, process.stderr
+    (path,) = out.glob("*.json")
+    return process, path
+
+
+def test_a_run_leaves_figures_with_their_circumstances(run):
+    process, path = run
+    results = table.load(path)
+    assert results["complete"]
+    environment = results["environment"]
+    assert environment["threads"] >= 1 and environment["versions"]["torch"] and environment["commit"]
+    assert len(environment["load_average_at_start"]) == 3
+    names = ["eager", "products"]
+    if environment["deepres"]["backends"]["residual_stack"].get("cpu") == "available":
+        names.append("deepres")
+    measured = {
+        (row["op"], row["mode"], row["depth"], row["implementation"]): row
+        for row in results["rows"]
+        if row["status"] == "measured"
+    }
+    for op, modes in (("residual_stack", ("forward", "forward_backward")), ("gradient_step", ("step",))):
+        for mode in modes:
+            for depth in (4, 8):
+                for name in names:
+                    row = measured[op, mode, depth, name]
+                    ms = row["ms"]
+                    assert 0 < ms["min"] <= ms["p10"] <= ms["median"] <= ms["p90"] and ms["runs"] >= 3
+                    rate = row["flops"] / ms["median"] / 1e6
+                    assert row["gflops_per_s"] == pytest.approx(rate)
+                    assert row["speed_up"]["median"] > 0 and row["share_of_products"] > 0
+                assert measured[op, mode, depth, "eager"]["speed_up"]["median"] == 1
+    assert len([row for row in results["rows"] if row["op"] == "matrix_product"]) == 3
+    checks = {(c["op"], c["implementation"]): c["worst_error"] for c in results["checks"]}
+    assert checks["residual_stack", "eager"] < 1e-5 and checks["gradient_step", "eager"] < 1e-5
+    assert "eager PyTorch" in process.stdout and str(path) in process.stdout
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_come_from_the_file_and_name_their_command(run):
+    _, path = run
+    process = bench("table.py", path)
+    assert process.returncode == 0
+    results = json.loads(path.read_text())
+    row = next(r for r in results["rows"] if r["op"] == "residual_stack" and r["implementation"] == "eager")
+    assert "**residual_stack, forward + backward, fp32**, batch 12, width 16" in process.stdout
+    assert f"| 4 | {row['ms']['median']:.3f} ms |" in process.stdout
+    assert f"`python bench/table.py {path}`" in process.stdout
+    only = bench("table.py", path, "--full", "--op", "gradient_step").stdout
+    assert "one CRL gradient step" in only and "residual_stack," not in only
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--depth", "6"], "--depth must be multiples of 4 (four layers to a block), got 6"),
+        (["--op", "softmax"], "--op must be of residual_stack, gradient_step, info_nce, got 'softmax'"),
+        (["--precision", "int8"], "--precision must be of fp32, tf32, bf16, got 'int8'"),
+        (
+            ["--precision", "tf32", "--device", "cpu"],
+            "--precision tf32 exists on GPUs only; use fp32 or bf16",
+        ),
+        (["--seconds", "-1"], "--seconds must be greater than 0, got -1.0"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(arguments, sentence, tmp_path):
+    process = bench("throughput.py", *arguments, "--out", tmp_path)
+    assert process.returncode == 2
+    assert process.stdout == "" and len(process.stderr.splitlines()) == 1
+    assert sentence in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_kind_gets_one_sentence(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    process = bench("table.py", tmp_path / "x.json")
+    assert process.returncode == 2 and process.stdout == ""
+    assert "is no result of bench/throughput.py" in process.stderr
+
+
+def wrong(case, variant):
+    """A contestant whose bias gradient is off by one part in a thousand."""
+    from bench.residual_stack import eager
+
+    right = eager(case, "")
+
+    def named(result):
+        tensors = right.named(result)
+        return tensors | {"dbias": tensors["dbias"] * 1.001}
+
+    return worker.Prepared(right.run, named, right.wait)
+
+
+def dying(case, variant):
+    os._exit(7)
+
+
+def test_right_contestants_are_weighed_and_wrong_or_dying_ones_get_no_figure(monkeypatch):
+    entries = registry.OPS["residual_stack"].implementations
+    for name in ("wrong", "dying"):
+        monkeypatch.setitem(entries, name, registry.Implementation(name, f"{__name__}:{name}", worse=8.0))
+    settings = measure.Settings(batch=512, width=128, device="cpu", budget_s=0.01, limit_s=100)
+    with worker.Crew(threads=1) as crew:
+        contest = measure.Contest("residual_stack", "fp32", settings, crew, lambda text: None)
+        contest.enter(["eager", "wrong", "dying"])
+        rows = {row["implementation"]: row for row in contest.measure(contest.case(16, "forward_backward"))}
+    assert rows["wrong"]["status"] == "refused" and "dbias is off by" in rows["wrong"]["reason"]
+    assert rows["dying"]["status"] == "failed" and "exit code 7" in rows["dying"]["reason"]
+    assert all(rows[name]["ms"] is None and rows[name]["speed_up"] is None for name in ("wrong", "dying"))
+    assert rows["eager"]["status"] == "measured"
+    if rows["eager"]["peak_bytes"] is not None:  # Linux
+        kept = 3 * 16 * 512 * 128 * 4  # of each layer: its input, the product, the normalised product
+        assert kept <= rows["eager"]["peak_bytes"] <= 2.5 * kept
+
+
+def test_statistics():
+    spread = timing.spread([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert spread == {"median": 3.0, "p10": 1.4, "p90": 4.6, "min": 1.0, "runs": 5}
+    assert timing.ratio([[2.0], [8.0], [6.0]], [[1.0], [2.0], [3.0]])["median"] == 2.0
+    order = [(name, r) for name, r, _ in timing.interleave({"a": list, "b": list}, 2, 1.0)]
+    assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
