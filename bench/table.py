@@ -130,7 +130,7 @@ def machine(results: dict[str, Any]) -> str:
     if e["uncommitted_changes"]:
         facts[-2] += " with uncommitted changes"
     if load and load[0] > e["cpu"]["cores"] / 4:
-        facts.append(f"the machine was busy (load average {load[0]})")
+        facts.append(f"on a busy machine (load average {load[0]}): not to be quoted")
     if not results["complete"]:
         facts.append("stopped early")
     return ", ".join(facts)
