@@ -21,6 +21,7 @@ from types import ModuleType
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
     "residual_stack": {
+        "cuda": "deepres.kernels.residual_stack_cuda",
         "cpu": "deepres.kernels.residual_stack_cpu",
         "reference": "deepres.kernels.reference",
     },
