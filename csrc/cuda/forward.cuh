@@ -5,8 +5,8 @@
 
 namespace deepres {
 
-// u -> n = (u - mean) rstd by rows; returns rstd of the lane's two rows. Each warp centres on its own mean first, and
-// the parts are joined as Chan, Golub and LeVeque (1979) do: no cancellation, whatever the mean.
+// u -> n = (u - mean) rstd by rows; returns rstd of the lane's two rows. Each warp centres on its own mean
+// first, and the parts are joined as Chan, Golub and LeVeque (1979) do: no cancellation, whatever the mean.
 DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, RowExchange& exchange, const Lane& at) {
   constexpr float kShare = 8 * kTiles;  // columns of a warp
 #pragma unroll
@@ -54,7 +54,8 @@ struct ForwardArguments {
 };
 
 // Layer by layer: product, normalize, activation, skip, and back to shared memory.
-DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& shared, i64 first_row, const Lane& at) {
+DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& shared, i64 first_row,
+                                 const Lane& at) {
   Tile a, block;
   load_tile(a, in.x, first_row, in.batch, at);
 #pragma unroll
@@ -81,7 +82,8 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
     else
       ptx::sync_threads();  // all have read the left rows
     if (in.normalized != nullptr) {
-      store_tile<Saved>(in.normalized + layer * in.batch * kWidth * Saved::kBytes, a, first_row, in.batch, at);
+      store_tile<Saved>(in.normalized + layer * in.batch * kWidth * Saved::kBytes, a, first_row, in.batch,
+                        at);
       if constexpr (kNorm) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -113,17 +115,28 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 
 // x [batch, W] through `layers` layers, whose weights lie packed for the forward product.
 //
-// Grid: batch / 16 rounded up. Outputs, each null where not wanted: y [batch, W] (may be x itself); normalized
-// [layers, batch, W] in `Saved` and rstd [layers, batch], what backward needs; checkpoints [.., batch, W], the input
-// of every `segment`-th layer but the first (segment 0: none). skip_every 0: no skips.
+// Grid: batch / 16 rounded up. Outputs, each null where not wanted: y [batch, W] (may be x itself);
+// normalized [layers, batch, W] in `Saved` and rstd [layers, batch], what backward needs; checkpoints [..,
+// batch, W], the input of every `segment`-th layer but the first (segment 0: none). skip_every 0: no skips.
 DEEPRES_KERNEL(kThreads)
 residual_stack_forward(const float* x, const unsigned char* packed, const float* bias, const float* gamma,
-                       const float* beta, float* y, unsigned char* normalized, float* rstd, float* checkpoints,
-                       i64 batch, i64 layers, i64 skip_every, i64 segment, double eps, i64 stages) {
+                       const float* beta, float* y, unsigned char* normalized, float* rstd,
+                       float* checkpoints, i64 batch, i64 layers, i64 skip_every, i64 segment, double eps,
+                       i64 stages) {
   const Lane at(ptx::thread_index());
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages), packed, kLayerBytes, layers, at);
-  const ForwardArguments arguments{x,     bias,   gamma,      beta,    y,
-                                   normalized, rstd, checkpoints, batch, layers, skip_every, segment,
+  const ForwardArguments arguments{x,
+                                   bias,
+                                   gamma,
+                                   beta,
+                                   y,
+                                   normalized,
+                                   rstd,
+                                   checkpoints,
+                                   batch,
+                                   layers,
+                                   skip_every,
+                                   segment,
                                    static_cast<float>(eps)};
   forward_rows(arguments, shared, ptx::block_index() * kRows, at);
 }

@@ -1,8 +1,9 @@
 // What the tensor cores multiply: the four precisions of `residual_stack`, each as a format and a product.
 //
 // A format says how a float is kept in memory (kBytes of it, `encode` and `decode` on words). An operand adds
-// `left`, what a lane prepares once of its words of the left matrix, and `multiply`, d [16, 8] += left * right
-// over one step: 32 bytes of a row of the left matrix, two words a lane of the right one.
+// `left`, what a lane prepares once of its words of the left matrix, and `multiply`, d [16, 8] += left *
+// right over one step: 32 bytes of a row of the left matrix, two words a lane of the right one. kGroup
+// 8-column tiles of the right matrix are as many as registers hold at a time.
 #pragma once
 
 #include "ptx.cuh"
@@ -17,25 +18,35 @@ struct Float32 {
 
 struct Float16 {
   static constexpr int kBytes = 2;
-  static DEEPRES_DEVICE void encode(const float* values, u32& word) { word = ptx::pack_f16(values[0], values[1]); }
+  static DEEPRES_DEVICE void encode(const float* values, u32& word) {
+    word = ptx::pack_f16(values[0], values[1]);
+  }
   static DEEPRES_DEVICE void decode(u32 word, float* values) { ptx::unpack_f16(word, values[0], values[1]); }
 
+  static constexpr int kGroup = 8;
   using Left = u32[4];
   static DEEPRES_DEVICE void left(const u32 (&words)[4], Left& prepared) {
     for (int i = 0; i < 4; ++i) prepared[i] = words[i];
   }
-  static DEEPRES_DEVICE void multiply(float (&d)[4], const Left& a, u32 b0, u32 b1) { ptx::mma_f16(d, a, b0, b1); }
+  static DEEPRES_DEVICE void multiply(float (&d)[4], const Left& a, u32 b0, u32 b1) {
+    ptx::mma_f16(d, a, b0, b1);
+  }
 };
 
 struct Bfloat16 {
   static constexpr int kBytes = 2;
-  static DEEPRES_DEVICE void encode(const float* values, u32& word) { word = ptx::pack_bf16(values[0], values[1]); }
+  static DEEPRES_DEVICE void encode(const float* values, u32& word) {
+    word = ptx::pack_bf16(values[0], values[1]);
+  }
 
+  static constexpr int kGroup = 8;
   using Left = u32[4];
   static DEEPRES_DEVICE void left(const u32 (&words)[4], Left& prepared) {
     for (int i = 0; i < 4; ++i) prepared[i] = words[i];
   }
-  static DEEPRES_DEVICE void multiply(float (&d)[4], const Left& a, u32 b0, u32 b1) { ptx::mma_bf16(d, a, b0, b1); }
+  static DEEPRES_DEVICE void multiply(float (&d)[4], const Left& a, u32 b0, u32 b1) {
+    ptx::mma_bf16(d, a, b0, b1);
+  }
 };
 
 // Rounded when stored, so that the inner loop has nothing left to do.
@@ -43,15 +54,19 @@ struct Tfloat32 {
   static constexpr int kBytes = 4;
   static DEEPRES_DEVICE void encode(const float* values, u32& word) { word = ptx::round_tf32(values[0]); }
 
+  static constexpr int kGroup = 8;
   using Left = u32[4];
   static DEEPRES_DEVICE void left(const u32 (&words)[4], Left& prepared) {
     for (int i = 0; i < 4; ++i) prepared[i] = words[i];
   }
-  static DEEPRES_DEVICE void multiply(float (&d)[4], const Left& a, u32 b0, u32 b1) { ptx::mma_tf32(d, a, b0, b1); }
+  static DEEPRES_DEVICE void multiply(float (&d)[4], const Left& a, u32 b0, u32 b1) {
+    ptx::mma_tf32(d, a, b0, b1);
+  }
 };
 
 // fp32 as three products of tf32: x = high + low to 21 bits, and low * low is below what fp32 keeps.
 struct SplitFloat32 : Float32 {
+  static constexpr int kGroup = 4;
   struct Left {
     u32 high[4], low[4];
   };
@@ -79,12 +94,14 @@ struct SplitFloat32 : Float32 {
 template <class Format, int count>
 DEEPRES_DEVICE void encode(const float (&values)[count], u32 (&words)[count * Format::kBytes / 4]) {
 #pragma unroll
-  for (int i = 0; i < count * Format::kBytes / 4; ++i) Format::encode(&values[i * 4 / Format::kBytes], words[i]);
+  for (int i = 0; i < count * Format::kBytes / 4; ++i)
+    Format::encode(&values[i * 4 / Format::kBytes], words[i]);
 }
 template <class Format, int count>
 DEEPRES_DEVICE void decode(const u32 (&words)[count * Format::kBytes / 4], float (&values)[count]) {
 #pragma unroll
-  for (int i = 0; i < count * Format::kBytes / 4; ++i) Format::decode(words[i], &values[i * 4 / Format::kBytes]);
+  for (int i = 0; i < count * Format::kBytes / 4; ++i)
+    Format::decode(words[i], &values[i * 4 / Format::kBytes]);
 }
 
 // Words between registers and memory, 16 bytes at a time where there are as many.

@@ -89,36 +89,38 @@ DEEPRES_DEVICE u32 round_tf32(float x) {
 
 // --- Warp and block ---
 
-DEEPRES_DEVICE float shuffle_xor(float value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
-}
+DEEPRES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 DEEPRES_DEVICE void sync_warp() { __syncwarp(); }
 
 DEEPRES_DEVICE void sync_threads() { __syncthreads(); }
 
-// --- Tensor cores: d += a b. Lane = 4 g + c holds of d [16, 8]: (g, 2c), (g, 2c+1), (g+8, 2c), (g+8, 2c+1). ---
+// --- Tensor cores: d += a b. Lane = 4 g + c holds of d [16, 8]: (g, 2c), (g, 2c+1), (g+8, 2c), (g+8, 2c+1).
+// ---
 
 // a [16, 16], b [16, 8]: two 16-bit elements in a word.
 DEEPRES_DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 DEEPRES_DEVICE void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // a [16, 8], b [8, 8]: one fp32 word an element, its 13 lowest bits not read.
 DEEPRES_DEVICE void mma_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 16-byte matrices of shared memory; lane l names row l % 8 of matrix l / 8. Lane 4 g + c receives word c
-// of row g of each; transposed (16-bit elements), elements (2c, g) and (2c+1, g).
+// Four 8 x 16-byte matrices of shared memory; lane l names row l % 8 of matrix l / 8. Lane 4 g + c receives
+// word c of row g of each; transposed (16-bit elements), elements (2c, g) and (2c+1, g).
 DEEPRES_DEVICE void load_matrices(u32 (&words)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])

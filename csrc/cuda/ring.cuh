@@ -1,8 +1,8 @@
 // A warp's weights on their way from L2 to the tensor cores: a ring of stages in shared memory.
 //
-// A warp reads only the weights of its own columns, and nobody else does: each warp keeps a ring to itself, refills a
-// stage as soon as its lanes have read it, and runs ahead over the ends of layers, for weights depend on nothing that
-// the block computes. No thread ever waits for another warp here.
+// A warp reads only the weights of its own columns, and nobody else does: each warp keeps a ring to itself,
+// refills a stage as soon as its lanes have read it, and runs ahead over the ends of layers, for weights
+// depend on nothing that the block computes. No thread ever waits for another warp here.
 #pragma once
 
 #include "config.cuh"
@@ -11,10 +11,10 @@ namespace deepres {
 
 class Ring {
  public:
-  // Starts the copies. memory: `stages` stages of every warp, 128-byte aligned, then their barriers. packed: the first
-  // layer's weights; the next layer's lie `step` bytes on.
-  DEEPRES_DEVICE Ring(unsigned char* memory, int stages, const unsigned char* packed, i64 step, i64 layers, int warp,
-                      int lane)
+  // Starts the copies. memory: `stages` stages of every warp, 128-byte aligned, then their barriers. packed:
+  // the first layer's weights; the next layer's lie `step` bytes on.
+  DEEPRES_DEVICE Ring(unsigned char* memory, int stages, const unsigned char* packed, i64 step, i64 layers,
+                      int warp, int lane)
       : stages_(stages),
         lane_(lane),
         memory_(memory + warp * stages * kStageBytes),
@@ -23,7 +23,8 @@ class Ring {
         step_(step - kStages * kStageBytes),
         left_(layers * kStages) {
     if (lane == 0) {
-      for (int stage = 0; stage < stages; ++stage) ptx::mbarrier_init(&landed_[stage], ptx::copy_stage_arrivals());
+      for (int stage = 0; stage < stages; ++stage)
+        ptx::mbarrier_init(&landed_[stage], ptx::copy_stage_arrivals());
       ptx::fence_mbarrier_init();
     }
     ptx::sync_warp();

@@ -1,8 +1,9 @@
 // A block's 16 rows in flight: who holds which elements, and what the computing warps do together.
 //
-// A warp owns 8 kTiles columns. The tensor cores hand lane 4 g + c two neighbouring columns of each 8-column tile on
-// rows g and g + 8; the packed weights permute a warp's columns (pack.cuh) so that all the columns a lane gets are
-// neighbours: kOwned of them from `column` on. What a row knows moves in vectors of 8 or 16 bytes.
+// A warp owns 8 kTiles columns. The tensor cores hand lane 4 g + c two neighbouring columns of each 8-column
+// tile on rows g and g + 8; the packed weights permute a warp's columns (pack.cuh) so that all the columns a
+// lane gets are neighbours: kOwned of them from `column` on. What a row knows moves in vectors of 8 or 16
+// bytes.
 #pragma once
 
 #include "ring.cuh"
@@ -16,7 +17,10 @@ struct Lane {
   int warp, lane, group, column;
 
   DEEPRES_DEVICE explicit Lane(int thread)
-      : warp(thread / 32), lane(thread % 32), group(lane / 4), column(warp * 8 * kTiles + lane % 4 * kOwned) {}
+      : warp(thread / 32),
+        lane(thread % 32),
+        group(lane / 4),
+        column(warp * 8 * kTiles + lane % 4 * kOwned) {}
 };
 
 // --- Rows in global memory: matrix [batch, kWidth]; rows past the batch read as 0 and are never written. ---
@@ -51,17 +55,20 @@ DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 first_row, i6
   raw.decode(tile);
 }
 
+// Row g + 8 h of a tile.
+template <class Format>
+DEEPRES_DEVICE void store_row(void* matrix, const float (&values)[kOwned], int h, i64 first_row, i64 batch,
+                              const Lane& at) {
+  const i64 row = first_row + at.group + 8 * h;
+  if (row >= batch) return;
+  u32 words[kOwned * Format::kBytes / 4];
+  encode<Format, kOwned>(values, words);
+  store_words(static_cast<unsigned char*>(matrix) + (row * kWidth + at.column) * Format::kBytes, words);
+}
 template <class Format>
 DEEPRES_DEVICE void store_tile(void* matrix, const Tile& tile, i64 first_row, i64 batch, const Lane& at) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const i64 row = first_row + at.group + 8 * h;
-    if (row >= batch) continue;
-    u32 words[kOwned * Format::kBytes / 4];
-    encode<Format, kOwned>(tile[h], words);
-    const i64 element = row * kWidth + at.column;
-    store_words(static_cast<unsigned char*>(matrix) + element * Format::kBytes, words);
-  }
+  for (int h = 0; h < 2; ++h) store_row<Format>(matrix, tile[h], h, first_row, batch, at);
 }
 
 // A lane's columns of one layer's vector [kWidth].
@@ -99,21 +106,10 @@ class LeftRows {
     for (int stage = 0; stage < kStages; ++stage) {
       const unsigned char* weights = ring.acquire();
 #pragma unroll
-      for (int slab = 0; slab < kStageSlabs; ++slab, left += 64, weights += kSlabBytes) {
-        u32 right[kTiles][4];
+      for (int slab = 0; slab < kStageSlabs; ++slab, left += 64, weights += kSlabBytes)
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) load_words<4>(right[tile], weights + tile * 512);
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-          u32 words[4];
-          ptx::load_matrices(words, left + 32 * step);
-          Operand::Left prepared;
-          Operand::left(words, prepared);
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile)
-            Operand::multiply(sums[tile], prepared, right[tile][2 * step], right[tile][2 * step + 1]);
-        }
-      }
+        for (int first = 0; first < kTiles; first += kGroup)
+          multiply_slab(&sums[first], left, weights + 512 * first);
       ring.release();
     }
 #pragma unroll
@@ -123,6 +119,25 @@ class LeftRows {
   }
 
  private:
+  // kGroup tiles over the two steps of a slab.
+  static constexpr int kGroup = kTiles < Operand::kGroup ? kTiles : Operand::kGroup;
+  static DEEPRES_DEVICE void multiply_slab(float (*sums)[4], const unsigned char* left,
+                                           const unsigned char* weights) {
+    u32 right[kGroup][4];
+#pragma unroll
+    for (int tile = 0; tile < kGroup; ++tile) load_words<4>(right[tile], weights + 512 * tile);
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      u32 words[4];
+      ptx::load_matrices(words, left + 32 * step);
+      Operand::Left prepared;
+      Operand::left(words, prepared);
+#pragma unroll
+      for (int tile = 0; tile < kGroup; ++tile)
+        Operand::multiply(sums[tile], prepared, right[tile][2 * step], right[tile][2 * step + 1]);
+    }
+  }
+
   unsigned char* memory_;
 };
 
@@ -192,8 +207,8 @@ struct SharedMemory {
   LeftRows left;
   RowExchange exchange;
 
-  DEEPRES_DEVICE SharedMemory(unsigned char* memory, int stages, const unsigned char* packed, i64 step, i64 layers,
-                              const Lane& at)
+  DEEPRES_DEVICE SharedMemory(unsigned char* memory, int stages, const unsigned char* packed, i64 step,
+                              i64 layers, const Lane& at)
       : ring(memory, stages, packed, step, layers, at.warp, at.lane),
         left(memory + stages * kPerStage),
         exchange(memory + stages * kPerStage + LeftRows::kBytes) {}

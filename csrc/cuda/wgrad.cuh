@@ -1,5 +1,5 @@
-// residual_stack, the weight gradients: dweight[l] = inputs[l].T @ du[l], one grouped product over the layers of a
-// stretch, each block a tile of one layer over all rows: no atomics, one order of summation.
+// residual_stack, the weight gradients: dweight[l] = inputs[l].T @ du[l], one grouped product over the layers
+// of a stretch, each block a tile of one layer over all rows: no atomics, one order of summation.
 #pragma once
 
 #include "config.cuh"
@@ -24,8 +24,8 @@ DEEPRES_DEVICE void copy_chunk(unsigned char* to, const unsigned char* from, int
                  from + static_cast<i64>(v / kVectors) * kWidth * Operand::kBytes + v % kVectors * 16);
 }
 
-// The tensor cores sum over rows, so both operands are read transposed: 16-bit ones by load_matrices_transposed over
-// all 16 rows, 32-bit ones word by word over 8.
+// The tensor cores sum over rows, so both operands are read transposed: 16-bit ones by
+// load_matrices_transposed over all 16 rows, 32-bit ones word by word over 8.
 struct GradFragments {
   Operand::Left left[kGradDown];
   u32 right[kGradAcross][2];
@@ -52,7 +52,8 @@ struct GradFragments {
       for (int across = 0; across < kGradAcross; across += 2) {
         // Matrices: (rows 0-7, columns 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
         u32 words[4];
-        ptx::load_matrices_transposed(words, du + lane % 16 * kChunkStride + (8 * across + lane / 16 * 8) * 2);
+        ptx::load_matrices_transposed(words,
+                                      du + lane % 16 * kChunkStride + (8 * across + lane / 16 * 8) * 2);
         right[across][0] = words[0], right[across][1] = words[1];
         right[across + 1][0] = words[2], right[across + 1][1] = words[3];
       }
@@ -61,8 +62,8 @@ struct GradFragments {
       for (int across = 0; across < kGradAcross; ++across)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          right[across][i] = *reinterpret_cast<const u32*>(du + (row + c + 4 * i) * kChunkStride +
-                                                           (8 * across + group) * 4);
+          right[across][i] =
+              *reinterpret_cast<const u32*>(du + (row + c + 4 * i) * kChunkStride + (8 * across + group) * 4);
     }
   }
 };
@@ -101,7 +102,8 @@ residual_stack_wgrad(const unsigned char* inputs, const unsigned char* du, float
 #pragma unroll
     for (int row = 0; row < kChunk; row += 32 / Operand::kBytes) {
       GradFragments fragments;
-      fragments.load(slot + warp_row * Operand::kBytes, slot + kChunkBytes + warp_column * Operand::kBytes, row, lane);
+      fragments.load(slot + warp_row * Operand::kBytes, slot + kChunkBytes + warp_column * Operand::kBytes,
+                     row, lane);
 #pragma unroll
       for (int down = 0; down < kGradDown; ++down)
 #pragma unroll
@@ -119,7 +121,8 @@ residual_stack_wgrad(const unsigned char* inputs, const unsigned char* du, float
       for (int half = 0; half < 2; ++half) {
         const int m = tile_row + warp_row + 16 * down + lane / 4 + 8 * half;
         const int n = tile_column + warp_column + 8 * across + 2 * (lane % 4);
-        const u32 pair[2] = {ptx::bits(sums[down][across][2 * half]), ptx::bits(sums[down][across][2 * half + 1])};
+        const u32 pair[2] = {ptx::bits(sums[down][across][2 * half]),
+                             ptx::bits(sums[down][across][2 * half + 1])};
         store_words(out + m * kWidth + n, pair);
       }
 }

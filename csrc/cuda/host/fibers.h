@@ -1,7 +1,8 @@
-// The threads of one block as fibers of one CPU thread, so that a kernel runs, and can be watched, without a GPU.
+// The threads of one block as fibers of one CPU thread, so that a kernel runs, and can be watched, without a
+// GPU.
 //
-// A fiber runs until it waits: for the other lanes of its warp, for a barrier, for a copy. The order in which fibers
-// run and in which copies land is the schedule's: kernels must give the same bits under all of them.
+// A fiber runs until it waits: for the other lanes of its warp, for a barrier, for a copy. The order in which
+// fibers run and in which copies land is the schedule's: kernels must give the same bits under all of them.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +27,8 @@ constexpr int kLanes = 32;
 constexpr std::size_t kStack = 256 * 1024;
 
 #if defined(__x86_64__)
-// Saves the registers that a call preserves, and goes on where `to` saved its own; no system call, unlike swapcontext.
+// Saves the registers that a call preserves, and goes on where `to` saved its own; no system call, unlike
+// swapcontext.
 using Context = void*;
 extern "C" void deepres_switch(Context* from, Context to);
 asm(R"(
@@ -94,15 +96,15 @@ struct Fiber {
   void* fake_stack = nullptr;
   int thread = 0;
   bool done = false;
-  std::function<bool()> ready;              // empty: can run
+  std::function<bool()> ready;            // empty: can run
   std::vector<std::vector<Copy>> groups;  // cp.async groups, the open one last
 };
 
 // One block at a time; `current()` is the block whose threads run.
 class Block {
  public:
-  // Runs `body` in every thread. schedule 0: threads in order, copies as late as can be; others: threads shuffled by
-  // that seed, copies at once where it is even. Returns false if all threads wait for each other.
+  // Runs `body` in every thread. schedule 0: threads in order, copies as late as can be; others: threads
+  // shuffled by that seed, copies at once where it is even. Returns false if all threads wait for each other.
   bool run(int threads, std::size_t shared_bytes, unsigned schedule, std::function<void()> body) {
     body_ = std::move(body);
     schedule_ = schedule;

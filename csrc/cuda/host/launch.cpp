@@ -1,4 +1,5 @@
-// The kernels of residual_stack.cu as a library that a CPU runs: the same launch, by name, over 8-byte arguments.
+// The kernels of residual_stack.cu as a library that a CPU runs: the same launch, by name, over 8-byte
+// arguments.
 //
 // Compile with -std=c++17 -DDEEPRES_HOST and the macros of config.cuh.
 
@@ -39,9 +40,10 @@ std::function<void()> find(const char* name, const i64* words) {
 }  // namespace
 }  // namespace deepres::host
 
-// Runs every block of the grid in turn. 0, or 1 for an unknown kernel, 2 for threads that wait for each other.
-extern "C" int deepres_launch(const char* name, i64 grid_x, i64 grid_y, i64 threads, i64 shared_bytes, i64 schedule,
-                              const i64* words) {
+// Runs every block of the grid in turn. 0, or 1 for an unknown kernel, 2 for threads that wait for each
+// other.
+extern "C" int deepres_launch(const char* name, i64 grid_x, i64 grid_y, i64 threads, i64 shared_bytes,
+                              i64 schedule, const i64* words) {
   using namespace deepres::host;
   const std::function<void()> body = find(name, words);
   if (!body) return 1;
@@ -49,6 +51,7 @@ extern "C" int deepres_launch(const char* name, i64 grid_x, i64 grid_y, i64 thre
   block.count = grid_x;
   for (block.index_y = 0; block.index_y < grid_y; ++block.index_y)
     for (block.index = 0; block.index < grid_x; ++block.index)
-      if (!block.run(static_cast<int>(threads), shared_bytes, static_cast<unsigned>(schedule), body)) return 2;
+      if (!block.run(static_cast<int>(threads), shared_bytes, static_cast<unsigned>(schedule), body))
+        return 2;
   return 0;
 }

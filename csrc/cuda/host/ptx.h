@@ -53,8 +53,12 @@ inline float from_f16(u16 word) {
   std::memcpy(&half, &word, sizeof half);
   return static_cast<float>(half);
 }
-inline u32 pack_bf16(float low, float high) { return round_bf16(low) | static_cast<u32>(round_bf16(high)) << 16; }
-inline u32 pack_f16(float low, float high) { return round_f16(low) | static_cast<u32>(round_f16(high)) << 16; }
+inline u32 pack_bf16(float low, float high) {
+  return round_bf16(low) | static_cast<u32>(round_bf16(high)) << 16;
+}
+inline u32 pack_f16(float low, float high) {
+  return round_f16(low) | static_cast<u32>(round_f16(high)) << 16;
+}
 inline void unpack_f16(u32 word, float& low, float& high) {
   low = from_f16(static_cast<u16>(word));
   high = from_f16(static_cast<u16>(word >> 16));
