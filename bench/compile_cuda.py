@@ -1,4 +1,4 @@
-"""What the compiler makes of every CUDA C++ kernel, with no GPU: registers, spills and shared memory, by target.
+"""What the compiler makes of every CUDA C++ kernel, with no GPU: registers, spills, shared memory by target.
 
     python bench/compile_cuda.py [--width 256] [--precision bf16] [--target sm_90a]
 
@@ -64,7 +64,7 @@ def _usage(log: str) -> Iterable[tuple[str, dict[str, int]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Compile the CUDA kernels and report what they take.")
     parser.add_argument("--width", type=int, nargs="*", choices=WIDTHS, default=WIDTHS)
     parser.add_argument("--precision", nargs="*", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--target", nargs="*", choices=tuple(SHARED_LIMIT), default=tuple(SHARED_LIMIT))

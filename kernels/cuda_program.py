@@ -1,8 +1,8 @@
 """CUDA sources to running kernels: compiled by NVRTC for any target, kept on disk, launched through CuPy.
 
-Compiling asks for no GPU, driver or toolkit (`cuda-core` and NVIDIA's NVRTC wheel do it), so every target can be
-checked anywhere. What is compiled is kept under `$XDG_CACHE_HOME/deepres` (default ~/.cache/deepres), one file for
-each (sources, macros, target, compiler).
+Compiling asks for no GPU, driver or toolkit (`cuda-core` and NVIDIA's NVRTC wheel do it), so every target can
+be checked anywhere. What is compiled is kept under `$XDG_CACHE_HOME/deepres` (default ~/.cache/deepres), one
+file for each (sources, macros, target, compiler).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import tempfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-SOURCES = Path(__file__).parent / "cuda"  # a link to csrc/cuda in the repository, its files in an installed package
+SOURCES = Path(__file__).parent / "cuda"  # in the repository a link to csrc/cuda, installed its files
 
 
 def missing() -> str | None:
@@ -68,7 +68,8 @@ def compile_program(source: str, macros: dict[str, int], arch: str) -> tuple[byt
     try:
         code = Program((SOURCES / source).read_text(), "c++", options).compile("cubin", logs=log).code
     except Exception as error:
-        raise RuntimeError(f"NVRTC could not compile {source} for {arch}: {error}\n{log.getvalue()}") from error
+        message = f"NVRTC could not compile {source} for {arch}: {error}\n{log.getvalue()}"
+        raise RuntimeError(message) from error
     return bytes(code), log.getvalue()
 
 
@@ -106,6 +107,9 @@ def _key(source: str, macros: dict[str, int], arch: str) -> str:
     return digest.hexdigest()
 
 
+Argument = torch.Tensor | float | None
+
+
 class _Stream(NamedTuple):
     ptr: int  # all that CuPy asks of a stream
 
@@ -117,18 +121,20 @@ class DeviceProgram:
         import cupy
 
         self.device = device
-        self.shared_limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties: Any = torch.cuda.get_device_properties(device)
+        self.shared_limit = properties.shared_memory_per_block_optin
+        code = cached_program(source, macros, target((properties.major, properties.minor)))
         self._module = cupy.cuda.function.Module()
         with cupy.cuda.Device(device.index):
-            self._module.load(cached_program(source, macros, target(torch.cuda.get_device_capability(device))))
+            self._module.load(code)
 
     def launch(
-        self, kernel: str, grid: tuple[int, int], threads: int, shared: int, *arguments: torch.Tensor | float | None
+        self, kernel: str, grid: tuple[int, int], threads: int, shared: int, *arguments: Argument
     ) -> None:
-        """Starts a kernel on PyTorch's current stream. A tensor is passed as its address, None as the null address.
+        """Starts a kernel on PyTorch's current stream, with `shared` bytes of dynamic shared memory.
 
-        Every parameter of a kernel is 8 bytes: an address, an int64 or a double. Nothing here allocates or waits,
-        so a launch can be captured in a CUDA graph.
+        Every parameter of a kernel is 8 bytes: an address (a tensor, None for null), an int64 or a double.
+        Nothing here allocates or waits, so a launch can be captured in a CUDA graph.
         """
         import cupy
 

@@ -1,12 +1,12 @@
 """residual_stack on NVIDIA GPUs, sm_80 and newer: `impl="cuda"`, the kernels of csrc/cuda/residual_stack.cu.
 
-A block of threads owns 16 rows and walks a whole stretch of layers in one launch, forward or back, while the weights
-stream past it from L2. Weights are first packed, stretch by stretch, into the order and the format in which the tensor
-cores take them; the weight gradients of a stretch are one grouped product. A stretch is as many blocks of layers as
-keep its scratch in L2.
+A block of threads owns 16 rows and walks a whole stretch of layers in one launch, forward or back, while the
+weights stream past it from L2. Weights are first packed, stretch by stretch, into the order and the format in
+which the tensor cores take them; the weight gradients of a stretch are one grouped product. A stretch is as
+many blocks of layers as keep its scratch in L2.
 
-`activations` holds n of every layer (fp16 for the 16-bit precisions: |n| <= sqrt(W)), or, under checkpoint=k, the
-float32 input of every k-th block but the first, from which backward runs a stretch forward again.
+`activations` holds n of every layer (fp16 for the 16-bit precisions: |n| <= sqrt(W)), or, under checkpoint=k,
+the float32 input of every k-th block but the first, from which backward runs a stretch forward again.
 """
 
 from __future__ import annotations
@@ -151,8 +151,10 @@ class Stack:
             self.options.eps, self.stages,
         )  # fmt: skip
 
-    def dgrad(self, start: int, stop: int, packed: Tensor, scratch: Scratch, **tensors: Tensor | None) -> None:
-        """One launch of residual_stack_dgrad; `tensors` are its pointers dy, y, x, normalized, rstd, dx, block_input."""
+    def dgrad(
+        self, start: int, stop: int, packed: Tensor, scratch: Scratch, **tensors: Tensor | None
+    ) -> None:
+        """tensors: dy, y, x, normalized, rstd, dx and block_input of residual_stack_dgrad."""
         _, gamma, beta = self._vectors(start)
         self.program.launch(
             "residual_stack_dgrad", (self.blocks, 1), 32 * self.geometry.warps, self._chain_bytes(),
@@ -180,8 +182,9 @@ class Stack:
         return self.geometry.fixed_bytes + self.stages * self.geometry.stage_bytes
 
     def _vectors(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        norm = self.options.norm
-        return self.bias[start:], self.gamma[start:] if norm else self.gamma, self.beta[start:] if norm else self.beta
+        if not self.options.norm:  # gamma and beta are placeholders, never read
+            return self.bias[start:], self.gamma, self.beta
+        return self.bias[start:], self.gamma[start:], self.beta[start:]
 
 
 @dataclass(frozen=True)
@@ -213,9 +216,8 @@ def forward(
     y = torch.empty_like(x)
     activations, statistics = x.new_empty(0), x.new_empty(0)
     if save:
-        (activations, statistics) = (
-            x.new_empty(shape, dtype=dtype) for shape, dtype in saved_spec(*x.shape, depth, options)
-        )
+        specs = saved_spec(x.shape[0], x.shape[1], depth, options)
+        activations, statistics = (x.new_empty(shape, dtype=dtype) for shape, dtype in specs)
     if x.shape[0] == 0:
         return y, activations, statistics
     stack = Stack(x, weight, bias, gamma, beta, options)

@@ -1,6 +1,6 @@
 """The CUDA sources as a C++ library on the CPU: what stands in for a GPU in the tests.
 
-csrc/cuda/host emulates the threads of a block, and Python's side of the backend runs unchanged over CPU tensors.
+csrc/cuda/host emulates the threads of a block; the Python side of the backend runs unchanged on CPU tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 class HostProgram:
-    """What `cuda_program.DeviceProgram` is on a GPU. `schedule` orders threads and copies: see host/fibers.h."""
+    """What `cuda_program.DeviceProgram` is on a GPU. `schedule` orders threads and copies (host/fibers.h)."""
 
     schedule = 0
     shared_limit = 99 * 1024  # the smallest of the targets

@@ -1,4 +1,4 @@
-"""The CUDA residual stack. Its very sources run here on the CPU (csrc/cuda/host); with a GPU, the real thing too."""
+"""The CUDA residual stack. Its very sources run on the CPU (csrc/cuda/host); with a GPU, the real thing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("x", "weight", "bias", "gamma", "beta")
 
 @pytest.fixture
 def on_host(monkeypatch: pytest.MonkeyPatch):
-    """impl="cuda" over CPU tensors; every tensor it allocates starts as NaN, shared memory too (host/fibers.h)."""
+    """impl="cuda" over CPU tensors; what it allocates starts as NaN, shared memory too (host/fibers.h)."""
     monkeypatch.setattr(cuda_program, "load_program", cuda_on_host.load_program)
     monkeypatch.setattr(residual_stack_cuda, "unavailable", lambda: None)
     monkeypatch.setattr(residual_stack_cuda, "unsupported", lambda *_: None)
@@ -162,14 +162,16 @@ def test_views_that_begin_anywhere(on_host) -> None:
 
 
 def test_every_access_to_memory_is_in_bounds() -> None:
-    """Some of the tests above again, in a process whose kernels carry the address and undefined-behaviour checks."""
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    """Tests above again, in a process whose kernels carry the address and undefined-behaviour checks."""
+    # libstdc++ too: the checks look for its exceptions as they start, before Python has loaded it.
+    find = ["g++", "-print-file-name=libasan.so", "-print-file-name=libstdc++.so.6"]
+    runtimes = [subprocess.check_output([find[0], flag], text=True).strip() for flag in find[1:]]
     chosen = "[64-16-100-{'precision': 'bf16'}]", "[64-12-7-{'checkpoint': 1}]"
     base = f"{__file__}::test_error_is_no_worse_than_plain_pytorch"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(base + name for name in chosen)],
+        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", *(base + name for name in chosen)],
         env=os.environ
-        | {"DEEPRES_SANITIZE": "1", "LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
+        | {"DEEPRES_SANITIZE": "1", "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -268,8 +270,10 @@ def test_says_what_it_does_not_serve() -> None:
 
 
 def test_a_compile_error_says_where() -> None:
-    with pytest.raises(RuntimeError, match="could not compile residual_stack.cu for sm_90a"):
-        cuda_program.compile_program("residual_stack.cu", {"DEEPRES_PRECISION": 8, "DEEPRES_WIDTH": 64}, "sm_90a")
+    with pytest.raises(RuntimeError, match=r"could not compile residual_stack\.cu for sm_90a"):
+        cuda_program.compile_program(
+            "residual_stack.cu", {"DEEPRES_PRECISION": 8, "DEEPRES_WIDTH": 64}, "sm_90a"
+        )
 
 
 # --- On a GPU ---
@@ -285,7 +289,9 @@ def test_gpu_error_is_no_worse(precision: str, width: int, batch: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "options", [{"checkpoint": 1}, {"checkpoint": 4}, {"norm": False}, {"activation": "relu"}, {"skip_every": 0}], ids=str
+    "options",
+    [{"checkpoint": 1}, {"checkpoint": 4}, {"norm": False}, {"activation": "relu"}, {"skip_every": 0}],
+    ids=str,
 )
 def test_gpu_options(options: dict) -> None:
     assert_matches(arguments(100, 128, 64, "cuda"), precision="bf16", **options)
