@@ -24,6 +24,7 @@ import torch
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
     "residual_stack": {
+        "cuda": "deepres.kernels.residual_stack_cuda",
         "triton": "deepres.kernels.residual_stack_triton",
         "cpu": "deepres.kernels.residual_stack_cpu",
         "reference": "deepres.kernels.reference",
