@@ -178,9 +178,94 @@ class Config:
 
 
 # Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
+CHANGEABLE = frozenset({
+    "total_steps", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints", "save_buffer",
+    "precision", "checkpoint", "impl", "device", "actor_lr", "critic_lr", "alpha_lr",
+})  # fmt: skip
+
+_AT_LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+        for name in ("actor_lr", "critic_lr", "alpha_lr", "logsumexp_penalty"):
+            value = getattr(self, name)
+            if not _finite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        if not _finite(self.target_entropy_per_action):
+            raise ValueError(
+                f"target_entropy_per_action must be finite, got {self.target_entropy_per_action!r}"
+            )
+        if not (_finite(self.gamma) and 0 < self.gamma < 1):
+            raise ValueError(f"gamma must lie strictly between 0 and 1, got {self.gamma!r}")
+        for name in ("critic_depth", "actor_depth"):
+            depth = getattr(self, name)
+            if self.skip_every and depth % self.skip_every:
+                raise ValueError(
+                    f"{name} must be a multiple of skip_every={self.skip_every}, got {depth}; "
+                    f"use {max(self.skip_every, depth - depth % self.skip_every)}"
+                )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.min_buffer_steps > self.buffer_steps:
+            raise ValueError(
+                f"min_buffer_steps must not exceed buffer_steps={self.buffer_steps}, got {self.min_buffer_steps}"
+            )
+        if self.unroll_length > self.buffer_steps:
+            raise ValueError(
+                f"unroll_length must not exceed buffer_steps={self.buffer_steps}, got {self.unroll_length}"
+            )
+        if self.checkpoint not in ("none", "auto") and not (
+            str(self.checkpoint).isdigit() and int(self.checkpoint) > 0
+        ):
+            raise ValueError(
+                f"checkpoint must be none, auto or a number of blocks >= 1, got {self.checkpoint!r}"
+            )
+
+    @property
+    def checkpoint_blocks(self) -> str | int:
+        """`checkpoint` as `deepres.residual_stack` takes it."""
+        return int(self.checkpoint) if str(self.checkpoint).isdigit() else self.checkpoint
+
+    @property
+    def stack_options(self) -> dict[str, Any]:
+        """What every residual stack of the run is called with."""
+        return {
+            "skip_every": self.skip_every,
+            "activation": self.activation,
+            "norm": self.norm,
+            "precision": self.precision,
+            "checkpoint": self.checkpoint_blocks,
+            "impl": self.impl,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str) -> Config:
+        """The config that `values` holds; `source` is named when a field is unknown."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"{source} has fields this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Config:
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no run at {path.parent}: {path.name} is not there; pass a folder that `deepres train` wrote"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not readable as JSON ({error}); restore it from a copy") from None
+        return cls.from_dict(values, str(path))
+
+
+# Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
 CHANGEABLE = frozenset(
-    "total_steps eval_every eval_envs checkpoint_every keep_checkpoints save_buffer precision checkpoint impl device "
-    "actor_lr critic_lr alpha_lr".split()
+    ["total_steps", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints", "save_buffer", "precision", "checkpoint", "impl", "device", "actor_lr", "critic_lr", "alpha_lr"]
 )
 
 _AT_LEAST = {

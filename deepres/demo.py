@@ -36,7 +36,7 @@ CONFIG = Config(
 
 
 def main(run_dir: Path | None = None, seed: int = 0) -> None:
-    """Train `CONFIG`, evaluate its checkpoint afresh, and leave a video, the paths and the curves in the run's folder."""
+    """Train `CONFIG`, evaluate its checkpoint afresh, and leave a video, the paths and the curves in run_dir."""
     began = time.perf_counter()
     print("contrastive RL in a U-shaped maze: 16 residual layers, goals on both sides of the wall")
     result = train(replace(CONFIG, seed=seed), run_dir)

@@ -181,16 +181,20 @@ def _pictures(env: VectorEnv, frames: Sequence[Frame], width: int, height: int) 
     camera.distance, camera.azimuth, camera.elevation = view.distance, view.azimuth, view.elevation
     camera.lookat[:] = view.lookat
     with _canvas(model, width, height) as draw:
+        began = 0  # of the episode in the picture: a new goal clears the trail
         for t, frame in enumerate(frames):
             data.qpos[:] = frame.qpos
             mujoco.mj_forward(model, data)
+            new_goal = t == 0 or bool((frame.goal != frames[t - 1].goal).any())
+            if new_goal:
+                began = t
             if view.follow:
-                new_goal = t == 0 or bool((frame.goal != frames[t - 1].goal).any())
                 camera.lookat[:2] += (1.0 if new_goal else 0.2) * (data.qpos[:2] - camera.lookat[:2])
                 if new_goal:  # the robot in front, its goal behind it
                     towards = frame.goal - frame.achieved
                     camera.azimuth = np.degrees(np.arctan2(towards[1], towards[0]))
-            yield draw(data, camera, lambda scene, t=t: _mark(scene, env, frames[: t + 1]))
+            walked = frames[began : t + 1]
+            yield draw(data, camera, lambda scene, walked=walked: _mark(scene, env, walked))
 
 
 def _dressed(spec: mujoco.MjSpec, distance: float, width: int, height: int) -> mujoco.MjSpec:

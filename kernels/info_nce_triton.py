@@ -46,7 +46,9 @@ def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None
     if phi.shape[1] > LARGEST_WIDTH:
         return f"it is built for up to {LARGEST_WIDTH} features, got {phi.shape[1]}"
     if interpreted():
-        return None if phi.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it for the GPU"
+        return (
+            None if phi.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it for the GPU"
+        )
     if phi.device.type != "cuda":
         return f"phi must be on a CUDA device, got {phi.device}"
     major, minor = torch.cuda.get_device_capability(phi.device)
@@ -114,7 +116,9 @@ def forward(
     )  # fmt: skip
     keywords = {**constants(options, needs), **chosen.arguments()}
     grid = (_programs(batch, goals, chosen),)
-    if small and not interpreted():  # the interpreter runs programs one after the other: no barrier could open
+    if (
+        small and not interpreted()
+    ):  # the interpreter runs programs one after the other: no barrier could open
         info_nce_kernel[grid](*arguments, **keywords, PHASE="both", launch_cooperative_grid=True)
     else:
         for phase in ("statistics", "gradients"):

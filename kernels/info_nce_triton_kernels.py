@@ -7,7 +7,9 @@ tile. The same code serves both: `shift` turns an x index into the y index of it
 import triton
 import triton.language as tl
 
-NEAR = tl.constexpr(0.25)  # a pair is near if |x - y|^2 < NEAR (|x|^2 + |y|^2): products would lose its digits
+NEAR = tl.constexpr(
+    0.25
+)  # a pair is near if |x - y|^2 < NEAR (|x|^2 + |y|^2): products would lose its digits
 
 
 @triton.jit
@@ -156,7 +158,11 @@ def _summarise(
 ):  # fmt: skip
     """summary [4] = loss, accuracy, mean positive, mean negative, from the statistics of all rows, in one order."""
     loss, penalties = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    first, own, plain = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    first, own, plain = (
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+    )
     pairs = B.to(tl.float32) * M
     for i0 in range(0, B, BLOCK):
         i = i0 + tl.arange(0, BLOCK)

@@ -63,4 +63,3 @@ def test_through_the_interpreter():
         [sys.executable, "-c", INSIDE], env=environment, capture_output=True, text=True, timeout=250
     )
     assert run.returncode == 0 and run.stdout.endswith("passed\n"), run.stdout + run.stderr
-

@@ -41,7 +41,11 @@ except ImportError as error:
 
 def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-c", WITH_TORCH_ALONE], capture_output=True, text=True, cwd=tmp_path, env=_with_path()
+        [sys.executable, "-c", WITH_TORCH_ALONE],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=_with_path(),
     )
     assert result.returncode == 0, result.stderr
     ops, sentence = result.stdout.strip().split("\n")
@@ -53,7 +57,9 @@ def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
 def test_import_adds_little_to_torch():
     """No JAX, MuJoCo, Triton, CuPy or command line behind `import deepres`: that is what makes it quick."""
     script = "import sys, deepres; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     heavy = {"jax", "mujoco", "cupy", "tyro", "rich", "matplotlib", "tensorboard", "imageio", "safetensors"}
     assert heavy.isdisjoint(loaded.stdout.split())
 
@@ -80,7 +86,17 @@ def test_nobody_imports_the_folders_by_their_short_names():
 
 def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
     """No compiler is not an error; every sub-package and asset is in the wheel either way."""
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
     source = tmp_path / "source"
     _copy_tracked(source)
     env = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
@@ -119,7 +135,9 @@ def test_files_stay_readable(folder):
 
 
 def _sources() -> list[Path]:
-    return [p for folder in ("deepres", "kernels", "envs", "bench", "tests") for p in (ROOT / folder).glob("*.py")]
+    return [
+        p for folder in ("deepres", "kernels", "envs", "bench", "tests") for p in (ROOT / folder).glob("*.py")
+    ]
 
 
 def _with_path() -> dict[str, str]:
