@@ -66,6 +66,7 @@ def make_task(name: str, **options: Any) -> Task:
     if name not in _REGISTRY:
         raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
     xla.prepare()
+    xla.keep_compiled()
     module, class_name, variant = _REGISTRY[name]
     task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
     unknown = sorted(set(options) - set(signature(task_class).parameters))
