@@ -137,6 +137,34 @@ def triton_residual_stack() -> Iterator[Entry]:
                 )
 
 
+def triton_info_nce() -> Iterator[Entry]:
+    """The Triton InfoNCE with both gradients, in one launch and in two, at every padded width."""
+    from deepres.kernels import info_nce_triton as launcher
+    from deepres.kernels.info_nce import FORMS, InfoNCEOptions
+    from deepres.kernels.info_nce_triton_kernels import info_nce_kernel
+
+    types = {
+        **dict.fromkeys(("phi", "psi", "rows", "cols", "summary", "dphi", "dpsi"), "*fp32"),
+        **dict.fromkeys(("B", "M", "D", "offset"), "i32"),
+        "counter": "*i32",
+        "penalty": "fp32",
+    }
+    cases = [(width, "norm", "forward") for width in (64, 128, 256, 512)]
+    cases += [(64, energy, "forward") for energy in ("l2", "dot")]
+    cases += [(64, "norm", form) for form in FORMS[1:]]
+    for width, energy, form in cases:
+        for phase in ("both", "statistics", "gradients"):
+            options = InfoNCEOptions(energy=energy, form=form)
+            constants = {**launcher.constants(options, (True, True)), "PHASE": phase}
+            tiles = launcher.tiles(width, small=phase == "both")
+            configuration = {"width": width, "energy": energy, "form": form, "phase": phase}
+
+            def compile_for(target: int, constants=constants, tiles=tiles) -> Usage:
+                return compile_triton(info_nce_kernel, types, constants, tiles, target)
+
+            yield Entry("info_nce", "info_nce", configuration, compile_for)
+
+
 def _triton_entry(op: str, tiles, kernel, types, constants, width: int, precision: str) -> Entry:
     """tiles: the launcher's function of (kernel, width, precision, compute capability)."""
     name = kernel.__name__.removesuffix("_kernel")
@@ -160,7 +188,7 @@ class Backend(NamedTuple):
     versions: Callable[[], dict[str, str]]
 
 
-BACKENDS = {"triton": Backend([triton_residual_stack], versions_triton)}
+BACKENDS = {"triton": Backend([triton_residual_stack, triton_info_nce], versions_triton)}
 
 
 def report(backend: str, only: dict[str, str]) -> list[dict[str, object]]:

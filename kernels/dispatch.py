@@ -42,20 +42,23 @@ def load(op: str, impl: str) -> ModuleType:
     return sys.modules[BACKENDS[op][impl]]
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace an import
+# torch.compile traces neither imports nor caches: it takes the results of these two as they come.
+@torch.compiler.assume_constant_result
 def _import(name: str) -> bool:
     import_module(name)
     return True
 
 
-@cache
 @torch.compiler.assume_constant_result
 def _unavailable(op: str, impl: str) -> str | None:
     """Why `impl` cannot run here, or None; asked of the backend once in a process."""
-    if impl == "reference":
-        return None
+    return None if impl == "reference" else _reason(BACKENDS[op][impl])
+
+
+@cache
+def _reason(module: str) -> str | None:
     try:
-        return load(op, impl).unavailable()
+        return import_module(module).unavailable()
     except ImportError as error:
         return f"{error}"
 

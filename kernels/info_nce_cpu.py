@@ -1,7 +1,7 @@
 """InfoNCE on the CPU: C++ over tiles of logits, fp32, vectors chosen at run time, threads over tiles.
 
 One call gives the loss, the statistics and, where asked for, the gradients of a loss of 1; backward has only
-to scale them. A strip of logits (64 rows or more against all goals, 4 MB or M * 256 bytes) is all that
+to scale them. A strip of logits (96 rows or more against all goals: 4 MB, or M * 384 bytes) is all that
 exists at a time. See csrc/cpu/info_nce.cpp for the order of the sums: it depends on neither the number of
 threads nor the run, so the same input gives the same bits.
 

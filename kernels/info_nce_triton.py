@@ -1,12 +1,13 @@
 """InfoNCE in Triton, for NVIDIA GPUs of compute capability 8.0 or newer.
 
-    small batches   one launch (and a 4-byte memset): statistics, a barrier of the whole grid, gradients and loss;
-                    while one program per multiprocessor is enough, that is while (B + M) / 16 + 1 <= their number
+    small batches   one launch (and a 4-byte memset): statistics, a barrier of the whole grid, gradients and
+                    loss; while (B + M) / 16 + 1 programs are no more than the multiprocessors
     larger ones     two launches of the same kernel: statistics; gradients and loss
 
 A program owns a tile of rows of phi, or of psi, and walks past all of the other side: the log-sum-exp is kept
-online, logits are computed again for the gradients, and each gradient is summed by one program in one order. No
-atomics but the barrier's, so the same input gives the same bits. Memory beyond the results: 7 B + 3 M floats.
+online, logits are computed again for the gradients, and each gradient is summed by one program in one order.
+No atomics but the barrier's, so the same input gives the same bits. Memory beyond the results: 7 B + 3 M
+floats.
 
 Products run in 3xTF32 (three TF32 products for one of fp32). The distance of a far pair, |x - y|^2 >=
 (|x|^2 + |y|^2) / 4, comes from products and is within about 2^-20 of itself; tiles that hold a near pair are
@@ -74,13 +75,15 @@ class Tiles(NamedTuple):
 
 
 def tiles(width: int, small: bool) -> Tiles:
-    """small: tiles of 16 rows, to spread a small batch over the multiprocessors."""
+    """small: tiles of 16 rows, to spread a small batch over the multiprocessors.
+
+    The sizes are those that bench/compile_report.py shows without spills among the matrix products.
+    """
     padded = max(16, 1 << (width - 1).bit_length())
-    rows, cols = {128: (64, 64), 256: (32, 32), 512: (16, 32)}.get(padded, (64, 64))
-    if small:
-        rows = 16
-    blocks = {"BX": rows, "BY": cols, "BD": padded, "BK": min(padded, 64)}
-    return Tiles(blocks, 8 if rows * padded > 4096 else 4, 2)
+    rows = {128: 32, 256: 16, 512: 16}.get(padded, 64)
+    small = small or rows == 16
+    blocks = {"BX": 16 if small else rows, "BY": 32, "BD": padded, "BK": min(padded, 32)}
+    return Tiles(blocks, 4 if padded <= 64 and small else 8, 2)
 
 
 def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, object]:

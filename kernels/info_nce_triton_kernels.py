@@ -25,7 +25,7 @@ def _logits(
     x, y, x0, y0, nx, ny, D,
     ENERGY: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """(logits [BX, BY], near [BX, BY]); a tile with near pairs is computed again from differences, all of it."""
+    """(logits [BX, BY], near [BX, BY]); tiles with near pairs are computed again from differences."""
     product = tl.zeros([BX, BY], tl.float32)
     xx, yy = tl.zeros([BX], tl.float32), tl.zeros([BY], tl.float32)
     for k in range(0, BD, BK):
@@ -75,7 +75,7 @@ def _statistics(
     ENERGY: tl.constexpr, BINARY: tl.constexpr,
     BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Per x: the largest logit, sum exp(logit - largest), its partner's logit, sum logit, sum softplus(logit)."""
+    """Per x: the largest logit, sum exp(logit - largest), the partner's logit, sum logit, sum softplus."""
     row = x0 + tl.arange(0, BX)
     largest = tl.full([BX], float("-inf"), tl.float32)
     total, own = tl.zeros([BX], tl.float32), tl.zeros([BX], tl.float32)
@@ -156,7 +156,7 @@ def _summarise(
     rows, cols, summary, B, M, offset, penalty,
     ROW_LOSS: tl.constexpr, COL_LOSS: tl.constexpr, BINARY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """summary [4] = loss, accuracy, mean positive, mean negative, from the statistics of all rows, in one order."""
+    """summary [4] = loss, accuracy, mean positive, mean negative, from the statistics of all rows."""
     loss, penalties = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     first, own, plain = (
         tl.zeros([BLOCK], tl.float32),
@@ -197,7 +197,7 @@ def info_nce_kernel(
 ):  # fmt: skip
     """PHASE "statistics", then "gradients"; or "both" in one launch, across a barrier of the whole grid.
 
-    phi [B, D], psi [M, D]. Programs: a tile of BX rows of phi each, then of psi each, then one for the summary.
+    phi [B, D], psi [M, D]. Programs: a tile of BX rows of phi each, then of psi each, one for the summary.
     rows [7, B]: largest logit, scale of dL/dlogit, lse, lse - positive, positive, sum logit, sum softplus.
     cols [3, M]: largest logit, scale, lse - positive of the softmax over state-actions (COL_LOSS), for goals
     that are a row's own; a scale of 0 for the others. counter [1]: 0 (PHASE "both").

@@ -30,9 +30,10 @@ for form in FORMS:
     shared.assert_all_no_worse(phi, psi, impl="triton", form=form, positive_offset=3)
 shared.assert_all_no_worse(*shared.features(1, 1, 3), impl="triton")
 shared.assert_all_no_worse(*shared.features(17, 17, 300), impl="triton", logsumexp_penalty=0.0)
-for energy in ("norm", "l2", "dot"):
+for energy in ("norm", "l2", "dot"):  # far pairs come from products, within 2^-20 of a logit of 1e4
     phi, psi = shared.scaled(*shared.features(20, 20, 16), energy, 1e4)
-    shared.assert_all_no_worse(phi, psi, impl="triton", energy=energy, logsumexp_penalty=1e-3)
+    options = {"energy": energy, "logsumexp_penalty": 1e-3, "hair": 1e4 * 2**-20}
+    shared.assert_all_no_worse(phi, psi, impl="triton", **options)
 
 # Near pairs: rows of the gradient as good as each row's own size asks for.
 phi, noise = shared.features(33, 33, 16, scale=10.0)

@@ -245,7 +245,7 @@ class InfoNce {
   }
 
   void accumulate_dphi(int64_t first, int64_t last) {
-    constexpr int64_t rows = 16;
+    constexpr int64_t rows = 24;  // divides a tile
 #pragma omp for schedule(static)
     for (int64_t i = first * kTileRows; i < std::min(last * kTileRows, p_.b); i += rows)
       for (int64_t c = 0; c < col_tiles_; ++c)

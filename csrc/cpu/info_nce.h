@@ -11,7 +11,7 @@ namespace deepres::nce {
 enum class Energy : int { kNorm, kL2, kDot };
 enum class Form : int { kForward, kBackward, kSymmetric, kBinary };
 
-constexpr int64_t kTileRows = 64, kTileCols = 128;  // 32 KB of logits: a tile stays in L1 between its steps
+constexpr int64_t kTileRows = 96, kTileCols = 128;  // 48 KB of logits: a tile stays in L2 between its steps
 constexpr int64_t kTile = kTileRows * kTileCols;
 constexpr int64_t kLane = 16;  // the widest vector; d comes padded to a multiple of it
 

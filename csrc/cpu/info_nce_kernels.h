@@ -12,7 +12,8 @@ namespace deepres::nce {
 namespace {
 
 constexpr int kWidth = DEEPRES_NCE_WIDTH, kPanels = DEEPRES_NCE_PANELS;
-constexpr int kRows = 4;      // rows to a register block
+constexpr int kRows = 4;                             // rows to a register block of logits
+constexpr int kGradientRows = kWidth == 16 ? 6 : 3;  // and of gradients, where x stays in registers as well
 constexpr int64_t kRun = 64;  // features summed in a row; longer sums are sums of runs, which round less
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
@@ -211,15 +212,15 @@ void weights(Energy energy, const Softmaxes& softmaxes, int64_t rows, float* til
   if (energy == Energy::kDot) weights_of<Energy::kDot>(softmaxes, rows, tile);
 }
 
-// kVecs vectors of features of kRows rows of dx stay in registers while all of y passes.
+// kVecs vectors of features of kGradientRows rows of dx stay in registers while all of y passes.
 template <bool kDifference, int kVecs>
 void accumulate_features(const float* x, int64_t nx, const float* y, int64_t ny, int64_t d, const float* w,
                          int64_t wx, int64_t wy, float* dx) {
-  for (int64_t row = 0; row < nx; row += kRows) {
-    const int rows = nx - row < kRows ? (int)(nx - row) : kRows;
-    const float* scale[kRows];
-    Vec here[kRows][kVecs], sum[kRows][kVecs] = {};
-    for (int r = 0; r < kRows; ++r) {
+  for (int64_t row = 0; row < nx; row += kGradientRows) {
+    const int rows = nx - row < kGradientRows ? (int)(nx - row) : kGradientRows;
+    const float* scale[kGradientRows];
+    Vec here[kGradientRows][kVecs], sum[kGradientRows][kVecs] = {};
+    for (int r = 0; r < kGradientRows; ++r) {
       const int64_t at = row + (r < rows ? r : rows - 1);
       scale[r] = w + at * wx;
       for (int v = 0; v < kVecs; ++v) here[r][v] = load(x + at * d + v * kWidth);
@@ -227,7 +228,7 @@ void accumulate_features(const float* x, int64_t nx, const float* y, int64_t ny,
     for (int64_t j = 0; j < ny; ++j) {
       Vec there[kVecs];
       for (int v = 0; v < kVecs; ++v) there[v] = load(y + j * d + v * kWidth);
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kGradientRows; ++r) {
         const Vec g = splat(scale[r][j * wy]);
         for (int v = 0; v < kVecs; ++v) sum[r][v] += g * (kDifference ? here[r][v] - there[v] : there[v]);
       }
