@@ -39,8 +39,11 @@ class Contest:
         s = self.settings
         return Case(self.op, mode, depth, s.batch, s.width, self.precision, s.device)
 
-    def enter(self, names: list[str]) -> None:
-        """Starts the contestants at once, then lets each prove its results."""
+    def enter(self, names: list[str], *, asked_for: bool = True) -> None:
+        """Starts the contestants at once, then lets each prove its results.
+
+        asked_for: keep those that are unavailable here, with their reasons.
+        """
         for name in names:
             self.workers[name] = self.crew.get(name, self._entry(name).environment)
         order = list(OPS[self.op].implementations)
@@ -56,6 +59,9 @@ class Contest:
                     "check", case, self._entry(name), limit_s=self.settings.limit_s
                 )
             except Failed as failure:
+                if failure.status == "unavailable" and not asked_for:
+                    del self.workers[name]
+                    continue
                 self.reasons[name] = (failure.status, failure.reason)
             self.checks.append(
                 {"op": self.op, "precision": self.precision, "implementation": name, **outcome}

@@ -12,7 +12,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 DEPTHS = (4, 16, 64, 256, 1024)
 ACTOR_DEPTH_LIMIT = 512  # the paper saw the actor's loss explode beyond
 BASELINE = "eager"  # every ratio is against this one
-CEILING = "products"  # the matrix products of the same case alone: what shares are a share of
+CEILING = "products"  # the matrix products of the same case alone, by PyTorch: what shares are a share of
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ builds it. The maths, the inputs and the gradients asked for are those of the Py
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from bench.worker import Prepared, Unavailable
 
 
 def jitted(case: Case, variant: str) -> Prepared:
+    threads = torch.get_num_threads()  # JAX counts the cores it may run on, and only then
+    if case.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     try:
         import jax
         import jax.numpy as jnp

@@ -188,7 +188,7 @@ def run(
     for op, precision in dict.fromkeys((op, precision) for op, precision, _, _ in cases):
         contest = measure.Contest(op, precision, settings, crew, progress.say)
         contest.enter(contestants(op, arguments))
-        contest.enter(other_backends(op, results, contest))
+        contest.enter(other_backends(op, results, contest), asked_for=False)
         results["checks"] += contest.checks
         for _, _, depth, mode in (case for case in cases if case[:2] == (op, precision)):
             results["rows"] += contest.measure(contest.case(depth, mode))
