@@ -11,8 +11,8 @@ Every figure is a prediction. What a layer of the chain kernels (csrc/cuda) cost
 - product: the tensor cores' time, or that of what they read from shared memory;
 - epilogue: two barriers with their shuffles, and the special functions of the activation.
 
-The ring keeps weights coming during the epilogue: that is why stream and shared stand beside the sum. Design A
-gives a block 16 rows; B and C let 2 or 4 blocks split the columns, and pay two exchanges through each other's
+The ring keeps weights coming during the epilogue: so stream and shared stand beside the sum. Design A gives a
+block 16 rows; B and C let 2 or 4 blocks split the columns, and pay two exchanges through each other's
 shared memory. `bench/gpu_check.sh` measures what is assumed here, and writes measurement beside prediction.
 """
 
@@ -28,8 +28,8 @@ class Machine:
 
     clock: GHz under load. stream: GB/s from L2 to one SM. l2: GB/s of the whole L2. hbm: GB/s.
     tensor: dense 16-bit operations (2 to a multiply-add) of an SM in a cycle, S. reach: the share of it that
-    mma.sync reaches. barrier, exchange: microseconds of a block's barrier with its shuffles, and of a store to
-    a neighbour's shared memory until it is seen there. boundary: microseconds between kernels of a graph.
+    mma.sync reaches. barrier, exchange: microseconds of a block's barrier with its shuffles, of a store to a
+    neighbour's shared memory until it is seen there. boundary: microseconds between kernels of a graph.
     """
 
     name: str
@@ -98,7 +98,7 @@ def layer_parts(machine: Machine, size: Size, cluster: int) -> dict[str, float]:
 
 
 def layer(machine: Machine, size: Size, cluster: int = 1) -> float:
-    """Microseconds of one dependent layer, forward or input gradient. Blocks past one to an SM run in waves."""
+    """Microseconds of one dependent layer, either way. Blocks past one to an SM run in waves."""
     parts = layer_parts(machine, size, cluster)
     once = max(parts["stream"], parts["shared"], parts["product"] + parts["epilogue"])
     return once * -(-(-(-size.batch // 16) * cluster) // machine.sms)
