@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -33,8 +34,10 @@ def report(
     rows: list[dict[str, object]] = []
     for width in widths:
         for precision in precisions:
-            geometry = Geometry(width, StackOptions(precision=precision))
-            for target in targets:
+            for target, cluster in itertools.product(targets, (1, 4)):
+                if cluster > 1 and (target == "sm_80" or width // cluster < 64):
+                    continue
+                geometry = Geometry(width, StackOptions(precision=precision), cluster)
                 _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, target)
                 stages = geometry.stages(SHARED_LIMIT[target])
                 chain = geometry.fixed_bytes + stages * geometry.stage_bytes
@@ -43,7 +46,13 @@ def report(
                     shared = {"forward": chain, "dgrad": chain, "wgrad": geometry.wgrad_bytes}.get(short, 0)
                     rows.append(
                         {"op": "residual_stack", "kernel": short, "width": width, "precision": precision}
-                        | {"target": target, **usage, "shared": shared, "shared_limit": SHARED_LIMIT[target]}
+                        | {
+                            "target": target,
+                            "cluster": cluster,
+                            **usage,
+                            "shared": shared,
+                            "shared_limit": SHARED_LIMIT[target],
+                        }
                         | ({"stages": stages} if short in ("forward", "dgrad") else {})
                     )
     return rows
@@ -73,8 +82,8 @@ def main() -> None:
     for row in rows:
         if row["kernel"] in ("forward", "dgrad", "wgrad"):
             print(
-                "{target:8} {width:4} {precision:5} {kernel:8} {registers:4} registers {shared:7} B shared, "
-                "{spill_stores} B spilled".format(**row)
+                "{target:8} {width:4} {precision:5} cluster {cluster} {kernel:8} {registers:4} registers "
+                "{shared:7} B shared, {spill_stores} B spilled".format(**row)
             )
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     head = {

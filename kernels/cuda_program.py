@@ -114,6 +114,24 @@ class _Stream(NamedTuple):
     ptr: int  # all that CuPy asks of a stream
 
 
+class DeviceFacts(NamedTuple):
+    """capability: (9, 0) for sm_90. processors: streaming multiprocessors. shared_limit: bytes of a block."""
+
+    capability: tuple[int, int]
+    processors: int
+    shared_limit: int
+
+
+@cache
+def device_facts(device: torch.device) -> DeviceFacts:
+    properties: Any = torch.cuda.get_device_properties(device)
+    return DeviceFacts(
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+    )
+
+
 class DeviceProgram:
     """The kernels of one source on one device."""
 
@@ -121,9 +139,7 @@ class DeviceProgram:
         import cupy
 
         self.device = device
-        properties: Any = torch.cuda.get_device_properties(device)
-        self.shared_limit = properties.shared_memory_per_block_optin
-        code = cached_program(source, macros, target((properties.major, properties.minor)))
+        code = cached_program(source, macros, target(device_facts(device).capability))
         self._module = cupy.cuda.function.Module()
         with cupy.cuda.Device(device.index):
             self._module.load(code)

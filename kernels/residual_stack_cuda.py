@@ -51,6 +51,7 @@ class Geometry:
 
     width: int
     options: StackOptions
+    cluster: int = 1
 
     @cached_property
     def operand_bytes(self) -> int:
@@ -61,18 +62,28 @@ class Geometry:
         return torch.float16 if self.options.norm and self.operand_bytes == 2 else torch.float32
 
     @cached_property
+    def columns(self) -> int:
+        return self.width // self.cluster
+
+    @cached_property
     def warps(self) -> int:
-        return 4 if self.width == 64 else 8
+        return 4 if self.columns == 64 else 8
+
+    @cached_property
+    def warp_stage_bytes(self) -> int:
+        """Weights that one copy brings: 4 KB, or all that a warp needs of a layer."""
+        return min(4096, self.columns // self.warps * self.width * self.operand_bytes)
 
     @cached_property
     def stage_bytes(self) -> int:
         """Shared memory of a chain kernel for one stage of all warps' rings: weights and their barriers."""
-        return (1 if self.width == 512 else 2) * 64 * self.width + 8 * self.warps
+        return self.warps * (self.warp_stage_bytes + 8)
 
     @cached_property
     def fixed_bytes(self) -> int:
-        """The rest of its shared memory: 16 rows of the left operand, and two floats of each row and warp."""
-        return ROWS * (self.width * self.operand_bytes + 16) + ROWS * 4 * (2 * self.warps + 4)
+        """The rest of it: 16 rows of the left operand, two floats of each row and warp, two barriers."""
+        parts = self.cluster * self.warps
+        return ROWS * (self.width * self.operand_bytes + 16) + ROWS * 4 * (2 * parts + 4) + 16
 
     @cached_property
     def wgrad_tile(self) -> int:
@@ -84,9 +95,14 @@ class Geometry:
         return 2 * 4 * 16 * (self.wgrad_tile * self.operand_bytes + (16 if self.operand_bytes == 2 else 32))
 
     def stages(self, shared_limit: int) -> int:
-        """Stages in flight: at most eight, or two layers' worth; no more than fit."""
-        layer = self.width**2 * self.operand_bytes // (self.stage_bytes - 8 * self.warps)
-        return min(max(8, 2 * layer), (shared_limit - self.fixed_bytes) // self.stage_bytes)
+        """Stages in flight: two layers' worth, at least four; no more than fit.
+
+        Clusters leave room for a second block on an SM if they can: they need not find free SMs side by side.
+        """
+        layer = self.columns // self.warps * self.width * self.operand_bytes // self.warp_stage_bytes
+        alone = (shared_limit - self.fixed_bytes) // self.stage_bytes
+        beside = (shared_limit // 2 - 1024 - self.fixed_bytes) // self.stage_bytes
+        return min(max(4, 2 * layer), beside if self.cluster > 1 and beside >= 2 else alone)
 
     @property
     def macros(self) -> dict[str, int]:
@@ -95,11 +111,23 @@ class Geometry:
             "DEEPRES_PRECISION": _FORMATS[self.options.precision],
             "DEEPRES_NORM": int(self.options.norm),
             "DEEPRES_SWISH": int(self.options.activation == "swish"),
+            "DEEPRES_CLUSTER": self.cluster,
             "DEEPRES_THREADS": 32 * self.warps,
             "DEEPRES_STAGE_BYTES": self.stage_bytes,
             "DEEPRES_FIXED_BYTES": self.fixed_bytes,
             "DEEPRES_WGRAD_BYTES": self.wgrad_bytes,
         }
+
+
+def choose_cluster(width: int, blocks: int, capability: tuple[int, int], processors: int) -> int:
+    """Thread blocks that split the columns of 16 rows: as many, up to 4, as leave each 64 columns and an SM.
+
+    What a layer costs is bytes through one SM; a cluster divides them. Only sm_90 and newer have clusters.
+    """
+    if capability < (9, 0):
+        return 1
+    fitting = (c for c in (4, 2) if width // c >= 64 and blocks * c <= processors)
+    return next(fitting, 1)
 
 
 class Stack:
@@ -114,11 +142,14 @@ class Stack:
         self.depth, self.width = bias.shape
         self.batch = x.shape[0]
         self.blocks = -(-self.batch // ROWS)
-        self.geometry = Geometry(self.width, options)
+        device = cuda_program.device_facts(x.device)
+        cluster = choose_cluster(self.width, self.blocks, device.capability, device.processors)
+        self.geometry = Geometry(self.width, options, cluster)
         self.program = cuda_program.load_program(
             "residual_stack.cu", tuple(self.geometry.macros.items()), x.device
         )
-        self.stages = self.geometry.stages(self.program.shared_limit)
+        self.grid = (self.blocks * cluster, 1)
+        self.stages = self.geometry.stages(device.shared_limit)
         self.layer_bytes = self.width**2 * self.geometry.operand_bytes
         self.per_block = options.skip_every or self.depth
         self.segment = min(self.depth, options.skip_every * options.checkpoint)  # layers between kept inputs
@@ -145,7 +176,7 @@ class Stack:
         normalized: Tensor | None = None, rstd: Tensor | None = None, kept: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.program.launch(
-            "residual_stack_forward", (self.blocks, 1), 32 * self.geometry.warps, self._chain_bytes(),
+            "residual_stack_forward", self.grid, 32 * self.geometry.warps, self._chain_bytes(),
             x, packed, *self._vectors(start), y, normalized, rstd, kept,
             self.batch, stop - start, self.options.skip_every, 0 if kept is None else self.segment,
             self.options.eps, self.stages,
@@ -157,7 +188,7 @@ class Stack:
         """tensors: dy, y, x, normalized, rstd, dx and block_input of residual_stack_dgrad."""
         _, gamma, beta = self._vectors(start)
         self.program.launch(
-            "residual_stack_dgrad", (self.blocks, 1), 32 * self.geometry.warps, self._chain_bytes(),
+            "residual_stack_dgrad", self.grid, 32 * self.geometry.warps, self._chain_bytes(),
             tensors["dy"], tensors["y"], tensors["x"], packed, gamma, beta,
             tensors["normalized"], tensors["rstd"], tensors["dx"], tensors["block_input"],
             scratch.inputs, scratch.du, scratch.partials,

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from deepres.kernels import cuda_program
+
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 BUILD = Path(__file__).parents[1] / "build" / "cuda_on_host"
 # DEEPRES_SANITIZE=1: every access to memory is checked (tests run themselves so, with the runtime preloaded).
@@ -25,7 +27,6 @@ class HostProgram:
     """What `cuda_program.DeviceProgram` is on a GPU. `schedule` orders threads and copies (host/fibers.h)."""
 
     schedule = 0
-    shared_limit = 99 * 1024  # the smallest of the targets
 
     def __init__(self, macros: dict[str, int]):
         self._library = ctypes.CDLL(str(build(macros)))
@@ -64,6 +65,11 @@ def build(macros: dict[str, int]) -> Path:
         assert done.returncode == 0, done.stderr
         partial.rename(library)
     return library
+
+
+# What `cuda_program.device_facts` says of the stand-in: one block to 16 rows, or clusters of them.
+SMALL = cuda_program.DeviceFacts((8, 0), 108, 99 * 1024)
+LARGE = cuda_program.DeviceFacts((9, 0), 132, 227 * 1024)
 
 
 @cache

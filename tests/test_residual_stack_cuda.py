@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ NAMES = ("x", "weight", "bias", "gamma", "beta")
 def on_host(monkeypatch: pytest.MonkeyPatch):
     """impl="cuda" over CPU tensors; what it allocates starts as NaN, shared memory too (host/fibers.h)."""
     monkeypatch.setattr(cuda_program, "load_program", cuda_on_host.load_program)
+    monkeypatch.setattr(cuda_program, "device_facts", lambda _: cuda_on_host.SMALL)
     monkeypatch.setattr(residual_stack_cuda, "unavailable", lambda: None)
     monkeypatch.setattr(residual_stack_cuda, "unsupported", lambda *_: None)
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
@@ -95,10 +97,34 @@ def test_error_is_no_worse_than_plain_pytorch(width, depth, batch, options, on_h
     assert_matches(arguments(batch, width, depth), **options)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_same_bits_whatever_runs_first(precision: str, on_host) -> None:
+@pytest.mark.parametrize(
+    ("width", "depth", "batch", "options"),
+    [
+        (128, 8, 20, {"precision": "bf16"}),  # 2 blocks share 16 rows
+        (128, 8, 7, {"precision": "bf16", "checkpoint": 1}),
+        (256, 4, 20, {}),  # 4 blocks
+        (256, 4, 7, {"norm": False, "precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_clusters_are_no_worse_either(width, depth, batch, options, on_host) -> None:
+    on_host.setattr(cuda_program, "device_facts", lambda _: cuda_on_host.LARGE)
+    assert_matches(arguments(batch, width, depth), **options)
+
+
+@pytest.mark.parametrize(
+    ("width", "precision", "facts"),
+    [
+        (64, "bf16", cuda_on_host.SMALL),
+        (64, "fp32", cuda_on_host.SMALL),
+        (128, "bf16", cuda_on_host.LARGE),
+    ],
+    ids=["one block", "one block, fp32", "cluster"],
+)
+def test_same_bits_whatever_runs_first(width: int, precision: str, facts, on_host) -> None:
     """Threads in order or shuffled, copies as early or as late as can be: a missing barrier would show."""
-    args = arguments(20, 64, 8)
+    on_host.setattr(cuda_program, "device_facts", lambda _: facts)
+    args = arguments(20, width, 8)
     first = outputs("cuda", torch.float32, args, precision=precision)
     for schedule in (0, 1, 2, 3):
         on_host.setattr(cuda_on_host.HostProgram, "schedule", schedule)
@@ -166,10 +192,21 @@ def test_every_access_to_memory_is_in_bounds() -> None:
     # libstdc++ too: the checks look for its exceptions as they start, before Python has loaded it.
     find = ["g++", "-print-file-name=libasan.so", "-print-file-name=libstdc++.so.6"]
     runtimes = [subprocess.check_output([find[0], flag], text=True).strip() for flag in find[1:]]
-    chosen = "[64-16-100-{'precision': 'bf16'}]", "[64-12-7-{'checkpoint': 1}]"
-    base = f"{__file__}::test_error_is_no_worse_than_plain_pytorch"
+    plain, clusters = "test_error_is_no_worse_than_plain_pytorch", "test_clusters_are_no_worse_either"
+    chosen = (
+        f"{plain}[64-12-33-{{'precision': 'bf16', 'checkpoint': 2}}]",
+        f"{clusters}[128-8-20-{{'precision': 'bf16'}}]",
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", *(base + name for name in chosen)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-qs",
+            "-p",
+            "no:cacheprovider",
+            *(f"{__file__}::{name}" for name in chosen),
+        ],
         env=os.environ
         | {"DEEPRES_SANITIZE": "1", "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
         cwd=Path(__file__).parents[1],
@@ -188,19 +225,30 @@ def test_compiles_for_every_target_without_spills(target: str) -> None:
     from bench import compile_cuda
 
     rows = compile_cuda.report([256], ["bf16"], [target])
-    hot = {row["kernel"]: row for row in rows if row["kernel"] in ("forward", "dgrad", "wgrad")}
-    assert len(rows) == 5 and len(hot) == 3
-    for kernel, row in hot.items():
-        assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, f"{kernel}: {row}"
-        assert row["shared"] <= row["shared_limit"], f"{kernel}: {row}"
+    hot = [row for row in rows if row["kernel"] in ("forward", "dgrad", "wgrad")]
+    assert [row["cluster"] for row in hot] == ([1] * 3 if target == "sm_80" else [1] * 3 + [4] * 3)
+    for row in hot:
+        assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, row
+        assert row["shared"] <= row["shared_limit"], row
 
 
 def test_shared_memory_fits_every_target() -> None:
-    for precision in ("bf16", "fp32"):
-        for width in residual_stack_cuda.WIDTHS:
-            geometry = residual_stack_cuda.Geometry(width, StackOptions(precision=precision))
-            assert geometry.stages(99 * 1024) >= 2, f"width {width}, {precision}"
+    for precision, width, cluster in itertools.product(
+        ("bf16", "fp32"), residual_stack_cuda.WIDTHS, (1, 2, 4)
+    ):
+        if width // cluster >= 64:
+            geometry = residual_stack_cuda.Geometry(width, StackOptions(precision=precision), cluster)
+            assert geometry.stages(99 * 1024) >= 2, geometry
             assert geometry.wgrad_bytes <= 99 * 1024
+
+
+def test_clusters_where_they_pay() -> None:
+    choose = residual_stack_cuda.choose_cluster
+    assert choose(256, 32, (8, 0), 108) == 1  # no clusters before sm_90
+    assert choose(256, 32, (9, 0), 132) == 4
+    assert choose(128, 32, (9, 0), 132) == 2  # 64 columns a block at least
+    assert choose(256, 64, (9, 0), 132) == 2  # an SM for each block
+    assert choose(256, 100, (9, 0), 132) == 1
 
 
 COMPILE = """

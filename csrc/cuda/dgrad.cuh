@@ -82,8 +82,9 @@ DEEPRES_DEVICE void sum_columns(float* sums, const Tile& tile, const Lane& at) {
 }
 
 // dn -> du = rstd (dn - mean(dn) - n mean(dn n)).
-DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rstd)[2], RowExchange& exchange,
+DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rstd)[2], RowPairs& pairs,
                                        const Lane& at) {
+  Pair mine[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     Pair sum{0, 0};
@@ -92,17 +93,17 @@ DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rs
       sum.first += dn[h][i];
       sum.second += dn[h][i] * n[h][i];
     }
-    exchange.put(h, {sum_row(sum.first), sum_row(sum.second)}, at);
+    mine[h] = {sum_row(sum.first), sum_row(sum.second)};
   }
-  ptx::sync_threads();
+  pairs.exchange(mine, at);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    Pair parts[kWarps];
-    exchange.get(h, parts, at);
+    Pair parts[kParts];
+    pairs.get(h, parts, at);
     Pair mean{0, 0};
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp)
-      mean.first += parts[warp].first, mean.second += parts[warp].second;
+    for (int part = 0; part < kParts; ++part)
+      mean.first += parts[part].first, mean.second += parts[part].second;
     mean.first *= 1.0f / kWidth, mean.second *= 1.0f / kWidth;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) dn[h][i] = rstd[h] * (dn[h][i] - mean.first - n[h][i] * mean.second);
@@ -110,7 +111,7 @@ DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rs
 }
 
 DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i64 block, const Lane& at) {
-  const i64 first_row = block * kRows, blocks = ptx::block_count(), padded = blocks * kRows;
+  const i64 first_row = block * kRows, blocks = ptx::block_count() / kCluster, padded = blocks * kRows;
   Tile d, d_block, stream;  // dL/d(layer output), dL/d(block output), the residual stream above the layer
   load_tile(d, in.dy, first_row, in.batch, at);
   load_tile(stream, in.y, first_row, in.batch, at);
@@ -159,12 +160,11 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
       for (int h = 0; h < 2; ++h)
 #pragma unroll
         for (int i = 0; i < kOwned; ++i) d[h][i] *= kept.gamma[i];
-      normalize_gradient(d, n, kept.rstd, shared.exchange, at);
+      normalize_gradient(d, n, kept.rstd, shared.pairs, at);
     } else {
-      ptx::sync_threads();  // all have read the left rows
+      shared.pairs.exchange({}, at);
     }
-    shared.left.store(d, at);
-    ptx::sync_threads();
+    shared.left.exchange(d, at);
     if (sums != nullptr) sum_columns(sums, d, at);
     if (in.du != nullptr)
       store_tile<Operand>(in.du + layer * padded * kWidth * Operand::kBytes, d, first_row, padded, at);
@@ -189,12 +189,13 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
 // dy [batch, W], the gradient of the last layer's output, back through `layers` layers, whose weights lie
 // packed for the transposed product. The first layer begins a block.
 //
-// Grid: batch / 16 rounded up; padded = 16 times that. Inputs: y [batch, W], the output of the last layer; x,
-// the input of the first (null: found by walking back from y); normalized and rstd as forward left them.
-// Outputs, each null where not wanted: dx [batch, W] (may be dy); block_input [batch, W], the first layer's
-// input (may be y); inputs and du [layers, padded, W] in the operand's format, each layer's input and the
-// gradient at its Dense; partials [layers, grid, 3, W], the block's share of dbias, dgamma and dbeta.
-DEEPRES_KERNEL(kThreads)
+// Grid: batch / 16 rounded up, a cluster each; padded = 16 times that. Inputs: y [batch, W], the output of
+// the last layer; x, the input of the first (null: found by walking back from y); normalized and rstd as
+// forward left them. Outputs, each null where not wanted: dx [batch, W] (may be dy); block_input [batch, W],
+// the first layer's input (may be y); inputs and du [layers, padded, W] in the operand's format, each layer's
+// input and the gradient at its Dense; partials [layers, teams, 3, W], the team's share of dbias, dgamma and
+// dbeta.
+DEEPRES_CHAIN_KERNEL
 residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsigned char* packed,
                      const float* gamma, const float* beta, const unsigned char* normalized,
                      const float* rstd, float* dx, float* block_input, unsigned char* inputs,
@@ -204,7 +205,7 @@ residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsi
                       -kLayerBytes, layers - (dx == nullptr), at);
   const DgradArguments arguments{dy,          y,      x,  gamma,    beta,  normalized, rstd,      dx,
                                  block_input, inputs, du, partials, batch, layers,     skip_every};
-  dgrad_rows(arguments, shared, ptx::block_index(), at);
+  dgrad_rows(arguments, shared, ptx::block_index() / kCluster, at);
 }
 
 // partials [layers, blocks, 3, W] -> dbias, dgamma, dbeta [layers, W] (null where not wanted), blocks in

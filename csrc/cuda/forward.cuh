@@ -7,8 +7,9 @@ namespace deepres {
 
 // u -> n = (u - mean) rstd by rows; returns rstd of the lane's two rows. Each warp centres on its own mean
 // first, and the parts are joined as Chan, Golub and LeVeque (1979) do: no cancellation, whatever the mean.
-DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, RowExchange& exchange, const Lane& at) {
+DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, RowPairs& pairs, const Lane& at) {
   constexpr float kShare = 8 * kTiles;  // columns of a warp
+  Pair mine[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = 0;
@@ -18,21 +19,21 @@ DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, RowExchange&
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) squares += (u[h][i] - mean) * (u[h][i] - mean);
-    exchange.put(h, {mean, sum_row(squares)}, at);
+    mine[h] = {mean, sum_row(squares)};
   }
-  ptx::sync_threads();
+  pairs.exchange(mine, at);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    Pair parts[kWarps];
-    exchange.get(h, parts, at);
+    Pair parts[kParts];
+    pairs.get(h, parts, at);
     float mean = 0, squares = 0;
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) mean += parts[warp].first;
-    mean *= 1.0f / kWarps;
+    for (int part = 0; part < kParts; ++part) mean += parts[part].first;
+    mean *= 1.0f / kParts;
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      const float shift = parts[warp].first - mean;
-      squares += parts[warp].second + kShare * shift * shift;
+    for (int part = 0; part < kParts; ++part) {
+      const float shift = parts[part].first - mean;
+      squares += parts[part].second + kShare * shift * shift;
     }
     rstd[h] = ptx::reciprocal_sqrt(squares * (1.0f / kWidth) + eps);
 #pragma unroll
@@ -60,8 +61,7 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
   load_tile(a, in.x, first_row, in.batch, at);
 #pragma unroll
   for (int i = 0; i < 2 * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
-  shared.left.store(a, at);
-  ptx::sync_threads();
+  shared.left.exchange(a, at);
   i64 until_skip = in.skip_every, until_checkpoint = in.segment;
   for (i64 layer = 0; layer < in.layers; ++layer) {
     float bias[kOwned], gamma[kOwned], beta[kOwned];  // asked for before the product hides their latency
@@ -78,9 +78,9 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 
     float rstd[2];
     if constexpr (kNorm)
-      normalize(a, rstd, in.eps, shared.exchange, at);
+      normalize(a, rstd, in.eps, shared.pairs, at);
     else
-      ptx::sync_threads();  // all have read the left rows
+      shared.pairs.exchange({}, at);
     if (in.normalized != nullptr) {
       store_tile<Saved>(in.normalized + layer * in.batch * kWidth * Saved::kBytes, a, first_row, in.batch,
                         at);
@@ -101,8 +101,7 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
         if (skip) block[h][i] = a[h][i] += block[h][i];
       }
     if (skip) until_skip = in.skip_every;
-    shared.left.store(a, at);
-    ptx::sync_threads();
+    shared.left.exchange(a, at);
     if (--until_checkpoint == 0) {
       until_checkpoint = in.segment;
       const i64 slot = (layer + 1) / in.segment - 1;
@@ -115,10 +114,11 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 
 // x [batch, W] through `layers` layers, whose weights lie packed for the forward product.
 //
-// Grid: batch / 16 rounded up. Outputs, each null where not wanted: y [batch, W] (may be x itself);
-// normalized [layers, batch, W] in `Saved` and rstd [layers, batch], what backward needs; checkpoints [..,
-// batch, W], the input of every `segment`-th layer but the first (segment 0: none). skip_every 0: no skips.
-DEEPRES_KERNEL(kThreads)
+// Grid: batch / 16 rounded up, a cluster each. Outputs, each null where not wanted: y [batch, W] (may be x
+// itself); normalized [layers, batch, W] in `Saved` and rstd [layers, batch], what backward needs;
+// checkpoints [.., batch, W], the input of every `segment`-th layer but the first (segment 0: none).
+// skip_every 0: no skips.
+DEEPRES_CHAIN_KERNEL
 residual_stack_forward(const float* x, const unsigned char* packed, const float* bias, const float* gamma,
                        const float* beta, float* y, unsigned char* normalized, float* rstd,
                        float* checkpoints, i64 batch, i64 layers, i64 skip_every, i64 segment, double eps,
@@ -138,7 +138,7 @@ residual_stack_forward(const float* x, const unsigned char* packed, const float*
                                    skip_every,
                                    segment,
                                    static_cast<float>(eps)};
-  forward_rows(arguments, shared, ptx::block_index() * kRows, at);
+  forward_rows(arguments, shared, ptx::block_index() / kCluster * kRows, at);
 }
 
 }  // namespace deepres

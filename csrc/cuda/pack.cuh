@@ -1,8 +1,8 @@
 // Weights in the order in which the tensor cores take them, in the operand's format.
 //
-// packed [layer][warp][slab][tile][lane][16 bytes]: what a lane needs of 8 columns (a tile) for the two steps
-// of a slab lies together, so that a warp's weights are one stretch of memory and reading them hits no bank
-// twice.
+// packed [layer][part][slab][tile][lane][16 bytes]: what a lane needs of 8 columns (a tile of its warp,
+// `part`) for the two steps of a slab lies together, so that a warp's weights are one stretch of memory and
+// reading them hits no bank twice.
 #pragma once
 
 #include "config.cuh"
@@ -20,12 +20,12 @@ residual_stack_pack(const float* weight, unsigned char* packed, i64 layers, i64 
   if (vector >= layers * kVectors) return;
   const int lane = vector % 32, group = lane / 4;
   const int tile = vector / 32 % kTiles, slab = vector / 32 / kTiles % kSlabs;
-  const int warp = vector % kVectors / (32 * kTiles * kSlabs);
+  const int part = vector % kVectors / (32 * kTiles * kSlabs);
   const float* source = weight + vector / kVectors * kWidth * kWidth;
 
   // Column n = 2 c + e of the tensor cores' tile is what lane c of a row gets as element e: tile.cuh's
   // `column`.
-  const int column = warp * 8 * kTiles + group / 2 * kOwned + 2 * tile + group % 2;
+  const int column = part * 8 * kTiles + group / 2 * kOwned + 2 * tile + group % 2;
   float values[kElements];
 #pragma unroll
   for (int i = 0; i < kElements; ++i) {

@@ -15,6 +15,8 @@ using i64 = long long;
 #else
 
 #define DEEPRES_KERNEL(max_threads) extern "C" __global__ void __launch_bounds__(max_threads, 1)
+#define DEEPRES_CLUSTER_KERNEL(max_threads, blocks) \
+  extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(max_threads, 1)
 #define DEEPRES_DEVICE __device__ __forceinline__
 
 // sm_90 brought the copy engine that a single thread can hand a whole stage to.
@@ -95,6 +97,16 @@ DEEPRES_DEVICE void sync_warp() { __syncwarp(); }
 
 DEEPRES_DEVICE void sync_threads() { __syncthreads(); }
 
+// Place of the block in its cluster, and a barrier of all the cluster's threads.
+DEEPRES_DEVICE int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEEPRES_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // --- Tensor cores: d += a b. Lane = 4 g + c holds of d [16, 8]: (g, 2c), (g, 2c+1), (g+8, 2c), (g+8, 2c+1).
 // ---
 
@@ -164,6 +176,46 @@ DEEPRES_DEVICE void mbarrier_wait(u64* barrier, u32 parity) {
 #endif
 }
 
+// Arrives, and makes the phase wait for `bytes` more.
+DEEPRES_DEVICE void mbarrier_expect(u64* barrier, u32 bytes) {
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+// mbarrier_wait for what other blocks of the cluster have stored.
+DEEPRES_DEVICE void mbarrier_wait_cluster(u64* barrier, u32 parity) {
+  asm volatile(
+      "{ .reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again; }" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// --- Stores to the shared memory of block `rank` of the cluster: to the place that `to` is in this block's,
+// counted
+// --- in bytes by that block's own `barrier`.
+
+DEEPRES_DEVICE u32 peer_address(const void* pointer, int rank) {
+  u32 address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
+  return address;
+}
+DEEPRES_DEVICE void store_peer(void* to, const u32 (&words)[2], u64* barrier, int rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
+                   peer_address(to, rank)),
+               "r"(words[0]), "r"(words[1]), "r"(peer_address(barrier, rank))
+               : "memory");
+}
+DEEPRES_DEVICE void store_peer(void* to, const u32 (&words)[4], u64* barrier, int rank) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          peer_address(to, rank)),
+      "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(peer_address(barrier, rank))
+      : "memory");
+}
+
 // --- Asynchronous copies from global to shared memory ---
 
 // Arrivals that `copy_stage` makes at its barrier.
@@ -173,10 +225,7 @@ DEEPRES_DEVICE int copy_stage_arrivals() { return DEEPRES_BULK_COPY ? 1 : 32; }
 DEEPRES_DEVICE void copy_stage(void* to, const void* from, u32 bytes, u64* barrier, int lane) {
 #if DEEPRES_BULK_COPY
   if (lane == 0) {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
-                     shared_address(barrier)),
-                 "r"(bytes)
-                 : "memory");
+    mbarrier_expect(barrier, bytes);
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
             shared_address(to)),

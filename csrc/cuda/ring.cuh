@@ -5,7 +5,7 @@
 // depend on nothing that the block computes. No thread ever waits for another warp here.
 #pragma once
 
-#include "config.cuh"
+#include "team.cuh"
 
 namespace deepres {
 
@@ -14,15 +14,15 @@ class Ring {
   // Starts the copies. memory: `stages` stages of every warp, 128-byte aligned, then their barriers. packed:
   // the first layer's weights; the next layer's lie `step` bytes on.
   DEEPRES_DEVICE Ring(unsigned char* memory, int stages, const unsigned char* packed, i64 step, i64 layers,
-                      int warp, int lane)
+                      const Lane& at)
       : stages_(stages),
-        lane_(lane),
-        memory_(memory + warp * stages * kStageBytes),
-        landed_(reinterpret_cast<u64*>(memory + kWarps * stages * kStageBytes) + warp * stages),
-        source_(packed + warp * kStages * kStageBytes),
+        lane_(at.lane),
+        memory_(memory + at.warp * stages * kStageBytes),
+        landed_(reinterpret_cast<u64*>(memory + kWarps * stages * kStageBytes) + at.warp * stages),
+        source_(packed + at.part * kStages * kStageBytes),
         step_(step - kStages * kStageBytes),
         left_(layers * kStages) {
-    if (lane == 0) {
+    if (at.lane == 0) {
       for (int stage = 0; stage < stages; ++stage)
         ptx::mbarrier_init(&landed_[stage], ptx::copy_stage_arrivals());
       ptx::fence_mbarrier_init();

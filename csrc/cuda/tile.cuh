@@ -13,16 +13,6 @@ namespace deepres {
 // Elements of a lane: [row g or g + 8][owned column].
 using Tile = float[2][kOwned];
 
-struct Lane {
-  int warp, lane, group, column;
-
-  DEEPRES_DEVICE explicit Lane(int thread)
-      : warp(thread / 32),
-        lane(thread % 32),
-        group(lane / 4),
-        column(warp * 8 * kTiles + lane % 4 * kOwned) {}
-};
-
 // --- Rows in global memory: matrix [batch, kWidth]; rows past the batch read as 0 and are never written. ---
 
 template <class Format>
@@ -86,15 +76,18 @@ class LeftRows {
   static constexpr int kStride = kWidth * Operand::kBytes + 16;
   static constexpr int kBytes = kRows * kStride;
 
-  DEEPRES_DEVICE explicit LeftRows(unsigned char* memory) : memory_(memory) {}
+  DEEPRES_DEVICE LeftRows(unsigned char* memory, u64* barrier, const Lane& at)
+      : memory_(memory), board_(barrier, kRows * kWidth * Operand::kBytes, at) {}
 
-  DEEPRES_DEVICE void store(const Tile& tile, const Lane& at) {
+  // A new tile in the rows' place, once all have posted theirs; all must have read the old one.
+  DEEPRES_DEVICE void exchange(const Tile& tile, const Lane& at) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       u32 words[kOwned * Operand::kBytes / 4];
       encode<Operand, kOwned>(tile[h], words);
-      store_words(memory_ + (at.group + 8 * h) * kStride + at.column * Operand::kBytes, words);
+      board_.post(memory_ + (at.group + 8 * h) * kStride + at.column * Operand::kBytes, words);
     }
+    board_.wait();
   }
 
   // product [16, a lane's columns] = rows @ the ring's next layer.
@@ -139,6 +132,7 @@ class LeftRows {
   }
 
   unsigned char* memory_;
+  Board board_;
 };
 
 // --- Two numbers of each row, from every warp to every warp ---
@@ -147,29 +141,39 @@ struct Pair {
   float first, second;
 };
 
-class RowExchange {
+class RowPairs {
  public:
   // In floats; the 4 spare ones put the 8 rows that a warp reads at once into different banks.
-  static constexpr int kStride = 2 * kWarps + 4;
+  static constexpr int kStride = 2 * kParts + 4;
   static constexpr int kBytes = kRows * kStride * 4;
 
-  DEEPRES_DEVICE explicit RowExchange(unsigned char* memory) : memory_(reinterpret_cast<float*>(memory)) {}
+  DEEPRES_DEVICE RowPairs(unsigned char* memory, u64* barrier, const Lane& at)
+      : memory_(reinterpret_cast<float*>(memory)), board_(barrier, kRows * kParts * sizeof(Pair), at) {}
 
-  // Row g + 8 h of this warp; all four lanes of a row hold the same pair.
-  DEEPRES_DEVICE void put(int h, Pair pair, const Lane& at) {
-    float* slot = memory_ + (at.group + 8 * h) * kStride + 2 * at.warp;
-    if (at.lane % 4 == 0) slot[0] = pair.first, slot[1] = pair.second;
-  }
-  DEEPRES_DEVICE void get(int h, Pair (&pairs)[kWarps], const Lane& at) const {
-    u32 words[2 * kWarps];
-    load_words<2 * kWarps>(words, memory_ + (at.group + 8 * h) * kStride);
+  // This warp's pairs of rows g and g + 8, the same in all four lanes of a row; back when all warps' are
+  // there.
+  DEEPRES_DEVICE void exchange(const Pair (&pairs)[2], const Lane& at) {
+    if (at.lane % 4 == 0) {
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp)
-      pairs[warp] = {ptx::from_bits(words[2 * warp]), ptx::from_bits(words[2 * warp + 1])};
+      for (int h = 0; h < 2; ++h) {
+        const u32 words[2] = {ptx::bits(pairs[h].first), ptx::bits(pairs[h].second)};
+        board_.post(memory_ + (at.group + 8 * h) * kStride + 2 * at.part, words);
+      }
+    }
+    board_.wait();
+  }
+  // The pairs of row g + 8 h of all warps.
+  DEEPRES_DEVICE void get(int h, Pair (&pairs)[kParts], const Lane& at) const {
+    u32 words[2 * kParts];
+    load_words<2 * kParts>(words, memory_ + (at.group + 8 * h) * kStride);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+      pairs[part] = {ptx::from_bits(words[2 * part]), ptx::from_bits(words[2 * part + 1])};
   }
 
  private:
   float* memory_;
+  Board board_;
 };
 
 // The sum over the four lanes of a row.
@@ -199,19 +203,28 @@ DEEPRES_DEVICE void activation(float z, float& value, float& slope) {
 
 // --- The shared memory of a chain kernel ---
 
+// A layer exchanges pairs between its product and its new rows (without LayerNorm, as a mere barrier): the
+// pairs of all are there only when all have read the left rows, and new rows only when all have read the
+// pairs.
 struct SharedMemory {
   static constexpr int kPerStage = kWarps * (kStageBytes + sizeof(u64));
-  static constexpr int kFixed = LeftRows::kBytes + RowExchange::kBytes;
+  static constexpr int kFixed = LeftRows::kBytes + RowPairs::kBytes + 2 * sizeof(u64);
 
-  Ring ring;
+  unsigned char* fixed;  // behind the ring's stages
+  u64* barriers;
   LeftRows left;
-  RowExchange exchange;
+  RowPairs pairs;
+  Ring ring;
 
   DEEPRES_DEVICE SharedMemory(unsigned char* memory, int stages, const unsigned char* packed, i64 step,
                               i64 layers, const Lane& at)
-      : ring(memory, stages, packed, step, layers, at.warp, at.lane),
-        left(memory + stages * kPerStage),
-        exchange(memory + stages * kPerStage + LeftRows::kBytes) {}
+      : fixed(memory + stages * kPerStage),
+        barriers(reinterpret_cast<u64*>(fixed + LeftRows::kBytes + RowPairs::kBytes)),
+        left(fixed, &barriers[0], at),
+        pairs(fixed + LeftRows::kBytes, &barriers[1], at),
+        ring(memory, stages, packed, step, layers, at) {
+    if constexpr (kCluster > 1) ptx::sync_cluster();  // no post before its barrier stands
+  }
 };
 
 }  // namespace deepres

@@ -1,5 +1,5 @@
-// The threads of one block as fibers of one CPU thread, so that a kernel runs, and can be watched, without a
-// GPU.
+// The threads of a cluster of blocks as fibers of one CPU thread, so that a kernel runs, and can be watched,
+// without a GPU.
 //
 // A fiber runs until it waits: for the other lanes of its warp, for a barrier, for a copy. The order in which
 // fibers run and in which copies land is the schedule's: kernels must give the same bits under all of them.
@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -74,9 +75,10 @@ inline void switch_context(Context& from, Context& to) { swapcontext(&from, &to)
 
 struct Copy {
   void* to;
-  const void* from;
+  const void* from;  // null: `value`
   std::size_t bytes;
   std::function<void()> landed;
+  unsigned char value[16] = {};
 };
 
 struct Warp {
@@ -94,40 +96,47 @@ struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   void* fake_stack = nullptr;
-  int thread = 0;
+  int rank = 0, thread = 0;  // block in the cluster, thread in the block
   bool done = false;
   std::function<bool()> ready;            // empty: can run
   std::vector<std::vector<Copy>> groups;  // cp.async groups, the open one last
 };
 
-// One block at a time; `current()` is the block whose threads run.
-class Block {
+// One cluster at a time; `current()` is the one whose threads run. An ordinary block is a cluster of one.
+class Cluster {
  public:
   // Runs `body` in every thread. schedule 0: threads in order, copies as late as can be; others: threads
   // shuffled by that seed, copies at once where it is even. Returns false if all threads wait for each other.
-  bool run(int threads, std::size_t shared_bytes, unsigned schedule, std::function<void()> body) {
+  bool run(int blocks, int threads, std::size_t shared_bytes, unsigned schedule, std::function<void()> body) {
     body_ = std::move(body);
     schedule_ = schedule;
     random_.seed(schedule);
-    shared_.reset(static_cast<unsigned char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128)));
-    std::memset(shared_.get(), 0xff, shared_bytes);  // NaN, whatever it is read as
-    warps_.assign(threads / kLanes, Warp{});
+    threads_ = threads;
+    blocks_.clear();
+    for (int rank = 0; rank < blocks; ++rank) {
+      void* shared = std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128);
+      std::memset(shared, 0xff, shared_bytes);  // NaN, whatever it is read as
+      blocks_.push_back(
+          {std::unique_ptr<unsigned char, Free>(static_cast<unsigned char*>(shared)), Barrier{}});
+    }
+    const int all = blocks * threads;
+    warps_.assign(all / kLanes, Warp{});
     barrier_ = Barrier{};
     copies_.clear();
-    while (static_cast<int>(fibers_.size()) < threads) fibers_.push_back(std::make_unique<Fiber>());
+    while (static_cast<int>(fibers_.size()) < all) fibers_.push_back(std::make_unique<Fiber>());
     std::vector<Fiber*> order;
-    for (int thread = 0; thread < threads; ++thread) {
-      Fiber& fiber = *fibers_[thread];
-      fiber.thread = thread;
+    for (int i = 0; i < all; ++i) {
+      Fiber& fiber = *fibers_[i];
+      fiber.rank = i / threads;
+      fiber.thread = i % threads;
       fiber.done = false;
       fiber.ready = nullptr;
       fiber.groups.assign(1, {});
-      start_context(fiber.context, fiber.stack.get(), &Block::enter);
+      start_context(fiber.context, fiber.stack.get(), &Cluster::enter);
       order.push_back(&fiber);
     }
-    threads_ = threads;
     current() = this;
-    for (int left = threads; left > 0;) {
+    for (int left = all; left > 0;) {
       if (schedule_ != 0) std::shuffle(order.begin(), order.end(), random_);
       bool ran = false;
       for (Fiber* fiber : order) {
@@ -139,25 +148,33 @@ class Block {
       }
       if (ran) continue;
       if (copies_.empty()) {
-        std::fprintf(stderr, "deadlock: %d of %d threads wait and no copy is under way\n", left, threads);
+        std::fprintf(stderr, "deadlock: %d of %d threads wait and no copy is under way\n", left, all);
         return false;
       }
-      land(copies_.front());
-      copies_.erase(copies_.begin());
+      for (int landed = 0; landed < 32 && !copies_.empty(); ++landed) {
+        land(copies_.front());
+        copies_.pop_front();
+      }
     }
     return true;
   }
 
-  static Block*& current() {
-    static Block* block = nullptr;
-    return block;
+  static Cluster*& current() {
+    static Cluster* cluster = nullptr;
+    return cluster;
   }
 
   Fiber& fiber() { return *running_; }
   int threads() const { return threads_; }
-  unsigned char* shared() { return shared_.get(); }
-  Warp& warp() { return warps_[running_->thread / kLanes]; }
-  Barrier& barrier() { return barrier_; }
+  int blocks() const { return static_cast<int>(blocks_.size()); }
+  unsigned char* shared() { return blocks_[running_->rank].shared.get(); }
+  // Where block `rank` has what lies at `place` in the running thread's block.
+  unsigned char* peer(void* place, int rank) {
+    return blocks_[rank].shared.get() + (static_cast<unsigned char*>(place) - shared());
+  }
+  Warp& warp() { return warps_[(running_->rank * threads_ + running_->thread) / kLanes]; }
+  Barrier& block_barrier() { return blocks_[running_->rank].barrier; }
+  Barrier& cluster_barrier() { return barrier_; }
   bool eager() const { return schedule_ != 0 && schedule_ % 2 == 0; }
 
   // The running fiber waits until `ready()`.
@@ -176,7 +193,7 @@ class Block {
   }
 
   static void land(const Copy& copy) {
-    std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memcpy(copy.to, copy.from ? copy.from : copy.value, copy.bytes);
     if (copy.landed) copy.landed();
   }
 
@@ -188,13 +205,13 @@ class Block {
   };
 
   static void enter() {
-    Block& block = *current();
+    Cluster& cluster = *current();
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &block.main_stack_, &block.main_size_);
+    __sanitizer_finish_switch_fiber(nullptr, &cluster.main_stack_, &cluster.main_size_);
 #endif
-    block.body_();
-    block.running_->done = true;
-    block.suspend();
+    cluster.body_();
+    cluster.running_->done = true;
+    cluster.suspend();
   }
 
   void resume(Fiber& fiber) {
@@ -223,10 +240,14 @@ class Block {
   std::function<void()> body_;
   unsigned schedule_ = 0;
   std::mt19937 random_;
-  std::unique_ptr<unsigned char[], Free> shared_;
+  struct Shared {
+    std::unique_ptr<unsigned char, Free> shared;
+    Barrier barrier;
+  };
+  std::vector<Shared> blocks_;
   std::vector<Warp> warps_;
   Barrier barrier_;
-  std::vector<Copy> copies_;
+  std::deque<Copy> copies_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   Fiber* running_ = nullptr;
   int threads_ = 0;

@@ -40,18 +40,21 @@ std::function<void()> find(const char* name, const i64* words) {
 }  // namespace
 }  // namespace deepres::host
 
-// Runs every block of the grid in turn. 0, or 1 for an unknown kernel, 2 for threads that wait for each
-// other.
+// Runs every block of the grid in turn, those of a cluster together. 0, or 1 for an unknown kernel, 2 for
+// threads that wait for each other.
 extern "C" int deepres_launch(const char* name, i64 grid_x, i64 grid_y, i64 threads, i64 shared_bytes,
                               i64 schedule, const i64* words) {
   using namespace deepres::host;
   const std::function<void()> body = find(name, words);
   if (!body) return 1;
-  static Block block;
-  block.count = grid_x;
-  for (block.index_y = 0; block.index_y < grid_y; ++block.index_y)
-    for (block.index = 0; block.index < grid_x; ++block.index)
-      if (!block.run(static_cast<int>(threads), shared_bytes, static_cast<unsigned>(schedule), body))
+  const bool chain = std::strstr(name, "forward") || std::strstr(name, "dgrad");
+  static Cluster cluster;
+  const int blocks = chain ? deepres::kCluster : 1;
+  cluster.count = grid_x;
+  for (cluster.index_y = 0; cluster.index_y < grid_y; ++cluster.index_y)
+    for (cluster.index = 0; cluster.index < grid_x; cluster.index += blocks)
+      if (!cluster.run(blocks, static_cast<int>(threads), shared_bytes, static_cast<unsigned>(schedule),
+                       body))
         return 2;
   return 0;
 }

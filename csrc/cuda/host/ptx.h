@@ -7,18 +7,19 @@
 #include "fibers.h"
 
 #define DEEPRES_KERNEL(max_threads) void
+#define DEEPRES_CLUSTER_KERNEL(max_threads, blocks) void
 #define DEEPRES_DEVICE inline
 
 namespace deepres::ptx {
 
-using host::Block;
+using host::Cluster;
 
-inline int thread_index() { return Block::current()->fiber().thread; }
-inline i64 block_index() { return Block::current()->index; }
-inline i64 block_index_y() { return Block::current()->index_y; }
-inline i64 block_count() { return Block::current()->count; }
-inline int block_size() { return Block::current()->threads(); }
-inline unsigned char* shared_memory() { return Block::current()->shared(); }
+inline int thread_index() { return Cluster::current()->fiber().thread; }
+inline i64 block_index() { return Cluster::current()->index + Cluster::current()->fiber().rank; }
+inline i64 block_index_y() { return Cluster::current()->index_y; }
+inline i64 block_count() { return Cluster::current()->count; }
+inline int block_size() { return Cluster::current()->threads(); }
+inline unsigned char* shared_memory() { return Cluster::current()->shared(); }
 
 // --- Arithmetic ---
 
@@ -70,12 +71,12 @@ inline u32 round_tf32(float x) { return std::isfinite(x) ? (bits(x) + 0x1000) & 
 // Runs `operation(operands of the 32 lanes)` once every lane of the warp has brought its own.
 template <class Operands, class Operation>
 void collective(Operands& mine, Operation operation) {
-  Block& block = *Block::current();
-  host::Warp& warp = block.warp();
+  Cluster& cluster = *Cluster::current();
+  host::Warp& warp = cluster.warp();
   warp.operands[thread_index() % host::kLanes] = &mine;
   const unsigned generation = warp.generation;
   if (++warp.arrived < host::kLanes) {
-    block.wait([&warp, generation] { return warp.generation != generation; });
+    cluster.wait([&warp, generation] { return warp.generation != generation; });
     return;
   }
   Operands* lanes[host::kLanes];
@@ -100,15 +101,20 @@ inline void sync_warp() {
   collective(nothing, [](int**) {});
 }
 
-inline void sync_threads() {
-  host::Barrier& barrier = Block::current()->barrier();
+inline void meet(host::Barrier& barrier, int threads) {
   const unsigned generation = barrier.generation;
-  if (++barrier.arrived < block_size()) {
-    Block::current()->wait([&barrier, generation] { return barrier.generation != generation; });
+  if (++barrier.arrived < threads) {
+    Cluster::current()->wait([&barrier, generation] { return barrier.generation != generation; });
     return;
   }
   barrier.arrived = 0;
   ++barrier.generation;
+}
+inline void sync_threads() { meet(Cluster::current()->block_barrier(), block_size()); }
+
+inline int cluster_rank() { return Cluster::current()->fiber().rank; }
+inline void sync_cluster() {
+  meet(Cluster::current()->cluster_barrier(), Cluster::current()->blocks() * block_size());
 }
 
 // --- Tensor cores ---
@@ -200,7 +206,28 @@ inline void mbarrier_init(u64* barrier, int arrivals) {
 }
 inline void fence_mbarrier_init() {}
 inline void mbarrier_wait(u64* barrier, u32 parity) {
-  Block::current()->wait([barrier, parity] { return state(barrier).phase != parity; });
+  Cluster::current()->wait([barrier, parity] { return state(barrier).phase != parity; });
+}
+
+inline void mbarrier_expect(u64* barrier, u32 bytes) {
+  state(barrier).bytes += static_cast<int>(bytes);
+  --state(barrier).pending;
+  state(barrier).settle();
+}
+inline void mbarrier_wait_cluster(u64* barrier, u32 parity) { mbarrier_wait(barrier, parity); }
+
+// --- Stores to other blocks of the cluster ---
+
+template <int count>
+void store_peer(void* to, const u32 (&words)[count], u64* barrier, int rank) {
+  Cluster& cluster = *Cluster::current();
+  u64* counter = reinterpret_cast<u64*>(cluster.peer(barrier, rank));
+  host::Copy copy{cluster.peer(to, rank), nullptr, sizeof words, [counter] {
+                    state(counter).bytes -= static_cast<int>(sizeof words);
+                    state(counter).settle();
+                  }};
+  std::memcpy(copy.value, words, sizeof words);
+  cluster.start(std::move(copy));
 }
 
 // --- Asynchronous copies ---
@@ -209,27 +236,26 @@ inline int copy_stage_arrivals() { return 1; }
 
 inline void copy_stage(void* to, const void* from, u32 bytes, u64* barrier, int lane) {
   if (lane != 0) return;
-  state(barrier).bytes += static_cast<int>(bytes);
-  --state(barrier).pending;
-  Block::current()->start({to, from, bytes, [barrier, bytes] {
-                             state(barrier).bytes -= static_cast<int>(bytes);
-                             state(barrier).settle();
-                           }});
+  mbarrier_expect(barrier, bytes);
+  Cluster::current()->start({to, from, bytes, [barrier, bytes] {
+                               state(barrier).bytes -= static_cast<int>(bytes);
+                               state(barrier).settle();
+                             }});
 }
 
 inline void copy_16(void* to, const void* from) {
-  host::Copy copy{to, from, 16, nullptr};
-  if (Block::current()->eager())
-    Block::land(copy);
+  const host::Copy copy{to, from, 16, nullptr};
+  if (Cluster::current()->eager())
+    Cluster::land(copy);
   else
-    Block::current()->fiber().groups.back().push_back(copy);
+    Cluster::current()->fiber().groups.back().push_back(copy);
 }
-inline void commit_copies() { Block::current()->fiber().groups.emplace_back(); }
+inline void commit_copies() { Cluster::current()->fiber().groups.emplace_back(); }
 template <int pending>
 void wait_copies() {
-  auto& groups = Block::current()->fiber().groups;  // the last one is open still, and not waited for
+  auto& groups = Cluster::current()->fiber().groups;  // the last one is open still, and not waited for
   while (static_cast<int>(groups.size()) - 1 > pending) {
-    for (const host::Copy& copy : groups.front()) Block::land(copy);
+    for (const host::Copy& copy : groups.front()) Cluster::land(copy);
     groups.erase(groups.begin());
   }
 }
