@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,6 @@ from envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout
 
 from deepres import bridge, envs
 from deepres.envs import xla
-
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
 
 # name: state, goal, action, goal slice, control period, success threshold (published)
 TABLE = {
