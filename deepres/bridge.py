@@ -38,6 +38,11 @@ def _jax() -> ModuleType:
     return jax
 
 
+@cache
+def _home() -> jax.Device:
+    return _jax().local_devices()[0]
+
+
 def to_torch(array: jax.Array, device: torch.device | str | None = None) -> Tensor:
     """`array` as a tensor of the same shape and dtype, to be read only.
 
@@ -52,12 +57,11 @@ def to_torch(array: jax.Array, device: torch.device | str | None = None) -> Tens
         )
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
         raise TypeError(f"to_torch wants plain numbers, got {array.dtype}; pass jax.random.key_data(key)")
-    if len(array.devices()) > 1:
-        raise TypeError(
-            f"to_torch wants an array on one device, got one on {len(array.devices())}; gather it first"
-        )
-    if not torch.cuda.is_available():
-        array = jax.device_put(array, jax.local_devices(backend="cpu")[0])  # itself, if it is there already
+    devices = array.devices()
+    if len(devices) > 1:
+        raise TypeError(f"to_torch wants an array on one device, got one on {len(devices)}; gather it first")
+    if next(iter(devices)).platform != "cpu" and not torch.cuda.is_available():
+        array = jax.device_put(array, jax.local_devices(backend="cpu")[0])
     tensor = torch.from_dlpack(array)
     return tensor if device is None else tensor.to(device)
 
@@ -75,7 +79,7 @@ def to_jax(tensor: Tensor, device: jax.Device | None = None, *, copy: bool = Fal
         got = f"a {tensor.layout} one" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"to_jax wants a dense torch tensor, got {got}")
     if device is None:
-        device = jax.local_devices()[0]
+        device = _home()
     if tensor.is_cuda and device.platform != "gpu":
         tensor = tensor.cpu()
     if not jax.config.jax_enable_x64:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -38,8 +40,11 @@ class VectorEnv:
         self.episode_length = functional.episode_length
         self.auto_reset = functional.auto_reset
         self.dt = task.dt
-        self._reset = jax.jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
-        self._step = jax.jit(jax.vmap(functional.step))
+        # Said outright: else arrays from torch, which are tied to their device, cost another compile.
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed_jit = partial(jax.jit, in_shardings=place, out_shardings=place)
+        self._reset = placed_jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
+        self._step = placed_jit(jax.vmap(functional.step))
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
         """First states of all environments, each from its own share of `key` (by default the seed's key)."""
@@ -64,6 +69,8 @@ class VectorEnv:
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
                 f"for {self.name}, got {list(action.shape)}"
             )
+        if not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
+            action = jnp.asarray(action, jnp.float32)  # another type would be compiled for anew
         return self._step(state, action)
 
     def __repr__(self) -> str:

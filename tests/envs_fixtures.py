@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import jax
 import numpy as np
 
 from deepres import envs
 from deepres.envs import xla
 
-xla.prepare()
-
-import jax  # noqa: E402
+xla.prepare()  # before JAX's first computation
 
 NUM_ENVS = 8
 LENGTH = 1000

@@ -3,16 +3,15 @@
 import gc
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 
 from deepres import bridge
 from deepres.envs import xla
 
-xla.prepare()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+xla.prepare()  # before JAX's first computation
 
 DTYPES = ["float32", "float16", "bfloat16", "int32", "int8", "uint8", "uint32", "bool"]
 

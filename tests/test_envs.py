@@ -8,15 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout
 
-from deepres import envs
+from deepres import bridge, envs
 from deepres.envs import xla
-
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
 
 # name: state, goal, action, goal slice, control period, success threshold (published)
 TABLE = {
@@ -159,6 +159,23 @@ def test_auto_reset_first_goes_back_to_each_own_start_and_goal():
         assert (state.traj_id == t // 3).all() and (state.goal == first.goal).all()
         if t % 3 == 0:
             assert_same_bits((state.obs, state.physics), (first.obs, first.physics))
+
+
+def test_one_compiled_step_serves_wherever_state_and_action_come_from():
+    env = environment("point_u_maze")
+    ones = np.ones((NUM_ENVS, 2), np.float32)
+    state = env.step(env.reset(), ones)
+    half = jnp.full((NUM_ENVS, 2), 0.5) + jnp.zeros(1, int)  # of a weak type
+    env.step(state, half)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    for action in (ones, jnp.asarray(ones), bridge.to_jax(torch.from_numpy(ones)), half):
+        for given in (state, env.reset(), jax.tree.map(np.array, state)):
+            after = env.step(given, action)
+        assert env.step(after, action).obs.dtype == jnp.float32
+    assert compiled == []
 
 
 def test_functional_form_runs_under_jit_vmap_and_scan():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
@@ -13,9 +15,6 @@ from envs_fixtures import NUM_ENVS, environment
 from deepres import envs
 from deepres.envs.layouts import LAYOUTS
 from deepres.envs.maze import Maze
-
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
 
 
 def body_mass(model, name):

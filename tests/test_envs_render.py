@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from envs_fixtures import environment
 
 from deepres import render
-
-import jax.numpy as jnp  # isort: skip
 
 SIZE = {"width": 160, "height": 120}
 
