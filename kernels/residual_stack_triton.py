@@ -1,15 +1,17 @@
 """The residual stack in Triton, for NVIDIA GPUs of compute capability 8.0 or newer.
 
-    forward     one launch, a program to a tile of rows, all layers: forward_kernel
+    forward     forward_kernel: one launch, a program to a tile of rows, walks all layers (with rounded operands
+                256 at a time, so that no second copy of all weights is ever in memory)
     backward    for each stretch of layers, from the last to the first,
                     forward_kernel   if checkpointed: n and rstd of the stretch once more
                     dgrad_kernel     the chain of input gradients; writes du and the rebuilt inputs a
                     wgrad_kernel     dweight = a.T @ du of all its layers, one grouped product
                     torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
 
-What is saved: the normalised n of every layer (16-bit for bf16 and fp16, fp32 for fp32 and tf32) and rstd per
-row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself continues from the n it
-stores, so backward rebuilds every layer's output exactly, and the residual stream by subtraction from y.
+What is saved: the normalised n of every layer (fp16 for bf16 and fp16, fp32 for fp32, tf32 and without norm) and
+rstd per row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself continues from the
+n it stores, so backward rebuilds every layer's output to fp32's last digit, and the residual stream from y by
+subtraction.
 
 No atomics: every sum has one order, so the same input gives the same bits. Nothing waits for the device, and
 all memory comes from PyTorch: a CUDA graph may capture both directions.
@@ -83,7 +85,8 @@ class Tiles(NamedTuple):
     num_stages: int
 
     def arguments(self) -> dict[str, int]:
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        compiler = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {**self.blocks, **compiler}
 
 
 def shared_memory(capability: tuple[int, int]) -> int:
@@ -92,7 +95,10 @@ def shared_memory(capability: tuple[int, int]) -> int:
 
 
 def tiles(kernel: str, width: int, precision: str, capability: tuple[int, int]) -> Tiles:
-    """Of the kernel "forward", "dgrad" or "wgrad", chosen by what bench/compile_report.py shows."""
+    """Of the kernel "forward", "dgrad" or "wgrad", so that no loop spills (bench/compile_report.py).
+
+    dgrad at width 512 does, by a few addresses that it reads again.
+    """
     size = operand_bytes(precision)
     if kernel == "wgrad":
         side, rows = (min(width, 128), 64) if size == 2 else (64, 32)
