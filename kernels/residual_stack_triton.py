@@ -9,9 +9,9 @@
                     torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
 
 What is saved: the normalised n of every layer (fp16 for bf16 and fp16; fp32 for fp32, tf32 and without norm)
-and rstd per row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself goes on from
-the n it stores, so backward rebuilds every layer's output to fp32's last digit, and the residual stream from y
-by subtraction.
+and rstd per row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself goes on
+from the n it stores, so backward rebuilds every layer's output to fp32's last digit, and the residual stream
+from y by subtraction.
 
 No atomics: every sum has one order, so the same input gives the same bits. Nothing waits for the device, and
 all memory comes from PyTorch: a CUDA graph may capture both directions.
