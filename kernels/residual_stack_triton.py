@@ -1,15 +1,17 @@
 """The residual stack in Triton, for NVIDIA GPUs of compute capability 8.0 or newer.
 
-    forward     one launch, a program to a tile of rows, all layers: forward_kernel
+    forward     forward_kernel: one launch, a program to a tile of rows, walks all layers (256 of them where
+                operands are rounded, so that no second copy of all weights is ever in memory)
     backward    for each stretch of layers, from the last to the first,
                     forward_kernel   if checkpointed: n and rstd of the stretch once more
                     dgrad_kernel     the chain of input gradients; writes du and the rebuilt inputs a
                     wgrad_kernel     dweight = a.T @ du of all its layers, one grouped product
                     torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
 
-What is saved: the normalised n of every layer (16-bit for bf16 and fp16, fp32 for fp32 and tf32) and rstd per
-row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself continues from the n it
-stores, so backward rebuilds every layer's output exactly, and the residual stream by subtraction from y.
+What is saved: the normalised n of every layer (fp16 for bf16 and fp16; fp32 for fp32, tf32 and without norm)
+and rstd per row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself goes on
+from the n it stores, so backward rebuilds every layer's output to fp32's last digit, and the residual stream
+from y by subtraction.
 
 No atomics: every sum has one order, so the same input gives the same bits. Nothing waits for the device, and
 all memory comes from PyTorch: a CUDA graph may capture both directions.
@@ -83,7 +85,8 @@ class Tiles(NamedTuple):
     num_stages: int
 
     def arguments(self) -> dict[str, int]:
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        compiler = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {**self.blocks, **compiler}
 
 
 def shared_memory(capability: tuple[int, int]) -> int:
@@ -92,13 +95,16 @@ def shared_memory(capability: tuple[int, int]) -> int:
 
 
 def tiles(kernel: str, width: int, precision: str, capability: tuple[int, int]) -> Tiles:
-    """Of the kernel "forward", "dgrad" or "wgrad", chosen by what bench/compile_report.py shows."""
+    """Of the kernel "forward", "dgrad" or "wgrad", so that no loop spills (bench/compile_report.py).
+
+    dgrad at width 512 does, by a few addresses that it reads again.
+    """
     size = operand_bytes(precision)
     if kernel == "wgrad":
         side, rows = (min(width, 128), 64) if size == 2 else (64, 32)
         return Tiles({"BLOCK_M": side, "BLOCK_N": side, "BLOCK_B": rows}, 8 if side == 128 else 4, 3)
-    # Four stages of weights are on their way: as L2 feeds one SM 137 GB/s, 32 KB last 0.24 us, and the four of
-    # them cover the latency of memory (about 0.8 us) that a deep stack's weights come from.
+    # Four stages of weights are on their way: as L2 feeds one SM 137 GB/s, 32 KB last 0.24 us, and four times
+    # that covers the latency of memory (about 0.8 us), which a deep stack's weights come from.
     stage = 32768 if shared_memory(capability) > 128 * 1024 else 16384
     block_k = max(32 // size, min(stage // (width * size), width // 2, 64))  # tl.dot takes 32 bytes or more
     return Tiles({"BLOCK_B": 16, "BLOCK_K": block_k}, 4 if width == 64 else 8, 5)
