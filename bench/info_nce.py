@@ -10,7 +10,8 @@ Contestants, forward + backward of the "norm" energy in the "forward" form, pena
                added up: less work for the memory and the same arithmetic
 
 Each is checked against float64 before it is timed; those that are timed take turns. A form whose memory would
-not fit is reported as such. Peak memory counts what a call holds above its inputs, gradients included.
+not fit, or that would take too long, is reported as such. Peak memory counts what a call holds above its
+inputs, gradients included.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def free_bytes(device: str) -> int:
 
 
 def run(
-    batches: list[int], width: int, device: str, seconds: float, compile_too: bool
+    batches: list[int], width: int, device: str, seconds: float, compile_too: bool, limit: float = 60.0
 ) -> list[dict[str, Any]]:
     """One row for each contestant and batch: {"name", "batch", "status", "ms", "speedup", "peak_bytes", ...}.
 
@@ -139,11 +140,13 @@ def run(
     """
     rows: list[dict[str, Any]] = []
     for batch in batches:
-        rows += run_batch(batch, width, device, seconds, compile_too)
+        rows += run_batch(batch, width, device, seconds, compile_too, limit)
     return rows
 
 
-def run_batch(batch: int, width: int, device: str, seconds: float, compile_too: bool) -> list[dict[str, Any]]:
+def run_batch(
+    batch: int, width: int, device: str, seconds: float, compile_too: bool, limit: float
+) -> list[dict[str, Any]]:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     phi, psi = inputs(batch, width, device)
     few = inputs(min(batch, 1024), width, device)
@@ -164,8 +167,15 @@ def run_batch(batch: int, width: int, device: str, seconds: float, compile_too: 
             row |= {"status": "does not fit", "why": f"it would hold {needed:.0f} GB or more"}
             continue
         row["worst_error"] = worst_error(step, *few)
+        start = time.perf_counter()
+        step(*few)
+        wait()
+        estimate = (time.perf_counter() - start) * (batch / len(few[0])) ** 2
         if not row["worst_error"] < TOLERANCE:
             row |= {"status": "refused", "why": f"worst error {row['worst_error']:.3g} against float64"}
+            continue
+        if name == "broadcast" and estimate > limit:
+            row |= {"status": "not run", "why": f"one call takes an estimated {estimate:.0f} s; see --limit"}
             continue
         if name == "broadcast" and rows_at_a_time(batch, width) < batch:
             row["rows_at_a_time"] = rows_at_a_time(batch, width)
@@ -223,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="CPU threads (default: PyTorch's own choice)")
     add("--seconds", type=float, default=5.0, help="timed seconds for a batch (default: %(default)s)")
+    add("--limit", type=float, default=60.0, help="longest call, in s (default: %(default)s)")
     add("--compile", action="store_true", help="torch.compile as well")
     add("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
     arguments = parser.parse_args(argv)
@@ -235,7 +246,14 @@ def main(argv: list[str] | None = None) -> int:
         "command": command(argv),
         "environment": environment.describe(arguments.device),
     }
-    rows = run(arguments.batch, arguments.width, arguments.device, arguments.seconds, arguments.compile)
+    rows = run(
+        arguments.batch,
+        arguments.width,
+        arguments.device,
+        arguments.seconds,
+        arguments.compile,
+        arguments.limit,
+    )
     show(rows)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"info_nce_{arguments.device}.json"

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,16 @@ class InfoNCEMetrics(NamedTuple):
     """Mean logit of everything else; NaN where there is nothing else (B = M = 1)."""
 
 
+@overload
+def info_nce(
+    phi: Tensor, psi: Tensor, *, logsumexp_penalty: float = 0.1, energy: str = "norm", form: str = "forward",
+    positive_offset: int = 0, return_metrics: Literal[False] = False, impl: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def info_nce(
+    phi: Tensor, psi: Tensor, *, logsumexp_penalty: float = 0.1, energy: str = "norm", form: str = "forward",
+    positive_offset: int = 0, return_metrics: Literal[True], impl: str = "auto",
+) -> tuple[Tensor, InfoNCEMetrics]: ...  # fmt: skip
 def info_nce(
     phi: Tensor,
     psi: Tensor,

@@ -6,7 +6,7 @@
 
 A program owns a tile of rows of phi, or of psi, and walks past all of the other side: the log-sum-exp is kept
 online, logits are computed again for the gradients, and each gradient is summed by one program in one order.
-No atomics but the barrier's, so the same input gives the same bits. Memory beyond the results: 7 B + 3 M
+No atomics but the barrier's, so the same input gives the same bits. Memory beyond the results: 8 B + 4 M
 floats.
 
 Products run in 3xTF32 (three TF32 products for one of fp32). The distance of a far pair, |x - y|^2 >=
@@ -107,7 +107,7 @@ def forward(
     from deepres.kernels.info_nce_triton_kernels import info_nce_kernel
 
     (batch, width), goals = phi.shape, psi.shape[0]
-    rows, cols, summary = phi.new_empty(7, batch), phi.new_empty(3, goals), phi.new_empty(4)
+    rows, cols, summary = phi.new_empty(8, batch), phi.new_empty(4, goals), phi.new_empty(4)
     dphi = torch.empty_like(phi) if needs[0] else None
     dpsi = torch.empty_like(psi) if needs[1] else None
     counter = torch.zeros(1, dtype=torch.int32, device=phi.device)
@@ -126,7 +126,7 @@ def forward(
     else:
         for phase in ("statistics", "gradients"):
             info_nce_kernel[grid](*arguments, **keywords, PHASE=phase)
-    return summary[0].clone(), rows[2].clone(), summary[1:].clone(), dphi, dpsi
+    return summary[0].clone(), rows[3].clone(), summary[1:].clone(), dphi, dpsi
 
 
 def _programs(batch: int, goals: int, chosen: Tiles) -> int:

@@ -97,13 +97,14 @@ def _statistics(
 
 @triton.jit
 def _gradient(
-    x, y, x_softmax, y_softmax, dx, x0, nx, ny, D, shift, own_share, binary_share,
+    x, y, x_softmax, y_softmax, dx, x0, nx, ny, D, shift, binary_share,
     ENERGY: tl.constexpr, USE_X: tl.constexpr, USE_Y: tl.constexpr, BINARY: tl.constexpr,
     BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dx of BX rows: sum_y w (x - y) with w = dL/dlogit * slope, or sum_y w y for "dot".
 
-    x_softmax, y_softmax: [2, n] the largest logit and the scale of a softmax, per x and per y (USE_X, USE_Y).
+    x_softmax, y_softmax: [3, n], per x and per y (USE_X, USE_Y): the largest logit and scale of a softmax's
+    part of dL/dlogit, and that part for the pair's own logit, where rounding before the -1 would show.
     Far pairs go through products; w (x - y) of near ones is summed pair by pair.
     """
     row = x0 + tl.arange(0, BX)
@@ -111,19 +112,23 @@ def _gradient(
     if USE_X:
         x_largest = tl.load(x_softmax + row, mask=row < nx, other=float("inf"))
         x_scale = tl.load(x_softmax + nx + row, mask=row < nx, other=0.0)
+        x_own = tl.load(x_softmax + 2 * nx + row, mask=row < nx, other=0.0)
     for y0 in range(0, ny, BY):
         s, near = _logits(x, y, x0, y0, nx, ny, D, ENERGY, BX, BY, BD, BK)
         col = y0 + tl.arange(0, BY)
-        w = tl.zeros([BX, BY], tl.float32)
+        w, own = tl.zeros([BX, BY], tl.float32), tl.zeros([BX, BY], tl.float32)
         if USE_X:
             w += tl.exp(s - x_largest[:, None]) * x_scale[:, None]
+            own += x_own[:, None]
         if USE_Y:
             y_largest = tl.load(y_softmax + col, mask=col < ny, other=float("inf"))
             y_scale = tl.load(y_softmax + ny + col, mask=col < ny, other=0.0)
             w += tl.exp(s - y_largest[None, :]) * y_scale[None, :]
+            own += tl.load(y_softmax + 2 * ny + col, mask=col < ny, other=0.0)[None, :]
         if BINARY:
             w += _sigmoid(s) * binary_share
-        w = tl.where(col[None, :] == row[:, None] + shift, w - own_share, w)
+            own -= _sigmoid(-s) * binary_share
+        w = tl.where(col[None, :] == row[:, None] + shift, own, w)
         w = tl.where((row < nx)[:, None] & (col < ny)[None, :], w, 0.0)
         if ENERGY == "norm":
             w = tl.where(s == 0, 0.0, w / tl.where(s == 0, 1.0, s))
@@ -168,18 +173,18 @@ def _summarise(
         i = i0 + tl.arange(0, BLOCK)
         inside = i < B
         largest = tl.load(rows + i, mask=inside, other=1.0)
-        positive = tl.load(rows + 4 * B + i, mask=inside, other=0.0)
-        inner = tl.where(inside, tl.load(rows + 2 * B + i, mask=inside, other=0.0) + 1e-6, 0.0)
+        positive = tl.load(rows + 5 * B + i, mask=inside, other=0.0)
+        inner = tl.where(inside, tl.load(rows + 3 * B + i, mask=inside, other=0.0) + 1e-6, 0.0)
         penalties += inner * inner
         if ROW_LOSS:
-            loss += tl.load(rows + 3 * B + i, mask=inside, other=0.0)
+            loss += tl.load(rows + 4 * B + i, mask=inside, other=0.0)
         if COL_LOSS:
-            loss += tl.load(cols + 2 * M + offset + i, mask=inside, other=0.0)
+            loss += tl.load(cols + 3 * M + offset + i, mask=inside, other=0.0)
         if BINARY:
-            loss += (tl.load(rows + 6 * B + i, mask=inside, other=0.0) - positive) / M
+            loss += (tl.load(rows + 7 * B + i, mask=inside, other=0.0) - positive) / M
         first += tl.where(positive >= largest, 1.0, 0.0)
         own += positive
-        plain += tl.load(rows + 5 * B + i, mask=inside, other=0.0)
+        plain += tl.load(rows + 6 * B + i, mask=inside, other=0.0)
     mean_own = tl.sum(own, 0)
     tl.store(summary, (tl.sum(loss, 0) + penalty * tl.sum(penalties, 0)) / B)
     tl.store(summary + 1, tl.sum(first, 0) / B)
@@ -198,9 +203,10 @@ def info_nce_kernel(
     """PHASE "statistics", then "gradients"; or "both" in one launch, across a barrier of the whole grid.
 
     phi [B, D], psi [M, D]. Programs: a tile of BX rows of phi each, then of psi each, one for the summary.
-    rows [7, B]: largest logit, scale of dL/dlogit, lse, lse - positive, positive, sum logit, sum softplus.
-    cols [3, M]: largest logit, scale, lse - positive of the softmax over state-actions (COL_LOSS), for goals
-    that are a row's own; a scale of 0 for the others. counter [1]: 0 (PHASE "both").
+    rows [8, B]: largest logit, scale and own gradient of the softmax over goals (see _gradient), lse,
+    lse - positive, positive, sum logit, sum softplus. cols [4, M]: largest logit, scale, own gradient, lse -
+    positive of the softmax over state-actions (COL_LOSS); a scale of 0 where no row owns the goal.
+    counter [1]: 0 (PHASE "both").
     summary [4]: loss, accuracy, mean positive, mean negative. dphi [B, D], dpsi [M, D], of a loss of 1.
     """
     program = tl.program_id(0)
@@ -216,15 +222,19 @@ def info_nce_kernel(
             inside = i < B
             lse = largest + tl.log(total)
             share = 2 * penalty * (lse + 1e-6)
+            p = tl.exp(own - largest) / total
+            own_gradient = p * share
             if ROW_LOSS:
                 share += 1
+                own_gradient += p - 1
             tl.store(rows + i, largest, mask=inside)
             tl.store(rows + B + i, share / count / total, mask=inside)
-            tl.store(rows + 2 * B + i, lse, mask=inside)
-            tl.store(rows + 3 * B + i, (largest - own) + tl.log(total), mask=inside)
-            tl.store(rows + 4 * B + i, own, mask=inside)
-            tl.store(rows + 5 * B + i, plain, mask=inside)
-            tl.store(rows + 6 * B + i, soft, mask=inside)
+            tl.store(rows + 2 * B + i, own_gradient / count, mask=inside)
+            tl.store(rows + 3 * B + i, lse, mask=inside)
+            tl.store(rows + 4 * B + i, (largest - own) + tl.log(total), mask=inside)
+            tl.store(rows + 5 * B + i, own, mask=inside)
+            tl.store(rows + 6 * B + i, plain, mask=inside)
+            tl.store(rows + 7 * B + i, soft, mask=inside)
         elif COL_LOSS and program < row_tiles + col_tiles:
             first = (program - row_tiles) * BX
             largest, total, own, _, _ = _statistics(
@@ -234,7 +244,8 @@ def info_nce_kernel(
             partner = (j >= offset) & (j < offset + B)
             tl.store(cols + j, tl.where(partner, largest, float("inf")), mask=j < M)
             tl.store(cols + M + j, tl.where(partner, 1 / (count * total), 0.0), mask=j < M)
-            tl.store(cols + 2 * M + j, (largest - own) + tl.log(total), mask=j < M)
+            tl.store(cols + 2 * M + j, (tl.exp(own - largest) / total - 1) / count, mask=j < M)
+            tl.store(cols + 3 * M + j, (largest - own) + tl.log(total), mask=j < M)
 
     if PHASE == "both":
         tl.debug_barrier()  # every thread's stores come before the arrival
@@ -245,22 +256,17 @@ def info_nce_kernel(
 
     if PHASE != "statistics":
         pairs = count * M
-        own_share = 1 / count
-        if ROW_LOSS and COL_LOSS:
-            own_share = 2 / count
-        if BINARY:
-            own_share = 1 / pairs
         if program < row_tiles:
             if NEED_PHI:
                 _gradient(
-                    phi, psi, rows, cols, dphi, program * BX, B, M, D, offset, own_share, 1 / pairs,
+                    phi, psi, rows, cols, dphi, program * BX, B, M, D, offset, 1 / pairs,
                     ENERGY, USE_ROW, COL_LOSS, BINARY, BX, BY, BD, BK,
                 )  # fmt: skip
         elif program < row_tiles + col_tiles:
             if NEED_PSI:
                 _gradient(
-                    psi, phi, cols, rows, dpsi, (program - row_tiles) * BX, M, B, D, -offset, own_share,
-                    1 / pairs, ENERGY, COL_LOSS, USE_ROW, BINARY, BX, BY, BD, BK,
+                    psi, phi, cols, rows, dpsi, (program - row_tiles) * BX, M, B, D, -offset, 1 / pairs,
+                    ENERGY, COL_LOSS, USE_ROW, BINARY, BX, BY, BD, BK,
                 )  # fmt: skip
         else:
             _summarise(rows, cols, summary, B, M, offset, penalty, ROW_LOSS, COL_LOSS, BINARY, 1024)

@@ -35,16 +35,19 @@ for energy in ("norm", "l2", "dot"):  # far pairs come from products, within 2^-
     options = {"energy": energy, "logsumexp_penalty": 1e-3, "hair": 1e4 * 2**-20}
     shared.assert_all_no_worse(phi, psi, impl="triton", **options)
 
-# Near pairs: rows of the gradient as good as each row's own size asks for.
+# Near pairs: each row of the gradient against its own size.
 phi, noise = shared.features(33, 33, 16, scale=10.0)
 psi = phi + 1e-6 * noise
 exact = (phi.double() - psi.double()).norm(dim=1)
 loss, metrics = info_nce(phi, psi, impl="triton", return_metrics=True)
 assert abs(metrics.mean_positive.item() / -exact.mean().item() - 1) < 12 * 2**-24
-fused = shared.everything(phi, psi, impl="triton")
+fused, plain = (shared.everything(phi, psi, impl=impl) for impl in ("triton", "reference"))
 truth = shared.everything(phi.double(), psi.double(), impl="reference")
-for got, wanted in zip(fused[3:], truth[3:]):
-    assert ((got.double() - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-4
+for part in (3, 4):
+    ours, theirs = (
+        ((t[part].double() - truth[part]).norm(dim=1) / truth[part].norm(dim=1)).max() for t in (fused, plain)
+    )
+    assert ours <= 2 * theirs + 1e-6, (ours, theirs)
 
 # Same bits twice; each gradient alone.
 again = shared.everything(phi, psi, impl="triton")
