@@ -6,10 +6,12 @@
 #include <pybind11/pybind11.h>
 
 namespace deepres {
+void bind_info_nce(pybind11::module_& m);
 void bind_residual_stack(pybind11::module_& m);
 }  // namespace deepres
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "deepres CPU kernels";
+  deepres::bind_info_nce(m);
   deepres::bind_residual_stack(m);
 }

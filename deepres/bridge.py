@@ -3,11 +3,12 @@
 Shared memory has two owners, so two rules keep it whole:
 
 - JAX arrays never change. A tensor from `to_torch` is for reading; clone it before writing into it.
-- XLA may read an array from `to_jax` later than the call that takes it returns. Leave the tensor unchanged after
-  handing it over (a fresh tensor a step, as a policy's output is), or pass copy=True.
+- XLA may read an array from `to_jax` later than the call that takes it returns. Leave the tensor unchanged
+  after handing it over (a fresh tensor a step, as a policy's output is), or pass copy=True.
 
-Each side keeps the memory alive for as long as it holds its object, whatever the other side does. XLA writes over a
-buffer only if a jitted function donates it; deepres.envs donates nothing, so no tensor made from a state changes.
+Each side keeps the memory alive for as long as it holds its object, whatever the other side does. XLA writes
+over a buffer only if a jitted function donates it; deepres.envs donates nothing, so no tensor made from a
+state changes.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def _jax() -> ModuleType:
 def to_torch(array: jax.Array, device: torch.device | str | None = None) -> Tensor:
     """`array` as a tensor of the same shape and dtype, to be read only.
 
-    array: a JAX array on one device, any shape. device: where the tensor is wanted (by default where the array is);
-    another device costs one copy, the same one none.
+    array: a JAX array on one device, any shape. device: where the tensor is wanted (by default where the
+    array is); another device costs one copy, the same one none.
     Raises: TypeError if `array` is not a JAX array of plain numbers; ImportError without JAX.
     """
     jax = _jax()
@@ -64,9 +65,9 @@ def to_torch(array: jax.Array, device: torch.device | str | None = None) -> Tens
 def to_jax(tensor: Tensor, device: jax.Device | None = None, *, copy: bool = False) -> jax.Array:
     """`tensor`, detached, as a JAX array of the same shape; 64-bit numbers become 32-bit ones, as JAX has it.
 
-    tensor: dense, any shape and device; memory is shared if it is contiguous and starts at a multiple of 64 bytes
-    (torch's own allocations do). device: where the array is wanted, by default JAX's first device, where
-    environments live; another device than the tensor's costs one copy. copy: True never shares memory.
+    tensor: dense, any shape and device; memory is shared if it is contiguous and starts at a multiple of 64
+    bytes (torch's own allocations do). device: where the array is wanted, by default JAX's first device,
+    where environments live; another device than the tensor's costs one copy. copy: True never shares memory.
     Raises: TypeError if `tensor` is not a dense tensor; ImportError without JAX.
     """
     jax = _jax()

@@ -116,9 +116,7 @@ class ReplayBuffer:
         last = torch.searchsorted(ids, ids, right=True) - 1
         return _Windows(start, last)
 
-    def _pairs(
-        self, windows: _Windows, items: Tensor, gamma: float, generator: torch.Generator
-    ) -> Batch:
+    def _pairs(self, windows: _Windows, items: Tensor, gamma: float, generator: torch.Generator) -> Batch:
         env, t = items // (windows.length - 1), items % (windows.length - 1)
         uniform = torch.rand(len(items), dtype=torch.float64, generator=generator, device=self.device)
         ahead = truncated_geometric(uniform, windows.last[env, t] - t, gamma)

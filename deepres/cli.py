@@ -92,8 +92,8 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             format: mp4 or gif.
             seed: Draws other starts and goals than the evaluations during training.
         """
-        from deepres.show import show_policy
         from deepres.run import load_run
+        from deepres.show import show_policy
 
         loaded = load_run(run, device=device)
         _, pictures = show_policy(loaded, out or run, episodes=episodes, format=format, seed=seed)

@@ -178,10 +178,10 @@ class Config:
 
 
 # Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
-CHANGEABLE = frozenset(
-    "total_steps eval_every eval_envs checkpoint_every keep_checkpoints save_buffer precision checkpoint impl device "
-    "actor_lr critic_lr alpha_lr".split()
-)
+CHANGEABLE = frozenset({
+    "total_steps", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints", "save_buffer",
+    "precision", "checkpoint", "impl", "device", "actor_lr", "critic_lr", "alpha_lr",
+})  # fmt: skip
 
 _AT_LEAST = {
     "num_envs": 1, "episode_length": 2, "critic_depth": 1, "actor_depth": 1, "width": 1, "feature_dim": 1,

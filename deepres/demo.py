@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from deepres.config import Config
@@ -16,7 +17,7 @@ from deepres.training import train
 CONFIG = Config(
     env="point_u_maze",
     num_envs=64,
-    episode_length=250,
+    episode_length=1000,
     critic_depth=16,
     actor_depth=16,
     width=64,
@@ -24,20 +25,18 @@ CONFIG = Config(
     actor_lr=1e-3,
     critic_lr=1e-3,
     alpha_lr=1e-3,
-    total_steps=300_000,
+    total_steps=350_000,
     unroll_length=50,
     gradient_steps=200,
-    buffer_steps=2_000,
-    min_buffer_steps=250,
+    buffer_steps=5_000,
+    min_buffer_steps=500,
     eval_every=10,
     checkpoint_every=20,
 )
 
 
 def main(run_dir: Path | None = None, seed: int = 0) -> None:
-    """Train `CONFIG`, evaluate its checkpoint afresh, and leave a video, the paths and the curves in the run's folder."""
-    from dataclasses import replace
-
+    """Train `CONFIG`, evaluate its checkpoint afresh, and leave a video, the paths and the curves in run_dir."""
     began = time.perf_counter()
     print("contrastive RL in a U-shaped maze: 16 residual layers, goals on both sides of the wall")
     result = train(replace(CONFIG, seed=seed), run_dir)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 _PACKAGES = (
-    "torch triton cupy-cuda13x cuda-core jax jaxlib mujoco mujoco-mjx numpy safetensors tensorboard tyro rich "
-    "matplotlib imageio"
-).split()
+    "torch", "triton", "cupy-cuda13x", "cuda-core", "jax", "jaxlib", "mujoco", "mujoco-mjx", "numpy",
+    "safetensors", "tensorboard", "tyro", "rich", "matplotlib", "imageio",
+)  # fmt: skip
 
 
 def memory_plan(config: Config, *, state_dim: int, action_dim: int, goal_dim: int) -> dict[str, int]:

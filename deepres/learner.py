@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from deepres.config import Config
 from deepres.kernels import info_nce
+from deepres.kernels.info_nce import InfoNCEMetrics
 from deepres.losses import actor_loss, alpha_loss, pair_energy, squashed_gaussian
 from deepres.networks import Actor, Encoder, call_frozen
 
-METRICS = ("critic_loss", "actor_loss", "alpha_loss", "alpha", "entropy", "logsumexp", "distance")
+METRICS = (
+    "critic_loss", "actor_loss", "alpha_loss", "alpha", "entropy",
+    "logsumexp", "accuracy", "positive_logit", "negative_logit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,13 @@ class Learner:
         config = self.config
         phi = self.phi(torch.cat([batch.state, batch.action], dim=1))
         psi = self.psi(batch.goal)
-        critic, lse = info_nce(
+        critic, contrast = info_nce(
             phi,
             psi,
             logsumexp_penalty=config.logsumexp_penalty,
             energy=config.energy,
             form=config.form,
+            return_metrics=True,
             impl="reference" if config.impl == "reference" else "auto",
         )
         mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
@@ -86,18 +91,19 @@ class Learner:
         alpha = self.log_alpha.exp()
         actor = actor_loss(alpha.detach(), log_prob, energy)
         temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+        assert isinstance(contrast, InfoNCEMetrics)
         values = (
             critic,
             actor,
             temperature,
             alpha,
             -log_prob.mean(),
-            lse.mean(),
-            (phi - psi).detach().norm(dim=1).mean(),
+            contrast.lse.mean(),
+            contrast.accuracy,
+            contrast.mean_positive,
+            contrast.mean_negative,
         )
-        return critic + actor + temperature, {
-            k: v.detach() for k, v in zip(METRICS, values, strict=True)
-        }
+        return critic + actor + temperature, {k: v.detach() for k, v in zip(METRICS, values, strict=True)}
 
     def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         """One gradient step of all three; returns the metrics as tensors on the device (no synchronisation)."""

@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,8 @@ class RunLog:
             self._told = True
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):  # told by write
             self._writer.close()
-        except OSError:
-            pass  # told by write
 
 
 def _rows(*rows: list[str]) -> str:

@@ -23,7 +23,13 @@ def plot_curves(run_dir: Path, path: Path) -> Path:
     figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.4), layout="constrained")
     for axis, (table, lines, label, limits) in zip(axes, panels, strict=True):
         for column, name in lines.items():
-            axis.plot(table["env_steps"], table[column], label=name, marker="o" if len(table["env_steps"]) < 40 else None, ms=3)
+            axis.plot(
+                table["env_steps"],
+                table[column],
+                label=name,
+                marker="o" if len(table["env_steps"]) < 40 else None,
+                ms=3,
+            )
         axis.set(xlabel="environment steps", ylabel=label, ylim=limits, title=" and ".join(lines.values()))
         axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axis.grid(alpha=0.25)

@@ -220,9 +220,7 @@ def make_env(config: Config, num_envs: int) -> Any:
 def _make_env(name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str) -> Any:
     from deepres import envs
 
-    return envs.make(
-        name, num_envs=num_envs, seed=seed, episode_length=episode_length, auto_reset=auto_reset
-    )
+    return envs.make(name, num_envs=num_envs, seed=seed, episode_length=episode_length, auto_reset=auto_reset)
 
 
 def pick_device(name: str) -> torch.device:

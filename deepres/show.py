@@ -30,7 +30,7 @@ def show_policy(
     walks = [walk[~walk[:, 0].isnan()].cpu().numpy() for walk in paths.achieved.unbind(dim=1)]
     title = f"{run.config.env}: {figures.success_any:.0%} of {len(walks)} episodes reach their goal"
     picture = plot_paths(run.eval_env, walks, list(paths.goal.cpu().numpy()), out / "paths.png", title)
-    video = render_rollout(run.eval_env, camera.shots([len(w) for w in walks]), out / f"policy.{format}")
+    video = render_rollout(run.eval_env, camera.film([len(w) for w in walks]), out / f"policy.{format}")
     return figures, [picture, video]
 
 
@@ -54,16 +54,16 @@ class _Camera:
 
         goals, distances = np.asarray(state.goal), np.asarray(state.distance)
         farthest = [int(i) for i in np.argsort(-distances, kind="stable")]
-        seen: set[bytes] = set()
-        first_of_goal = [i for i in farthest if not (goals[i].tobytes() in seen or seen.add(goals[i].tobytes()))]
-        return [*first_of_goal, *(i for i in farthest if i not in set(first_of_goal))][: self.episodes]
+        one_of_each = {goals[i].tobytes(): i for i in reversed(farthest)}  # the farthest start of each goal
+        first = sorted(one_of_each.values(), key=farthest.index)
+        return [*first, *(i for i in farthest if i not in first)][: self.episodes]
 
-    def shots(self, lengths: list[int]) -> list[list[Any]]:
-        """Each episode's frames, up to its end or a moment after its goal is reached."""
+    def film(self, lengths: list[int]) -> list[Any]:
+        """The episodes' frames one after another, each up to its end or a moment after its goal is reached."""
         linger = max(1, round(_LINGER / self.env.dt))
-        shots = []
+        film: list[Any] = []
         for index, frames in self.frames.items():
             episode = frames[: lengths[index]]
             reached = next((t for t, frame in enumerate(episode) if frame.success), len(episode))
-            shots.append(episode[: reached + linger])
-        return shots
+            film += episode[: reached + linger]
+        return film

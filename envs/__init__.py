@@ -46,7 +46,8 @@ def make(
         name: one of `names()`.
         num_envs: environments stepped together, >= 1. seed: >= 0, decides every start and goal.
         episode_length: time limit in control periods of env.dt seconds.
-        auto_reset: what follows a done: "fresh", a new start and goal; or "first", the environment's own first
+        auto_reset: what follows a done: "fresh", a new start and goal; or "first", the environment's own
+        first
             ones again (the published runs').
         options: of the task itself, e.g. layout=... for a maze; see its class.
 
@@ -65,6 +66,7 @@ def make_task(name: str, **options: Any) -> Task:
     if name not in _REGISTRY:
         raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
     xla.prepare()
+    xla.keep_compiled()
     module, class_name, variant = _REGISTRY[name]
     task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
     unknown = sorted(set(options) - set(signature(task_class).parameters))

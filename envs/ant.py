@@ -1,8 +1,9 @@
 """Ant: a sphere on four legs that is to walk to a point on the floor.
 
-State (29): qpos, then qvel: torso x, y, z (0-2) and quaternion (3-6), the joints hip_1, ankle_1, ... ankle_4 (7-14),
-the torso's linear (15-17) and angular (18-20) velocity, the joints' velocities (21-28). Goal: x, y. Actions are
-torques of hip_4, ankle_4, hip_1, ankle_1, hip_2, ankle_2, hip_3, ankle_3. A torso too low or too high ends the episode.
+State (29): qpos, then qvel: torso x, y, z (0-2) and quaternion (3-6), the joints hip_1, ankle_1, ... ankle_4
+(7-14), the torso's linear (15-17) and angular (18-20) velocity, the joints' velocities (21-28). Goal: x, y.
+Actions are torques of hip_4, ankle_4, hip_1, ankle_1, hip_2, ankle_2, hip_3, ankle_3. A torso too low or too
+high ends the episode.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.base import ASSETS, Task
+from deepres.envs.base import ASSETS, Task, View
 from deepres.envs.physics import PhysicsState, at_rest
 
 HEIGHT = 0.55  # metres, of the torso at the start
@@ -21,12 +22,13 @@ NOISE = 0.1  # of every starting position and velocity
 
 
 class Ant(Task):
-    """The ant on open ground, with its goal on a circle of radius `goal_distance` metres around the origin."""
+    """The ant on open ground; goals lie on a circle of `goal_distance` metres around the origin."""
 
     state_dim = 29
     goal_slice = slice(0, 2)
     dt = 0.05
     threshold = 0.5
+    goal_height = 0.5
 
     def __init__(self, goal_distance: float = 10.0) -> None:
         if not 0 < goal_distance < float("inf"):
@@ -35,6 +37,9 @@ class Ant(Task):
 
     def spec(self) -> mujoco.MjSpec:
         return mujoco.MjSpec.from_file(str(ASSETS / "ant.xml"))
+
+    def view(self) -> View:
+        return View(distance=7.0, elevation=-20.0, follow=True)
 
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
         body_key, bearing_key = jax.random.split(key)

@@ -15,11 +15,26 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 
 from deepres.envs.physics import MjxPhysics, PhysicsState
 
 ASSETS = Path(__file__).parent / "assets"
 AUTO_RESETS = ("fresh", "first")
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a video's camera stands. distance: metres to `lookat`; azimuth, elevation: degrees.
+
+    follow: keep looking at the robot (qpos's first two) as it goes.
+    """
+
+    distance: float
+    azimuth: float = 90.0
+    elevation: float = -45.0
+    lookat: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    follow: bool = False
 
 
 class Task(ABC):
@@ -34,6 +49,7 @@ class Task(ABC):
     goal_slice: ClassVar[slice]
     dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
     threshold: ClassVar[float]  # success below this distance to the goal
+    goal_height: ClassVar[float] = 0.0  # metres: where pictures show a goal that has no z of its own
 
     @abstractmethod
     def spec(self) -> mujoco.MjSpec:
@@ -42,6 +58,14 @@ class Task(ABC):
     def scene(self) -> mujoco.MjSpec:
         """The model that pictures show, with the same qpos as `spec`; a task adds its scenery here."""
         return self.spec()
+
+    @abstractmethod
+    def view(self) -> View:
+        """The camera of this task's videos."""
+
+    def marker(self, goal: np.ndarray) -> np.ndarray:
+        """[3] metres: where pictures show `goal` [goal_dim]."""
+        return np.append(goal, self.goal_height)[:3]
 
     @abstractmethod
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
@@ -86,16 +110,18 @@ class FirstState:
 class EnvState:
     """An environment between two steps; in a batch every leaf has a leading axis [N].
 
-    Record a transition from the state BEFORE its step: (s.obs, action, s.traj_id), then `t = env.step(s, action)`
-    and t.reward, t.done, t.truncation belong to it. Everything that the future depends on is in here, so saving
-    and restoring the leaves continues a run bit for bit.
+    Record a transition from the state BEFORE its step: (s.obs, action, s.traj_id). After
+    t = env.step(s, action), t.reward, t.done and t.truncation belong to the same transition. Everything that
+    the future depends on is in here, so saving and restoring the leaves continues a run bit for bit.
 
     obs: [state_dim + goal_dim] float32, what the policy sees next; after a done, the new episode's first.
     terminal_obs: same shape, what the last step reached; differs from obs only where done.
     reward, success (0 or 1), distance (metres to the goal): float32 of what the last step reached.
     done: bool, the last step ended its episode. truncation: bool, it did so by the time limit alone.
-    traj_id: int32, of the transition that starts here: 0 in an environment's first episode, one more in each next.
-    steps: int32, steps taken in the running episode. goal: [goal_dim] float32. key: uint32 [2], for later episodes.
+    traj_id: int32, of the transition that starts here: 0 in the first episode, one more in each next one.
+    steps: int32, steps taken in the running episode.
+    goal: [goal_dim] float32. key: uint32 [2], what later episodes are drawn with.
+    physics: see PhysicsState. first: what auto_reset="first" goes back to, else None.
     """
 
     obs: jax.Array
@@ -184,7 +210,7 @@ class GoalEnv:
         return jax.tree.map(lambda new, old: jnp.where(done, new, old), again, reached)
 
     def _begin_again(self, state: EnvState) -> EnvState:
-        """`state` with the next episode begun: cheap (two random draws, no physics), so it is done at every step."""
+        """`state` with the next episode begun: a few random draws, so cheap that every step makes them."""
         if state.first is not None:
             key, physics, goal = state.key, state.first.physics, state.first.goal
         else:

@@ -1,10 +1,11 @@
 """Mazes from text grids, and the walls that physics sees of them.
 
-A grid has one character a cell: `#` wall, `R` a start, `G` a possible goal, `.` free. Row i, column j is centred
-at world (x, y) = (i, j) * cell. A wall cell is a box as high as half a cell.
+A grid has one character a cell: `#` wall, `R` a start, `G` a possible goal, `.` free. Row i, column j is
+centred at world (x, y) = (i, j) * cell. A wall cell is a box as high as half a cell.
 
 Physics never holds all the walls: a robot whose reach from its centre is under half a cell can touch only the
-three cells around the quadrant of the cell that it stands in. So three boxes serve every maze (the "window"), put
+three cells around the quadrant of the cell that it stands in. So three boxes serve every maze (the "window"),
+put
 there at each control step: exact, and the cost of a maze does not grow with its size.
 """
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from deepres.envs.base import View
 from deepres.envs.layouts import LAYOUTS
 
 WINDOW = 3  # boxes
@@ -65,7 +67,7 @@ class Maze:
         return jnp.asarray(self.goals)[jax.random.randint(key, (), 0, len(self.goals))]
 
     def window(self, xy: jax.Array) -> jax.Array:
-        """Centres [WINDOW, 3] of the wall cells that a robot at `xy` [2] can touch; spare boxes are parked."""
+        """[WINDOW, 3]: centres of the wall cells that a robot at `xy` [2] can touch; spares are parked."""
         own = jnp.round(xy / self.cell).astype(jnp.int32)
         towards = jnp.where(xy >= own * self.cell, 1, -1)
         walls = jnp.asarray(self.walls)
@@ -91,6 +93,12 @@ class Maze:
             geom = self._add_box(body)
             geom.contype, geom.conaffinity, geom.rgba = 0, 0, WALL_RGBA
 
+    def view(self) -> View:
+        """A camera that sees the whole maze from above, a little from the side."""
+        size = np.array(self.walls.shape) * self.cell
+        middle = (size - self.cell) / 2
+        return View(distance=1.25 * float(size.max()), elevation=-68.0, lookat=(*middle.tolist(), 0.0))
+
     def _add_box(self, body: mujoco.MjsBody) -> mujoco.MjsGeom:
         size = [self.cell / 2, self.cell / 2, self.cell / 4]
         return body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=size)
@@ -102,7 +110,8 @@ def _check_grid(rows: tuple[str, ...]) -> None:
     for i, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ValueError(
-                f"a maze's rows must be equally long, got {len(rows[0])} cells in row 0 and {len(row)} in row {i}"
+                f"a maze's rows must be equally long, got {len(rows[0])} cells in row 0 "
+                f"and {len(row)} in row {i}"
             )
         strange = sorted(set(row) - set("#RG."))
         if strange:

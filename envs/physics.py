@@ -37,7 +37,7 @@ class PhysicsState:
 
 
 def at_rest(qpos: jax.Array, qvel: jax.Array) -> PhysicsState:
-    """The physics of a body put at `qpos` [nq], moving with `qvel` [nv], with nothing to start the solver from."""
+    """The physics of a robot put at `qpos` [nq] and moving with `qvel` [nv]."""
     return PhysicsState(
         qpos.astype(jnp.float32), qvel.astype(jnp.float32), jnp.zeros(qvel.shape, jnp.float32)
     )

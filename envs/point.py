@@ -1,7 +1,8 @@
 """The point mazes: a sphere pushed about in a maze, the cheapest of the long-horizon tasks.
 
-State: x, y, vx, vy. Goal: x, y of a goal cell's centre. The sphere starts at rest but for a little noise in the
-centre of the start cell. Nothing brakes it: an action is an acceleration of at most 3.8 m/s^2, and walls stop it.
+State: x, y, vx, vy. Goal: x, y of a goal cell's centre. The sphere starts at rest but for a little noise in
+the centre of the start cell. Nothing brakes it: an action is an acceleration of at most 3.8 m/s^2, and walls
+stop it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import mujoco
 
 from deepres.envs import maze
-from deepres.envs.base import ASSETS, Task
+from deepres.envs.base import ASSETS, Task, View
 from deepres.envs.physics import PhysicsState, at_rest
 
 
@@ -24,6 +25,7 @@ class PointMaze(Task):
     goal_slice = slice(0, 2)
     dt = 0.05  # five timesteps: at the U maze's top speed the sphere moves a third of its radius in one
     threshold = 0.5
+    goal_height = 0.75
 
     def __init__(self, layout: str | Sequence[str] = "u_maze") -> None:
         self.maze = maze.Maze.parse(layout, cell=4.0)
@@ -37,6 +39,9 @@ class PointMaze(Task):
         spec = self.spec()
         self.maze.add_walls(spec)
         return spec
+
+    def view(self) -> View:
+        return self.maze.view()
 
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
         start_key, goal_key, velocity_key = jax.random.split(key, 3)

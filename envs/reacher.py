@@ -1,7 +1,7 @@
 """Reacher: a planar arm of two links whose fingertip is to rest on a target.
 
-State: cos of both joint angles (0-1), their sin (2-3), fingertip position (4-6), fingertip velocity (7-9), in metres
-and seconds. Goal: the target's position, at a distance and an angle that are both uniform.
+State: cos of both joint angles (0-1), their sin (2-3), fingertip position (4-6), fingertip velocity (7-9), in
+metres and seconds. Goal: the target's position, at a distance and an angle that are both uniform.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.base import ASSETS, Task
+from deepres.envs.base import ASSETS, Task, View
 from deepres.envs.physics import PhysicsState, at_rest
 
 UPPER, LOWER, HEIGHT = 0.1, 0.11, 0.01  # metres: joint to joint, joint to fingertip, the plane of motion
@@ -27,6 +27,9 @@ class Reacher(Task):
 
     def spec(self) -> mujoco.MjSpec:
         return mujoco.MjSpec.from_file(str(ASSETS / "reacher.xml"))
+
+    def view(self) -> View:
+        return View(distance=0.6, elevation=-65.0)
 
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
         angle_key, speed_key, radius_key, bearing_key = jax.random.split(key, 4)

@@ -15,8 +15,8 @@ class VectorEnv:
         state = env.step(state, action)      # action [num_envs, action_dim]
 
     A state is never changed in place and its buffers are never given back to XLA while it is held, so an old
-    state stays valid, and so does a torch tensor that shares memory with one of its leaves. `env.functional` has the
-    same environment as pure functions of a single state, for jit, vmap and scan.
+    state stays valid, and so does a torch tensor that shares memory with one of its leaves. `env.functional`
+    has the same environment as pure functions of a single state, for jit, vmap and scan.
     """
 
     def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0) -> None:
@@ -49,7 +49,8 @@ class VectorEnv:
             key = jax.random.key_data(key)
         if key.shape != (2,) or key.dtype != jnp.uint32:
             raise ValueError(
-                f"key must be one JAX key, as jax.random.PRNGKey(seed) makes it, got {key.dtype} {list(key.shape)}"
+                f"key must be one JAX key, as jax.random.PRNGKey(seed) makes it, "
+                f"got {key.dtype} {list(key.shape)}"
             )
         return self._reset(key)
 

@@ -1,17 +1,23 @@
-"""Makes XLA fit for physics on the CPU: to be called before the first JAX computation, never by a user.
+"""Makes XLA fit for physics: to be called before the first JAX computation, never by a user.
 
 Two traps of XLA's CPU backend are set aside here. jaxlib 0.10's fusion emitters recompute the parents of a
 kinematic chain once per descendant (a nine-link arm steps hundreds of times slower; short chains only compile
 more slowly). And its thread pool, which has one thread per core, can lock up when there are only two.
+
+Compiled steps are kept on disk, for XLA takes seconds to compile one and every command would do it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
+import platform
 import sys
 import warnings
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 FUSION_FLAG = "--xla_cpu_use_fusion_emitters=false"
 MIN_POOL_THREADS = 8
@@ -37,8 +43,8 @@ def prepare() -> None:
         return
     if _xla_has_started():
         warnings.warn(
-            "JAX was in use before deepres.envs, so XLA's CPU settings came too late: jointed robots may step "
-            f"slowly and compile longer; import deepres.envs first, or set XLA_FLAGS={FUSION_FLAG} and "
+            "JAX was in use before deepres.envs, so XLA's CPU settings came too late: jointed robots may "
+            f"step slowly and compile longer; import deepres.envs first, or set XLA_FLAGS={FUSION_FLAG} and "
             f"NPROC={MIN_POOL_THREADS} in the environment",
             RuntimeWarning,
             stacklevel=3,
@@ -48,6 +54,41 @@ def prepare() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}".strip()
     if wants_pool:
         os.environ["NPROC"] = str(MIN_POOL_THREADS)
+
+
+@cache
+def keep_compiled() -> None:
+    """Let JAX keep what it compiles in the user's cache folder, unless the user has set a cache already.
+
+    The folder is $XDG_CACHE_HOME/deepres (by default ~/.cache/deepres), or the one that DEEPRES_COMPILE_CACHE
+    names; DEEPRES_COMPILE_CACHE=0 keeps nothing. A folder that cannot be made, or is not this user's, is left
+    alone: JAX runs the code that it finds there. Code fits one kind of processor, so each kind has its own.
+    """
+    import jax
+
+    config: Any = jax.config
+    choice = os.environ.get("DEEPRES_COMPILE_CACHE", "")
+    if choice == "0" or config.jax_compilation_cache_dir is not None:
+        return
+    root = Path(choice or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepres").expanduser()
+    folder = root / f"xla-{_processor()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+    except OSError:
+        return
+    if ours and os.access(folder, os.W_OK):
+        config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor() -> str:
+    """A short name for this kind of processor: its architecture and the instruction sets it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
 
 
 def _version(package: str) -> str | None:

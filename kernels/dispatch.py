@@ -12,36 +12,53 @@ serves the call or raises with its reason.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+import torch
+
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
     "residual_stack": {
+        "cuda": "deepres.kernels.residual_stack_cuda",
+        "triton": "deepres.kernels.residual_stack_triton",
         "cpu": "deepres.kernels.residual_stack_cpu",
         "reference": "deepres.kernels.reference",
     },
     "info_nce": {
+        "triton": "deepres.kernels.info_nce_triton",
+        "cpu": "deepres.kernels.info_nce_cpu",
         "reference": "deepres.kernels.reference",
     },
 }
 
 
-@cache
 def load(op: str, impl: str) -> ModuleType:
-    return import_module(BACKENDS[op][impl])
+    _import(BACKENDS[op][impl])
+    return sys.modules[BACKENDS[op][impl]]
 
 
-@cache
+# torch.compile traces neither imports nor caches: it takes the results of these two as they come.
+@torch.compiler.assume_constant_result
+def _import(name: str) -> bool:
+    import_module(name)
+    return True
+
+
+@torch.compiler.assume_constant_result
 def _unavailable(op: str, impl: str) -> str | None:
     """Why `impl` cannot run here, or None; asked of the backend once in a process."""
-    if impl == "reference":
-        return None
+    return None if impl == "reference" else _reason(BACKENDS[op][impl])
+
+
+@cache
+def _reason(module: str) -> str | None:
     try:
-        return load(op, impl).unavailable()
+        return import_module(module).unavailable()
     except ImportError as error:
         return f"{error}"
 

@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the meaning that all backends share, the oracle of the tests, and a choice users have.
+"""Every op in plain PyTorch: the meaning all backends share, the oracle of the tests, a choice users have.
 
 Arguments are checked by the public functions in residual_stack.py and info_nce.py.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 if TYPE_CHECKING:
+    from deepres.kernels.info_nce import InfoNCEOptions
     from deepres.kernels.residual_stack import StackOptions
 
 
@@ -97,20 +98,33 @@ def energy_logits(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
 
 
 def info_nce(
-    phi: Tensor, psi: Tensor, logsumexp_penalty: float, energy: str, form: str
-) -> tuple[Tensor, Tensor]:
-    """See `deepres.info_nce`. Stores the [B, M] logits, as everybody does."""
-    logits = energy_logits(phi, psi, energy)
-    lse = logits.logsumexp(dim=1)
-    positive = logits.diagonal()
-    if form == "binary":
+    phi: Tensor, psi: Tensor, options: InfoNCEOptions, metrics: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `deepres.info_nce`. Stores the [B, M] logits, as everybody does.
+
+    Returns (loss, lse [B], [accuracy, mean positive, mean negative]); the last is empty unless asked for.
+    """
+    logits = energy_logits(phi, psi, options.energy)
+    own = logits[
+        :, options.positive_offset : options.positive_offset + phi.shape[0]
+    ]  # psi has a goal for each
+    lse, positive = logits.logsumexp(dim=1), own.diagonal()
+    if options.form == "binary":
         # -log sigmoid(positive) - log(1 - sigmoid(negative)); softplus(x) - x = softplus(-x) on the diagonal
         loss = (F.softplus(logits).sum() - positive.sum()) / logits.numel()
     else:
         loss = phi.new_zeros(())
-        if form in ("forward", "symmetric"):
+        if options.form in ("forward", "symmetric"):
             loss = loss + (lse - positive).mean()
-        if form in ("backward", "symmetric"):
-            # psi rows past B are negatives without a state-action of their own: no softmax starts from them.
-            loss = loss + (logits[:, : phi.shape[0]].logsumexp(dim=0) - positive).mean()
-    return loss + logsumexp_penalty * (lse + 1e-6).square().mean(), lse.detach()
+        if options.form in ("backward", "symmetric"):
+            # Further negatives have no state-action of their own: no softmax starts from them.
+            loss = loss + (own.logsumexp(dim=0) - positive).mean()
+    loss = loss + options.logsumexp_penalty * (lse + 1e-6).square().mean()
+    return loss, lse.detach(), _measures(logits.detach(), positive.detach()) if metrics else phi.new_empty(0)
+
+
+def _measures(logits: Tensor, positive: Tensor) -> Tensor:
+    """[accuracy, mean positive logit, mean negative logit]; the last is NaN where there are no negatives."""
+    first = (positive >= logits.amax(dim=1)).to(logits.dtype).mean()
+    negative = (logits.sum() - positive.sum()) / (logits.numel() - positive.numel())
+    return torch.stack([first, positive.mean(), negative])

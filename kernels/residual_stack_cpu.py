@@ -19,7 +19,7 @@ try:  # importing torch first: the extension then shares its OpenMP threads
 except ImportError:
     _C = None
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "bf16")
 
 
 def unavailable() -> str | None:
@@ -42,14 +42,22 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
 
 
 def _shape(batch: int, width: int, depth: int, options: StackOptions):
-    swish = options.activation == "swish"
-    return _C.StackShape(batch, width, depth, options.skip_every, options.norm, swish, options.eps)
+    return _C.StackShape(
+        (batch, width, depth), options.skip_every, options.norm, options.activation == "swish", options.eps,
+        options.checkpoint, options.precision == "bf16",
+    )  # fmt: skip
 
 
 def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
     shape = _shape(batch, width, depth, options)
-    statistics = batch * (depth + shape.stretches * shape.padded)
-    return [((depth, batch, shape.padded), torch.float32), ((statistics,), torch.float32)]
+    if options.checkpoint:
+        return [((-(-depth // shape.segment), batch, shape.padded), torch.float32), ((0,), torch.float32)]
+    if options.precision == "fp32":
+        saved = torch.float32
+    else:  # |n| < sqrt(width) fits fp16, which keeps three bits more; without norm nothing bounds it
+        saved = torch.float16 if options.norm else torch.bfloat16
+    statistics = batch * (depth + -(-depth // shape.span) * shape.padded)
+    return [((depth, batch, shape.padded), saved), ((statistics,), torch.float32)]
 
 
 def forward(
@@ -61,8 +69,10 @@ def forward(
     activations, statistics = saved or (x.new_empty(0), x.new_empty(0))
     _C.residual_stack_forward(
         _shape(*sizes),
-        _addresses(x, weight, bias, gamma, beta),
-        _addresses(y, activations, statistics),
+        _addresses(weight, bias, gamma, beta),
+        x.data_ptr(),
+        y.data_ptr(),
+        _addresses(activations, statistics),
         torch.get_num_threads(),
     )
     return y, activations, statistics
@@ -78,7 +88,9 @@ def backward(
     ]
     _C.residual_stack_backward(
         _shape(x.shape[0], x.shape[1], weight.shape[0], options),
-        _addresses(dy, weight, bias, gamma, beta, activations, statistics),
+        _addresses(weight, bias, gamma, beta),
+        dy.data_ptr(),
+        _addresses(activations, statistics),
         _addresses(*grads),
         torch.get_num_threads(),
     )

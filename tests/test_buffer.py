@@ -94,7 +94,9 @@ def test_a_batch_larger_than_a_pass_is_filled_from_the_next():
     (batch,) = draw(filled(num_envs=1, capacity=10, steps=10), 1, 25)
     assert batch.state.shape == (25, 3)
     _, counts = torch.unique(batch.state[:, 1], return_counts=True)
-    assert len(counts) == 9 and counts.min() >= 2 and counts.max() <= 3  # 9 transitions, dealt 2 and 7/9 times
+    assert (
+        len(counts) == 9 and counts.min() >= 2 and counts.max() <= 3
+    )  # 9 transitions, dealt 2 and 7/9 times
 
 
 def test_windows_reach_every_part_of_the_ring():
@@ -105,14 +107,18 @@ def test_windows_reach_every_part_of_the_ring():
 
 def test_same_seed_same_batches():
     a, b = (draw(filled(), 3, 16, seed=4) for _ in range(2))
-    assert all(torch.equal(x.goal, y.goal) and torch.equal(x.state, y.state) for x, y in zip(a, b, strict=True))
+    assert all(
+        torch.equal(x.goal, y.goal) and torch.equal(x.state, y.state) for x, y in zip(a, b, strict=True)
+    )
     assert not torch.equal(a[0].state, draw(filled(), 1, 16, seed=5)[0].state)
 
 
 def test_saved_ring_draws_the_same():
     buffer, other = filled(steps=137), ReplayBuffer(3, 50, 3, 1, slice(0, 3))
     other.load_state_tensors({k: v.clone() for k, v in buffer.state_tensors().items()}, buffer.inserted)
-    assert all(torch.equal(x.goal, y.goal) for x, y in zip(draw(buffer, 5, 8), draw(other, 5, 8), strict=True))
+    assert all(
+        torch.equal(x.goal, y.goal) for x, y in zip(draw(buffer, 5, 8), draw(other, 5, 8), strict=True)
+    )
 
 
 def test_what_does_not_fit_is_refused():

@@ -91,7 +91,7 @@ def test_damage_is_named_and_the_one_before_serves(tmp_path, damage, sentence):
 
 
 def test_no_checkpoint_is_one_sentence(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint in .*; train a run there first"):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*; train a run there first"):
         checkpoints.load_newest(tmp_path / "nothing")
 
 
@@ -106,7 +106,9 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
 def test_a_full_disk_loses_nothing(small_disk):
     """A real, tiny file system: what was saved before stays, nothing half-written does, the sentence says so."""
     checkpoints.save(small_disk, make(10, 1.0), keep=2)
-    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*: (No space left|File too large).*; nothing"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot write a checkpoint to .*: (No space left|File too large).*; nothing"
+    ):
         checkpoints.save(small_disk, make(20, 2.0, size=2_000_000), keep=2)
     assert os.listdir(small_disk) == ["000000000010"]
     assert (checkpoints.load(small_disk / "000000000010").tensors["a/b"] == 1).all()
@@ -136,7 +138,7 @@ def test_kill_during_a_write_leaves_whole_checkpoints(tmp_path, moment):
     process.send_signal(signal.SIGKILL)
     done = max([done, *(int(line) for line in process.stdout.read().split("\n")[:-1])])
     process.wait()
-    path, loaded, skipped = checkpoints.load_newest(tmp_path)
+    path, _, skipped = checkpoints.load_newest(tmp_path)
     assert skipped == [] and int(path.name) in (done, done + 1)
     for name in checkpoints.steps(tmp_path):
         whole = checkpoints.load(tmp_path / name)

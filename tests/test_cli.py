@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,17 @@ from deepres.cli import main
 
 pytest.importorskip("mujoco.mjx")
 
-TINY = (
-    "--env point_u_maze --num-envs 4 --episode-length 25 --critic-depth 4 --actor-depth 4 --width 32 --batch-size 16 "
-    "--unroll-length 10 --gradient-steps 4 --buffer-steps 60 --min-buffer-steps 20 --eval-envs 4 --total-steps 120"
-).split()
+TINY = [
+    "--env", "point_u_maze", "--num-envs", "4", "--episode-length", "25", "--critic-depth", "4", "--actor-depth", "4",
+    "--width", "32", "--batch-size", "16", "--unroll-length", "10", "--gradient-steps", "4", "--buffer-steps", "60",
+    "--min-buffer-steps", "20", "--eval-envs", "4", "--total-steps", "120",
+]  # fmt: skip
 
 
 def deepres(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "deepres", *arguments], capture_output=True, text=True, cwd=cwd,
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
     )  # fmt: skip
 
 
@@ -62,7 +64,11 @@ def test_doctor_and_envs_tell_what_is_here(capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        (["train", "--critic-depth", "6"], 2, "critic_depth must be a multiple of skip_every=4, got 6; use 4"),
+        (
+            ["train", "--critic-depth", "6"],
+            2,
+            "critic_depth must be a multiple of skip_every=4, got 6; use 4",
+        ),
         (["train", "--env", "mars"], 2, "env must be one of ant"),
         (["eval", "nowhere"], 2, "no run at nowhere: config.json is not there; pass a folder that"),
         (["train", "--resume", "nowhere"], 2, "no run at nowhere"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout
 
 from deepres import envs
+from deepres.envs import xla
 
 import jax  # isort: skip
 import jax.numpy as jnp  # isort: skip
@@ -42,9 +45,10 @@ def test_sizes_are_the_published_ones(name):
     assert (env.goal_slice, env.dt, env.threshold) == (slice(*goal_slice), dt, threshold)
     state = env.reset()
     assert state.obs.shape == state.terminal_obs.shape == (NUM_ENVS, env.obs_dim)
-    for leaf, dtype in (("obs", "float32"), ("reward", "float32"), ("success", "float32"), ("done", "bool"),
-                        ("distance", "float32"), ("truncation", "bool"), ("traj_id", "int32"), ("steps", "int32")):  # fmt: skip
-        assert getattr(state, leaf).dtype == dtype and getattr(state, leaf).shape[0] == NUM_ENVS, leaf
+    kinds = {"done": "bool", "truncation": "bool", "traj_id": "int32", "steps": "int32"}
+    for leaf in ("obs", "reward", "success", "distance", *kinds):
+        assert getattr(state, leaf).dtype == kinds.get(leaf, "float32"), leaf
+        assert getattr(state, leaf).shape[0] == NUM_ENVS, leaf
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,10 +208,16 @@ def test_bad_actions_and_keys_get_a_sentence():
         env.reset(jax.random.split(jax.random.PRNGKey(0), 3))
 
 
-def run_python(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+def run_python(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
     assert result.returncode == 0, result.stderr
-    return result.stdout
+    return result.stdout + result.stderr
 
 
 def test_names_need_no_jax_and_xla_is_prepared_before_it_starts():
@@ -234,3 +244,32 @@ def test_too_late_is_said_once_and_the_users_own_flags_stay():
         "print(sum('came too late' in str(w.message) for w in caught), os.environ['XLA_FLAGS'])"
     )
     assert out.split() == ["1", "--xla_cpu_enable_fast_math=false"]
+
+
+def test_compiled_code_is_kept_where_the_user_says(tmp_path):
+    code = (
+        "from deepres import envs; envs.make_task('reacher')\n"
+        "import jax; jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "print(jax.jit(lambda x: x * 3 + 1)(jax.numpy.ones(5)).sum(), jax.config.jax_compilation_cache_dir)"
+    )
+    total, folder = run_python(code, XDG_CACHE_HOME=str(tmp_path), DEEPRES_COMPILE_CACHE="").split()
+    assert total == "20.0" and folder.startswith(f"{tmp_path}/deepres/xla-")
+    kept = {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
+    assert kept and Path(folder).stat().st_mode & 0o077 == 0
+    total, _ = run_python(code, XDG_CACHE_HOME=str(tmp_path), DEEPRES_COMPILE_CACHE="").split()
+    assert total == "20.0"
+    assert kept == {
+        path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()
+    }  # found, not rewritten
+
+
+@pytest.mark.parametrize("choice", ["0", "/proc/cannot/be/made"])
+def test_compiled_code_is_not_kept_where_it_cannot_or_must_not(choice, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("DEEPRES_COMPILE_CACHE", choice)
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        xla.keep_compiled.__wrapped__()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

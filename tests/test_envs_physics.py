@@ -1,4 +1,4 @@
-"""The tasks' physics and goals: the models' figures, the C engine's word, walls that hold, goals that can be reached."""
+"""The tasks' physics and goals: published figures, the C engine's word, walls that hold, goals in reach."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_every_layout_is_a_good_maze():
         (["####", "#G.#", "####"], r"must have a start cell \(R\), got none"),
         (["####", "#RG.", "####"], "border must be closed by #"),
         (["####", "#RG#", "#.##"], "border must be closed by #"),
-        (["#####", "#R#G#", "#####"], "got one at row 1, column 3 that walls cut off from the start at row 1, column 1"),
+        (["#####", "#R#G#", "#####"], "got one at row 1, column 3 that walls cut off from the start"),
         (["####", "#RG#", "###"], "equally long, got 4 cells in row 0 and 3 in row 2"),
         (["####", "#RX#", "####"], "cells must be # R G or ., got 'X' in row 1"),
         ([], "at least one row"),

@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 WITH_TORCH_ALONE = """
 import sys, warnings
 warnings.simplefilter("ignore")  # torch's own, without numpy
-class Absent:
-    names = set("numpy jax jaxlib mujoco triton cupy safetensors tyro rich matplotlib tensorboard imageio PIL".split())
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
+absent = set("numpy jax jaxlib mujoco triton cupy safetensors tyro rich matplotlib tensorboard imageio PIL".split())
+class Without:
+    # a finder that does not find what a bare installation does not have
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *args):
+        return None if name.split(".")[0] in absent else self.finder.find_spec(name, *args)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import torch, deepres
 x = torch.randn(3, 8)
 stack = deepres.ResidualStack(8, 4)
@@ -39,7 +41,11 @@ except ImportError as error:
 
 def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-c", WITH_TORCH_ALONE], capture_output=True, text=True, cwd=tmp_path, env=_with_path()
+        [sys.executable, "-c", WITH_TORCH_ALONE],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=_with_path(),
     )
     assert result.returncode == 0, result.stderr
     ops, sentence = result.stdout.strip().split("\n")
@@ -51,7 +57,9 @@ def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
 def test_import_adds_little_to_torch():
     """No JAX, MuJoCo, Triton, CuPy or command line behind `import deepres`: that is what makes it quick."""
     script = "import sys, deepres; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     heavy = {"jax", "mujoco", "cupy", "tyro", "rich", "matplotlib", "tensorboard", "imageio", "safetensors"}
     assert heavy.isdisjoint(loaded.stdout.split())
 
@@ -78,7 +86,17 @@ def test_nobody_imports_the_folders_by_their_short_names():
 
 def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
     """No compiler is not an error; every sub-package and asset is in the wheel either way."""
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
     source = tmp_path / "source"
     _copy_tracked(source)
     env = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
@@ -117,7 +135,9 @@ def test_files_stay_readable(folder):
 
 
 def _sources() -> list[Path]:
-    return [p for folder in ("deepres", "kernels", "envs", "bench", "tests") for p in (ROOT / folder).glob("*.py")]
+    return [
+        p for folder in ("deepres", "kernels", "envs", "bench", "tests") for p in (ROOT / folder).glob("*.py")
+    ]
 
 
 def _with_path() -> dict[str, str]:

@@ -101,7 +101,9 @@ def test_update_equals_the_published_algorithm_in_jax():
         }
         actor, critic = pick("actor"), {"phi": pick("phi"), "psi": pick("psi")}
         batch, noise = make_batch()
-        s, a, g, eps = (jnp.asarray(t.double().numpy()) for t in (batch.state, batch.action, batch.goal, noise))
+        s, a, g, eps = (
+            jnp.asarray(t.double().numpy()) for t in (batch.state, batch.action, batch.goal, noise)
+        )
         critic_value, critic_grad = jax.value_and_grad(jax_critic_loss)(critic, s, a, g)
         (actor_value, log_prob), actor_grad = jax.value_and_grad(jax_actor_loss, has_aux=True)(
             actor, critic, params["log_alpha"], s, g, eps
@@ -166,7 +168,9 @@ def test_another_network_shape_is_refused_and_changes_nothing():
     saved = make_learner(small_config()).state_tensors()
     deeper = make_learner(small_config(critic_depth=12))
     before = {k: v.clone() for k, v in deeper.state_tensors().items()}
-    with pytest.raises(ValueError, match=r"phi.trunk.stack.weight must have shape \[12, 32, 32\], got \[8, 32, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"phi.trunk.stack.weight must have shape \[12, 32, 32\], got \[8, 32, 32\]"
+    ):
         deeper.load_state_tensors(saved)
     assert all(torch.equal(v, before[k]) for k, v in deeper.state_tensors().items())
 

@@ -137,7 +137,10 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(finished, tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"critic_depth": 8}, "critic_depth cannot change when a run is resumed: it was started with 4, got 8"),
+        (
+            {"critic_depth": 8},
+            "critic_depth cannot change when a run is resumed: it was started with 4, got 8",
+        ),
         ({"width": 64}, "width cannot change when a run is resumed: it was started with 32, got 64"),
         ({"num_envs": 8}, "num_envs cannot change when a run is resumed: it was started with 4, got 8"),
     ],
@@ -159,16 +162,25 @@ def test_a_longer_run_goes_on_where_it_ended(finished, tmp_path):
 
 def test_a_full_disk_costs_the_unsaved_steps_only(small_disk):
     """The ring (a megabyte a checkpoint) fills 4 MB; the run trains to its end and then says what it could not do."""
-    config = replace(TINY, num_envs=64, buffer_steps=200, total_steps=64 * 200, keep_checkpoints=9, eval_every=99)
-    with pytest.warns(RuntimeWarning, match="cannot write a checkpoint to .* training goes on and tries again"):
-        with pytest.raises(CheckpointError, match="nothing there was lost"):
-            train(config, small_disk / "run", progress=False)
+    config = replace(
+        TINY, num_envs=64, buffer_steps=200, total_steps=64 * 200, keep_checkpoints=9, eval_every=99
+    )
+    with (
+        pytest.warns(
+            RuntimeWarning, match="cannot write a checkpoint to .* training goes on and tries again"
+        ),
+        pytest.raises(CheckpointError, match="nothing there was lost"),
+    ):
+        train(config, small_disk / "run", progress=False)
     folder = small_disk / "run" / "checkpoints"
     kept = checkpoints.steps(folder)
     assert kept and sorted(os.listdir(folder)) == kept
     assert all(checkpoints.load(folder / name).counters["env_steps"] == int(name) for name in kept)
     shutil.rmtree(folder / kept[0])  # room again: the run goes on from what it has
-    assert train(replace(config, keep_checkpoints=1), small_disk / "run", resume=True, progress=False).env_steps == 12800
+    assert (
+        train(replace(config, keep_checkpoints=1), small_disk / "run", resume=True, progress=False).env_steps
+        == 12800
+    )
 
 
 def test_ctrl_c_ends_with_a_checkpoint(tmp_path):
@@ -183,7 +195,7 @@ def test_ctrl_c_ends_with_a_checkpoint(tmp_path):
 
 
 def test_divergence_stops_the_run_with_advice(tmp_path):
-    with pytest.raises(TrainingError, match="training diverged in round .* is not finite"):
+    with pytest.raises(TrainingError, match=r"training diverged in round .* is not finite"):
         train(replace(TINY, critic_lr=1e30, actor_lr=1e30), tmp_path / "run", progress=False)
 
 

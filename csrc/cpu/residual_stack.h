@@ -1,15 +1,13 @@
-// The residual stack on the CPU: what the driver (residual_stack.cpp) and the kernels of each instruction set
-// share.
+// The residual stack on the CPU: what the driver and the kernels of each instruction set share.
 //
-// A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk
-// their own rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
+// A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk their own
+// rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
 //
 //   forward    pack W -> rows: [product, statistics, activation, skip] per layer
-//   backward   pack W^T -> rows: [dz, du, product with W^T] per layer, leaving a and du -> dW = a^T du,
-//   column sums
+//   backward   pack W^T -> rows: [dz, du, product with W^T] per layer, leaving a and du -> dW = a^T du
 //
-// Inside, the width is padded to `padded`; padded columns hold zeros throughout and statistics run over
-// `width`.
+// Inside, the width is padded to `padded`; padded columns hold zeros, or values that only meet zeros, and statistics
+// run over `width`. Operands of products are counted in 32-bit words, one or two values each (operands.h).
 
 #pragma once
 
@@ -24,52 +22,103 @@ struct StackShape {
   int64_t batch, width, padded, depth, skip_every;
   bool norm, swish;
   float eps;
+  int64_t checkpoint;  // blocks whose inside backward computes again; 0 saves every layer
+  int precision;       // 0 fp32, 1 bf16
 
   bool opens_block(int64_t layer) const { return skip_every ? layer % skip_every == 0 : layer == 0; }
   bool ends_block(int64_t layer) const {
     return skip_every ? (layer + 1) % skip_every == 0 : layer + 1 == depth;
   }
-  // One packed layer: the weight's panels, then bias, gamma and beta.
-  int64_t packed_size() const { return padded * width + 3 * padded; }
-  // One layer's operands of the weight gradient, as panels [padded / kPad][batch][kPad].
-  int64_t panels_size() const { return padded * batch; }
 };
+
+// One layer's bias, gamma and beta, padded with zeros; gamma 1 and beta 0 where norm is off.
+struct LayerVectors {
+  const float *bias, *gamma, *beta;
+};
+
+// Rows [row, end) through layers [first, last). Pointers are to what belongs to layer `first`; layers follow each
+// other. Row states hold every row of the batch, rounded up to whole row blocks.
+struct StackRows {
+  int64_t row, end, first, last;
+  const float* packed;   // weights
+  const float* vectors;  // [layers, 3, padded]: bias, gamma, beta
+  void* n;               // saved [layers, batch, padded]; null to save nothing
+  float* rstd;           // saved [layers, batch]
+  float* work;           // work_size() floats of this thread, the last `padded` of them zero
+};
+
+struct ForwardRows : StackRows {
+  float* a;      // row state [.., padded words]: the layer's input as an operand
+  float* block;  // row state [.., padded]: the input of its block, and the output of the last layer
+  bool enters;   // whether `a` has still to be made from `block`
+};
+
+// The inputs of all blocks in layers [first, last), as panels for the weight gradients.
+struct RebuildRows : StackRows {
+  const float* stream;  // [batch, padded]: the input of layer `first`
+  float* inputs;        // [blocks] panels
+};
+
+struct BackwardRows : StackRows {
+  float *da, *dblock;  // row states: gradient of the layer's output, and of its block's output
+  float* a;            // [layers] panels: each layer's input, but for layers that open a block
+  float* du;           // [layers] panels; null, like a, if no weight gradient is wanted
+  float* sums;         // [row blocks, layers, 3, padded]: dbias, dgamma, dbeta of each block of rows
+  bool needs_input;    // whether the gradient of layer `first`'s input is wanted
+};
+
+struct StackKernels {
+  int64_t pack_values;  // values to a word
+  int64_t saved_bytes;  // of one saved value of n
+  // weight [width, width] as right operand of the product, or its transpose; `work` as in StackRows.
+  void (*pack)(const StackShape&, const float* weight, bool transposed, float* packed, float* work);
+  void (*forward)(const StackShape&, const ForwardRows&);
+  void (*rebuild)(const StackShape&, const RebuildRows&);
+  void (*backward)(const StackShape&, const BackwardRows&);
+  // Rows kPad * panel and the kPad - 1 after it of one layer's dweight [width, width] = a^T du, from panels.
+  void (*weight_gradient)(const StackShape&, const float* a, const float* du, int64_t panel, float* dweight);
+
+  // Words along k of a product over the width, and over the batch.
+  int64_t width_words(const StackShape& shape) const { return pack_values == 1 ? shape.width : shape.padded / 2; }
+  int64_t batch_words(const StackShape& shape) const {
+    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / pack_values;
+  }
+  int64_t packed_size(const StackShape& shape) const { return shape.padded * width_words(shape); }
+  // One layer's operand of the weight gradient: panels [padded / kPad, batch words, kPad].
+  int64_t panels_size(const StackShape& shape) const { return shape.padded * batch_words(shape); }
+};
+
+inline int64_t work_size(const StackShape& shape) { return (2 * kRowBlock + 1) * shape.padded; }
+
+// The kernels that serve `precision` on this processor, chosen once: the
+// widest, or the one that the environment variable DEEPRES_CPU_ISA names; throws std::invalid_argument for others.
+const StackKernels& stack_kernels(int precision);
+
+// Layers that backward takes in one go; layers between the saved inputs (streams) that it rebuilds the blocks from;
+// layers between the inputs that checkpointing keeps (the whole depth without).
+int64_t stack_stretch(const StackShape& shape);
+int64_t stack_span(const StackShape& shape);
+int64_t stack_segment(const StackShape& shape);
 
 struct StackParameters {
   const float *weight, *bias, *gamma, *beta;
 };
 
-// Rows [row, end) through layers [first, last) of a forward stretch. Row states are [batch rounded up,
-// padded].
-struct ForwardRows {
-  int64_t row, end, first, last;
-  const float* packed;  // of layer `first`, and so on
-  float *a, *block;     // row states: the layer's input, and the input of its block
-  float *n,
-      *rstd;    // saved for layer `first` and so on, [batch, padded] and [batch] each; null to save nothing
-  float* work;  // kRowBlock * padded floats of this thread
+struct StackGradients {
+  float *dx, *dweight, *dbias, *dgamma, *dbeta;  // null where nobody asked
 };
 
-struct BackwardRows {
-  int64_t row, end, first, last;
-  const float* packed;
-  const float *n, *rstd;
-  const float* stream;  // [batch, padded]: the input of layer `first`
-  float *da, *dblock;   // row states: gradient of the layer's output, and of its block's output
-  float *a, *du;        // left behind for the weight gradients, per layer in panels; null if nobody asked
-  float* sums;          // [row blocks][layers][3][padded]: dbias, dgamma, dbeta of each block of rows
-  float* work;          // kRowBlock * padded floats of this thread
-  bool needs_input;     // whether the gradient of layer `first`'s input is wanted
+// What forward leaves for backward. Without checkpointing: n [depth, batch, padded], rstd [depth, batch] and the inputs
+// of the spans, streams [spans, batch, padded]. With it: the inputs of the segments in streams, and nothing else.
+struct StackSaved {
+  char* n;
+  float *rstd, *streams;
 };
 
-struct StackKernels {
-  void (*pack)(const StackShape&, const StackParameters&, int64_t layer, bool transposed, float* packed);
-  void (*forward)(const StackShape&, const ForwardRows&);
-  void (*backward)(const StackShape&, const BackwardRows&);
-  // Rows kPad * panel and the kPad - 1 after it of one layer's dweight [width, width] = a^T du, from panels.
-  void (*weight_gradient)(const StackShape&, const float* a, const float* du, int64_t panel, float* dweight);
-};
-
-extern const StackKernels kStackAvx512, kStackAvx2, kStackBase;
+// saved.streams may be null: nothing is saved.
+void stack_forward(const StackShape&, const StackParameters&, const float* x, float* y, const StackSaved&,
+                   int threads);
+void stack_backward(const StackShape&, const StackParameters&, const float* dy, const StackSaved&,
+                    const StackGradients&, int threads);
 
 }  // namespace deepres

@@ -2,5 +2,9 @@
 
 #define DEEPRES_LANES 4
 #define DEEPRES_ROWS 4
-#define DEEPRES_TABLE kStackBase
 #include "cpu/residual_stack_kernels.h"
+
+namespace deepres {
+extern const StackKernels kStackBase[2] = {Stack<Fp32, VectorProducts<Fp32>>::table(),
+                                           Stack<RoundedBf16, VectorProducts<RoundedBf16>>::table()};
+}  // namespace deepres

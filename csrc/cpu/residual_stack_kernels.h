@@ -1,10 +1,12 @@
-// The kernels of the residual stack, written once over vec.h and compiled for each instruction set by the
-// file that includes this. That file sets DEEPRES_LANES, DEEPRES_ROWS (rows of a register tile) and
-// DEEPRES_TABLE.
+// The kernels of the residual stack, written once over vec.h and compiled for each instruction set by the file that
+// includes this. That file sets DEEPRES_LANES, DEEPRES_ROWS (rows of a register tile) and what operands.h asks for.
+
+#pragma once
 
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/operands.h"
 #include "cpu/residual_stack.h"
 #include "cpu/vec.h"
 
@@ -13,69 +15,14 @@ namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;   // columns of a register tile
 constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
-static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0, "tiles must fit the padding");
+static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0, "tiles must fit the padding");
 
-int64_t vectors(const StackShape& shape) { return (shape.width + kLanes - 1) / kLanes; }
+// Columns that hold values, rounded up to whole vectors.
+int64_t covered(const StackShape& shape) { return (shape.width + kLanes - 1) / kLanes * kLanes; }
 
-// c [kRows, kPanel] = a [kRows, k] @ panel [k, kPanel] + added. The sum comes first: small terms added one by
-// one to a large value would each be rounded at its scale.
-DEEPRES_INLINE void product_tile(const float* a, int64_t a_stride, const float* panel, int64_t k,
-                                 const float* added, int64_t added_stride, float* c, int64_t c_stride) {
-  Floats left[kRows] = {}, right[kRows] = {};
-  for (int64_t j = 0; j < k; ++j, panel += kPanel) {
-    const Floats b0 = load(panel), b1 = load(panel + kLanes);
-    DEEPRES_UNROLL
-    for (int64_t i = 0; i < kRows; ++i) {
-      const Floats scalar = splat(a[i * a_stride + j]);
-      left[i] += scalar * b0;
-      right[i] += scalar * b1;
-    }
-  }
-  DEEPRES_UNROLL
-  for (int64_t i = 0; i < kRows; ++i) {
-    const float* plus = added + i * added_stride;
-    store(c + i * c_stride, left[i] + load(plus));
-    store(c + i * c_stride + kLanes, right[i] + load(plus + kLanes));
-  }
-}
-
-// c [rows, width] = a [rows, width] @ packed weight + added; all row strides are `padded` but that of
-// `added`.
-void product(const StackShape& shape, int64_t rows, const float* a, const float* packed, const float* added,
-             int64_t added_stride, float* c) {
-  for (int64_t column = 0; column < shape.width; column += kPanel) {
-    for (int64_t row = 0; row < rows; row += kRows) {
-      product_tile(a + row * shape.padded, shape.padded, packed + column * shape.width, shape.width,
-                   added + row * added_stride + column, added_stride, c + row * shape.padded + column,
-                   shape.padded);
-    }
-  }
-}
-
-void pack(const StackShape& shape, const StackParameters& parameters, int64_t layer, bool transposed,
-          float* packed) {
-  const int64_t width = shape.width;
-  const float* weight = parameters.weight + layer * width * width;
-  for (int64_t column = 0; column < shape.padded; column += kPanel) {
-    float* panel = packed + column * width;
-    const int64_t real = std::clamp<int64_t>(width - column, 0, kPanel);
-    for (int64_t k = 0; k < width; ++k, panel += kPanel) {
-      if (transposed) {
-        for (int64_t j = 0; j < real; ++j) panel[j] = weight[(column + j) * width + k];
-      } else {
-        std::copy_n(weight + k * width + column, real, panel);
-      }
-      std::fill(panel + real, panel + kPanel, 0.0f);
-    }
-  }
-  float* vector = packed + shape.padded * width;
-  for (const float* source : {parameters.bias, parameters.gamma, parameters.beta}) {
-    const bool absent = !shape.norm && source != parameters.bias;
-    for (int64_t j = 0; j < shape.padded; ++j) {
-      vector[j] = j < width && !absent ? source[layer * width + j] : 0.0f;
-    }
-    vector += shape.padded;
-  }
+LayerVectors vectors_of(const StackShape& shape, const StackRows& rows, int64_t layer) {
+  const float* bias = rows.vectors + (layer - rows.first) * 3 * shape.padded;
+  return {bias, bias + shape.padded, bias + 2 * shape.padded};
 }
 
 template <bool kSwish>
@@ -84,221 +31,363 @@ DEEPRES_INLINE Floats activated(Floats z) {
   return z <= 0.0f ? Floats{} : z;  // NaN stays NaN
 }
 
-// n = (u - mean) * rstd in place of u.
-float normalise(const StackShape& shape, float* u) {
-  const int64_t count = vectors(shape);
-  Floats total{};
-  for (int64_t v = 0; v < count; ++v) total += load(u + v * kLanes);
-  const float mean = sum(total) / float(shape.width);
-  const Ints tail = first_lanes(shape.width - (count - 1) * kLanes);
-  Floats squares{};
-  for (int64_t v = 0; v < count; ++v) {
-    Floats centred = load(u + v * kLanes) - mean;
-    if (v == count - 1) centred = keep(centred, tail);
-    store(u + v * kLanes, centred);
-    squares += centred * centred;
-  }
-  const float rstd = 1.0f / std::sqrt(sum(squares) / float(shape.width) + shape.eps);
-  for (int64_t v = 0; v < count; ++v) store(u + v * kLanes, load(u + v * kLanes) * rstd);
-  return rstd;
+// Where column c of row `row` (of a row pair, for paired operands) lies in panels [padded / kPad, words, kPad].
+DEEPRES_INLINE int64_t in_panels(int64_t words, int64_t word, int64_t c) {
+  return (c / kPad * words + word) * kPad + c % kPad;
 }
 
-template <bool kSwish>
-void forward_layer(const StackShape& shape, const ForwardRows& rows, int64_t layer, int64_t row,
-                   int64_t count) {
-  const int64_t padded = shape.padded, width = vectors(shape) * kLanes;
-  const float* packed = rows.packed + (layer - rows.first) * shape.packed_size();
-  const float *bias = packed + padded * shape.width, *gamma = bias + padded, *beta = gamma + padded;
-  const bool ends = shape.ends_block(layer), skips = ends && shape.skip_every;
-  product(shape, count, rows.a + row * padded, packed, bias, 0, rows.work);
-  for (int64_t i = 0; i < count; ++i) {
-    float *u = rows.work + i * padded, *a = rows.a + (row + i) * padded,
-          *block = rows.block + (row + i) * padded;
-    const int64_t saved = (layer - rows.first) * shape.batch + row + i;
-    if (shape.norm) {
-      const float rstd = normalise(shape, u);
-      if (rows.n) rows.rstd[saved] = rstd;
-    }
-    if (rows.n) {
-      std::copy_n(u, width, rows.n + saved * padded);
-      std::fill_n(rows.n + saved * padded + width, padded - width, 0.0f);
-    }
-    for (int64_t c = 0; c < width; c += kLanes) {
-      Floats z = load(u + c);
-      if (shape.norm) z = load(gamma + c) * z + load(beta + c);
-      Floats y = activated<kSwish>(z);
-      if (skips) y += load(block + c);
-      store(a + c, y);
-      if (ends) store(block + c, y);
-    }
+// Two rows of values go into panels together: paired operands keep neighbouring rows in one word.
+template <class O>
+DEEPRES_INLINE void put_in_panels(float* panels, int64_t words, int64_t row, int64_t c, const Floats v[2]) {
+  if constexpr (O::kPack == 2) {
+    store(panels + in_panels(words, row / 2, c), O::word(v[0], v[1]));
+  } else {
+    store(panels + in_panels(words, row, c), O::word(v[0], v[0]));
+    store(panels + in_panels(words, row + 1, c), O::word(v[1], v[1]));
   }
 }
 
-void forward(const StackShape& shape, const ForwardRows& rows) {
-  for (int64_t layer = rows.first; layer < rows.last; ++layer) {
-    for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
-      const int64_t count = std::min(kRowBlock, rows.end - row);
-      (shape.swish ? forward_layer<true> : forward_layer<false>)(shape, rows, layer, row, count);
-    }
-  }
-}
-
-// Where column c of a row lies in panels [padded / kPad][batch][kPad].
-DEEPRES_INLINE int64_t in_panels(const StackShape& shape, int64_t row, int64_t c) {
-  return (c / kPad * shape.batch + row) * kPad + c % kPad;
-}
-
-// The inputs of the stretch's blocks, by the same additions as in the forward pass, so to the same bits.
-template <bool kSwish>
-void rebuild_block_inputs(const StackShape& shape, const BackwardRows& rows, int64_t row, int64_t count) {
-  const int64_t padded = shape.padded, width = vectors(shape) * kLanes;
-  for (int64_t i = 0; i < count; ++i) {
-    float* block = rows.work + i * padded;
-    std::copy_n(rows.stream + (row + i) * padded, width, block);
-    for (int64_t c = 0; c < width; c += kLanes) store(rows.a + in_panels(shape, row + i, c), load(block + c));
-    if (!shape.skip_every) continue;
-    for (int64_t layer = rows.first; layer + 1 < rows.last; ++layer) {
-      if (!shape.ends_block(layer)) continue;
-      const int64_t local = layer - rows.first;
-      const float* gamma = rows.packed + local * shape.packed_size() + padded * shape.width + padded;
-      const float *beta = gamma + padded, *n = rows.n + (local * shape.batch + row + i) * padded;
-      float* a = rows.a + (local + 1) * shape.panels_size();
-      for (int64_t c = 0; c < width; c += kLanes) {
-        Floats z = load(n + c);
-        if (shape.norm) z = load(gamma + c) * z + load(beta + c);
-        const Floats y = activated<kSwish>(z) + load(block + c);
-        store(block + c, y);
-        store(a + in_panels(shape, row + i, c), y);
+// Products by vector instructions: register tiles of kRows x kPanel sums.
+template <class O>
+struct VectorProducts {
+  // sums [kRows, kPanel] of a^T-like words against panel words: sum_k a[i][k] panel[k][j].
+  template <class Left, class Right, class Finish>
+  DEEPRES_INLINE static void tile(int64_t k, Left&& left_word, Right&& right_row, Finish&& finish) {
+    Floats low[kRows] = {}, high[kRows] = {};
+    for (int64_t j = 0; j < k; ++j) {
+      const float* right = right_row(j);
+      const Floats b0 = load(right), b1 = load(right + kLanes);
+      DEEPRES_UNROLL
+      for (int64_t i = 0; i < kRows; ++i) {
+        const Floats a = splat(left_word(i, j));
+        low[i] = O::dot(low[i], a, b0);
+        high[i] = O::dot(high[i], a, b1);
       }
     }
-  }
-}
-
-// From da = gradient of the layer's output to du, left in work and in panels, and the column sums.
-template <bool kSwish>
-void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
-                   int64_t count) {
-  const int64_t padded = shape.padded, width = vectors(shape) * kLanes, local = layer - rows.first;
-  const float* gamma = rows.packed + local * shape.packed_size() + padded * shape.width + padded;
-  const float* beta = gamma + padded;
-  float* dbias = rows.sums + (row / kRowBlock * (rows.last - rows.first) + local) * 3 * padded;
-  float *dgamma = dbias + padded, *dbeta = dgamma + padded;
-  std::fill_n(dbias, 3 * padded, 0.0f);
-  const bool ends = shape.ends_block(layer);
-  // The layer's output is the next one's input; at a block's end rebuild_block_inputs has written it.
-  const bool leaves = rows.a && layer + 1 < rows.last && !(ends && shape.skip_every);
-  float* a = leaves ? rows.a + (local + 1) * shape.panels_size() : nullptr;
-  float* panels = rows.du ? rows.du + local * shape.panels_size() : nullptr;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t saved = local * shape.batch + row + i;
-    const float *n = rows.n + saved * padded, *da = rows.da + (row + i) * padded;
-    float *du = rows.work + i * padded, *dblock = rows.dblock + (row + i) * padded;
-    Floats total{}, along{};
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const Floats dy = load(da + c), nc = load(n + c);
-      if (ends) store(dblock + c, dy);
-      const Floats z = shape.norm ? load(gamma + c) * nc + load(beta + c) : nc;
-      Floats y, dz;
-      if constexpr (kSwish) {
-        const Floats s = sigmoid(z);
-        y = z * s;
-        dz = dy * (s * (1.0f + z * (1.0f - s)));
-      } else {
-        y = activated<false>(z);
-        dz = z <= 0.0f ? Floats{} : dy;
-      }
-      if (leaves) store(a + in_panels(shape, row + i, c), y);
-      if (shape.norm) {
-        store(dgamma + c, load(dgamma + c) + dz * nc);
-        store(dbeta + c, load(dbeta + c) + dz);
-        dz = dz * load(gamma + c);
-        total += dz;
-        along += dz * nc;
-      }
-      store(du + c, dz);
-    }
-    const float mean = sum(total) / float(shape.width), slope = sum(along) / float(shape.width);
-    const float rstd = shape.norm ? rows.rstd[saved] : 1.0f;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      Floats d = load(du + c);
-      if (shape.norm) d = (d - mean - load(n + c) * slope) * rstd;
-      store(du + c, d);
-      store(dbias + c, load(dbias + c) + d);
-      if (panels) store(panels + in_panels(shape, row + i, c), d);
-    }
-  }
-}
-
-template <bool kSwish>
-void backward_rows(const StackShape& shape, const BackwardRows& rows) {
-  const int64_t padded = shape.padded;
-  const float* zeros = rows.work + kRowBlock * padded;
-  for (int64_t row = rows.row; row < rows.end && rows.a; row += kRowBlock) {
-    rebuild_block_inputs<kSwish>(shape, rows, row, std::min(kRowBlock, rows.end - row));
-  }
-  for (int64_t layer = rows.last - 1; layer >= rows.first; --layer) {
-    const float* packed = rows.packed + (layer - rows.first) * shape.packed_size();
-    const bool joins = shape.skip_every && shape.opens_block(layer);
-    for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
-      const int64_t count = std::min(kRowBlock, rows.end - row);
-      gradient_rows<kSwish>(shape, rows, layer, row, count);
-      if (layer == rows.first && !rows.needs_input) continue;
-      product(shape, count, rows.work, packed, joins ? rows.dblock + row * padded : zeros, joins ? padded : 0,
-              rows.da + row * padded);
-    }
-  }
-}
-
-void backward(const StackShape& shape, const BackwardRows& rows) {
-  (shape.swish ? backward_rows<true> : backward_rows<false>)(shape, rows);
-}
-
-constexpr int64_t kDweightRows = 8;     // rows of a register tile of dweight
-constexpr int64_t kDweightBatch = 128;  // rows of the batch whose panels stay in L1 together
-
-// c [kDweightRows, kPanel] += a [batch, kDweightRows]^T du [batch, kPanel], both with rows of kPad.
-DEEPRES_INLINE void dweight_tile(const float* a, const float* du, int64_t batch, float* c) {
-  Floats left[kDweightRows] = {}, right[kDweightRows] = {};
-  for (int64_t row = 0; row < batch; ++row, a += kPad, du += kPad) {
-    const Floats b0 = load(du), b1 = load(du + kLanes);
     DEEPRES_UNROLL
-    for (int64_t i = 0; i < kDweightRows; ++i) {
-      const Floats scalar = splat(a[i]);
-      left[i] += scalar * b0;
-      right[i] += scalar * b1;
+    for (int64_t i = 0; i < kRows; ++i) finish(i, low[i], high[i]);
+  }
+
+  // c [rows, width] = a [rows, k words] @ packed + added. The sum comes first: small terms added one by one to a
+  // large value would each be rounded at its scale. c has row stride `padded`, a `a_stride`.
+  static void product(const StackShape& shape, int64_t rows, const float* a, int64_t a_stride, const float* packed,
+                      int64_t k, const float* added, int64_t added_stride, float* c) {
+    for (int64_t column = 0; column < shape.width; column += kPanel) {
+      const float* panel = packed + column * k;
+      for (int64_t row = 0; row < rows; row += kRows) {
+        const float *left = a + row * a_stride, *plus = added + row * added_stride + column;
+        float* out = c + row * shape.padded + column;
+        tile(
+            k, [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[i * a_stride + j]; },
+            [=](int64_t j) DEEPRES_LAMBDA { return panel + j * kPanel; },
+            [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+              store(out + i * shape.padded, low + load(plus + i * added_stride));
+              store(out + i * shape.padded + kLanes, high + load(plus + i * added_stride + kLanes));
+            });
+      }
     }
   }
-  DEEPRES_UNROLL
-  for (int64_t i = 0; i < kDweightRows; ++i) {
-    store(c + i * kPad, load(c + i * kPad) + left[i]);
-    store(c + i * kPad + kLanes, load(c + i * kPad + kLanes) + right[i]);
-  }
-}
 
-void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel,
-                     float* dweight) {
-  const int64_t batch = shape.batch, width = shape.width;
-  const int64_t rows = std::min(kPad, width - panel * kPad);
-  for (int64_t column = 0; column < width; column += kPad) {
-    alignas(64) float c[kPad * kPad] = {};
-    for (int64_t row = 0; row < batch; row += kDweightBatch) {
-      const int64_t count = std::min(kDweightBatch, batch - row);
-      for (int64_t i = 0; i < kPad; i += kDweightRows) {
-        for (int64_t j = 0; j < kPad; j += kPanel) {
-          dweight_tile(a + (panel * batch + row) * kPad + i, du + (column / kPad * batch + row) * kPad + j,
-                       count, c + i * kPad + j);
+  static constexpr int64_t kBatchWords = 128;  // rows of panels that stay in L1 together
+
+  // c [kPad, kPad] = a^T du over `words` rows of panels.
+  static void outer(const float* a, const float* du, int64_t words, float* c) {
+    for (int64_t word = 0; word < words; word += kBatchWords) {
+      const int64_t count = std::min(kBatchWords, words - word);
+      for (int64_t row = 0; row < kPad; row += kRows) {
+        for (int64_t column = 0; column < kPad; column += kPanel) {
+          const float *left = a + word * kPad + row, *right = du + word * kPad + column;
+          float* out = c + row * kPad + column;
+          tile(
+              count, [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[j * kPad + i]; },
+              [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPad; },
+              [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+                store(out + i * kPad, low + load(out + i * kPad));
+                store(out + i * kPad + kLanes, high + load(out + i * kPad + kLanes));
+              });
         }
       }
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      std::copy_n(c + i * kPad, std::min(kPad, width - column),
-                  dweight + (panel * kPad + i) * width + column);
+  }
+};
+
+// The residual stack with operands O, by the products of P.
+template <class O, class P>
+struct Stack {
+  using Saved = typename O::Saved;
+
+  static int64_t width_words(const StackShape& shape) {
+    return O::kPack == 1 ? shape.width : shape.padded / O::kPack;
+  }
+  static int64_t row_words(const StackShape& shape) { return shape.padded / O::kPack; }
+  static int64_t batch_words(const StackShape& shape) {
+    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / O::kPack;
+  }
+
+  static void pack(const StackShape& shape, const float* weight, bool transposed, float* packed, float* work) {
+    transposed ? pack_transposed(shape, weight, packed, work) : pack_plain(shape, weight, packed, work);
+  }
+
+  static void pack_plain(const StackShape& shape, const float* weight, float* packed, float* work) {
+    const int64_t width = shape.width, padded = shape.padded, words = width_words(shape);
+    const float* zeros = work + work_size(shape) - padded;
+    for (int64_t word = 0; word < words; ++word) {
+      const float* rows[2];
+      for (int64_t i = 0; i < O::kPack; ++i) {
+        const int64_t k = word * O::kPack + i;
+        rows[i] = k < width ? weight + k * width : zeros;
+        if (k < width && width != padded) {
+          float* copy = work + i * padded;
+          std::copy_n(rows[i], width, copy);
+          std::fill(copy + width, copy + padded, 0.0f);
+          rows[i] = copy;
+        }
+      }
+      for (int64_t c = 0; c < padded; c += kPanel) {
+        float* panel = packed + c * words + word * kPanel;
+        for (int64_t j = 0; j < kPanel; j += kLanes) {
+          store(panel + j, O::word(load(rows[0] + c + j), load(rows[O::kPack - 1] + c + j)));
+        }
+      }
     }
   }
-}
+
+  static void pack_transposed(const StackShape& shape, const float* weight, float* packed, float* work) {
+    const int64_t width = shape.width, padded = shape.padded, words = width_words(shape), row_stride = row_words(shape);
+    float *copy = work, *operands = work + padded;
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      float* panel = packed + c / kPanel * kPanel * words + c % kPanel;
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const int64_t real = c + i < width ? width : 0;
+        std::copy_n(weight + (real ? (c + i) * width : 0), real, copy);
+        std::fill(copy + real, copy + padded, 0.0f);
+        for (int64_t k = 0; k < padded; k += kLanes) O::put_row(operands + i * row_stride, k, load(copy + k));
+      }
+      for (int64_t word = 0; word < words; word += kLanes) {
+        Floats block[kLanes];
+        DEEPRES_UNROLL
+        for (int64_t i = 0; i < kLanes; ++i) block[i] = load(operands + i * row_stride + word);
+        transpose(block);
+        const int64_t count = std::min(kLanes, words - word);
+        for (int64_t i = 0; i < count; ++i) store(panel + (word + i) * kPanel, block[i]);
+      }
+    }
+  }
+
+  // u becomes u - mean; returns rstd.
+  static float centre(const StackShape& shape, float* u) {
+    const int64_t width = covered(shape);
+    Floats total{};
+    for (int64_t c = 0; c < width; c += kLanes) total += load(u + c);
+    const float mean = sum(total) / float(shape.width);
+    Floats squares{};
+    for (int64_t c = 0; c + kLanes <= shape.width; c += kLanes) {
+      const Floats centred = load(u + c) - mean;
+      store(u + c, centred);
+      squares += centred * centred;
+    }
+    if (width != shape.width) {
+      const int64_t c = width - kLanes;
+      const Floats centred = keep(load(u + c) - mean, first_lanes(shape.width - c));
+      store(u + c, centred);
+      squares += centred * centred;
+    }
+    return 1.0f / std::sqrt(sum(squares) / float(shape.width) + shape.eps);
+  }
+
+  template <bool kSwish>
+  static void forward_layer(const StackShape& shape, const ForwardRows& rows, int64_t layer, int64_t row,
+                            int64_t count) {
+    const int64_t padded = shape.padded, width = covered(shape), words = row_words(shape);
+    const int64_t local = layer - rows.first, k = width_words(shape);
+    const LayerVectors vectors = vectors_of(shape, rows, layer);
+    const bool ends = shape.ends_block(layer), skips = ends && shape.skip_every;
+    P::product(shape, count, rows.a + row * words, words, rows.packed + local * padded * k, k, vectors.bias, 0,
+               rows.work);
+    for (int64_t i = 0; i < count; ++i) {
+      float *u = rows.work + i * padded, *a = rows.a + (row + i) * words, *block = rows.block + (row + i) * padded;
+      const int64_t saved = local * shape.batch + row + i;
+      const float rstd = shape.norm ? centre(shape, u) : 1.0f;
+      Saved* n = rows.n ? static_cast<Saved*>(rows.n) + saved * padded : nullptr;
+      if (n) {
+        rows.rstd[saved] = rstd;
+        std::fill(n + width, n + padded, Saved{});
+      }
+      for (int64_t c = 0; c < width; c += kLanes) {
+        const Floats normal = load(u + c) * rstd;
+        if (n) O::store_saved(n + c, normal, shape.norm);
+        Floats y = activated<kSwish>(load(vectors.gamma + c) * normal + load(vectors.beta + c));
+        if (skips) y += load(block + c);
+        O::put_row(a, c, y);
+        if (ends) store(block + c, y);
+      }
+    }
+  }
+
+  static void forward(const StackShape& shape, const ForwardRows& rows) {
+    const int64_t padded = shape.padded, words = row_words(shape);
+    const int64_t end = (rows.end + kRowBlock - 1) / kRowBlock * kRowBlock;
+    for (int64_t row = rows.row; row < end && rows.enters; ++row) {
+      for (int64_t c = 0; c < padded; c += kLanes) O::put_row(rows.a + row * words, c, load(rows.block + row * padded + c));
+    }
+    for (int64_t layer = rows.first; layer < rows.last; ++layer) {
+      for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
+        const int64_t count = std::min(kRowBlock, rows.end - row);
+        (shape.swish ? forward_layer<true> : forward_layer<false>)(shape, rows, layer, row, count);
+      }
+    }
+  }
+
+  // The inputs of blocks, by the same additions as in the forward pass: where n was saved exactly, to the same bits.
+  template <bool kSwish>
+  static void rebuild_rows(const StackShape& shape, const RebuildRows& rows, int64_t row) {
+    const int64_t padded = shape.padded, width = covered(shape), words = batch_words(shape);
+    const int64_t every = shape.skip_every ? shape.skip_every : rows.last - rows.first;
+    for (int64_t layer = rows.first; layer < rows.last; layer += every) {
+      float* inputs = rows.inputs + (layer - rows.first) / every * padded * words;
+      const LayerVectors vectors = vectors_of(shape, rows, layer == rows.first ? layer : layer - 1);
+      for (int64_t c = 0; c < width; c += kLanes) {
+        Floats block[2] = {};
+        for (int64_t i = 0; i < 2 && row + i < rows.end; ++i) {
+          float* kept = rows.work + i * padded + c;
+          if (layer == rows.first) {
+            block[i] = load(rows.stream + (row + i) * padded + c);
+          } else {
+            const int64_t saved = (layer - 1 - rows.first) * shape.batch + row + i;
+            const Floats normal = O::load_saved(static_cast<const Saved*>(rows.n) + saved * padded + c, shape.norm);
+            block[i] = activated<kSwish>(load(vectors.gamma + c) * normal + load(vectors.beta + c)) + load(kept);
+          }
+          store(kept, block[i]);
+        }
+        put_in_panels<O>(inputs, words, row, c, block);
+      }
+    }
+  }
+
+  static void rebuild(const StackShape& shape, const RebuildRows& rows) {
+    const int64_t end = (rows.end + kRowBlock - 1) / kRowBlock * kRowBlock;
+    for (int64_t row = rows.row; row < end; row += 2) {
+      (shape.swish ? rebuild_rows<true> : rebuild_rows<false>)(shape, rows, row);
+    }
+  }
+
+  // From the gradient of the layer's output to du, of rows `row` and `row` + 1; du goes to `work` as a left operand
+  // and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
+  template <bool kSwish>
+  static void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
+                            int64_t in_block, float* sums) {
+    const int64_t padded = shape.padded, width = covered(shape), words = batch_words(shape);
+    const int64_t local = layer - rows.first;
+    const LayerVectors vectors = vectors_of(shape, rows, layer);
+    const bool ends = shape.ends_block(layer);
+    // The layer's output is the next one's input; the inputs of blocks come from `rebuild`.
+    const bool leaves = rows.a && layer + 1 < rows.last && !(ends && shape.skip_every);
+    float* a = leaves ? rows.a + (local + 1) * padded * words : nullptr;
+    float* panels = rows.du ? rows.du + local * padded * words : nullptr;
+    float *scratch = rows.work + kRowBlock * padded, *zeros = rows.work + 2 * kRowBlock * padded;
+    const Saved* n[2];
+    const float* da[2];
+    float *dblock[2], *operand[2], rstd[2] = {};
+    for (int64_t i = 0; i < 2; ++i) {
+      const bool real = row + i < rows.end;
+      const int64_t saved = local * shape.batch + row + i;
+      n[i] = real ? static_cast<const Saved*>(rows.n) + saved * padded : reinterpret_cast<const Saved*>(zeros);
+      da[i] = real ? rows.da + (row + i) * padded : zeros;
+      dblock[i] = rows.dblock + (row + i) * padded;
+      operand[i] = rows.work + (in_block + i) * row_words(shape);
+      if (real) rstd[i] = rows.rstd[saved];
+    }
+    float *dbias = sums, *dgamma = dbias + padded, *dbeta = dgamma + padded;
+    Floats total[2] = {}, along[2] = {};
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const Floats gamma = load(vectors.gamma + c), beta = load(vectors.beta + c);
+      Floats y[2], scale{}, shift{};
+      DEEPRES_UNROLL
+      for (int64_t i = 0; i < 2; ++i) {
+        const Floats dy = load(da[i] + c), normal = O::load_saved(n[i] + c, shape.norm);
+        if (ends) store(dblock[i] + c, dy);
+        const Floats z = gamma * normal + beta;
+        Floats dz;
+        if constexpr (kSwish) {
+          const Floats s = sigmoid(z);
+          y[i] = z * s;
+          dz = dy * (s * (1.0f + z * (1.0f - s)));
+        } else {
+          y[i] = activated<false>(z);
+          dz = z <= 0.0f ? Floats{} : dy;
+        }
+        scale += dz * normal;
+        shift += dz;
+        dz = dz * gamma;
+        total[i] += dz;
+        along[i] += dz * normal;
+        store(scratch + i * padded + c, dz);
+      }
+      store(dgamma + c, load(dgamma + c) + scale);
+      store(dbeta + c, load(dbeta + c) + shift);
+      if (leaves) put_in_panels<O>(a, words, row, c, y);
+    }
+    float mean[2] = {}, slope[2] = {};
+    for (int64_t i = 0; i < 2 && shape.norm; ++i) {
+      mean[i] = sum(total[i]) / float(shape.width);
+      slope[i] = sum(along[i]) / float(shape.width);
+    }
+    for (int64_t c = 0; c < width; c += kLanes) {
+      Floats du[2];
+      DEEPRES_UNROLL
+      for (int64_t i = 0; i < 2; ++i) {
+        const Floats normal = O::load_saved(n[i] + c, shape.norm);
+        du[i] = (load(scratch + i * padded + c) - mean[i] - normal * slope[i]) * rstd[i];
+        O::put_row(operand[i], c, du[i]);
+      }
+      store(dbias + c, load(dbias + c) + (du[0] + du[1]));
+      if (panels) put_in_panels<O>(panels, words, row, c, du);
+    }
+    for (int64_t c = width; c < padded; c += kLanes) {  // the scratch of other steps lies here
+      for (float* each : operand) O::put_row(each, c, Floats{});
+    }
+  }
+
+  template <bool kSwish>
+  static void backward_layer(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row) {
+    const int64_t padded = shape.padded, local = layer - rows.first, k = width_words(shape);
+    const bool joins = shape.skip_every && shape.opens_block(layer);
+    const float* zeros = rows.work + 2 * kRowBlock * padded;
+    float* sums = rows.sums + (row / kRowBlock * (rows.last - rows.first) + local) * 3 * padded;
+    std::fill_n(sums, 3 * padded, 0.0f);
+    // Panels want whole row blocks.
+    const int64_t count = rows.du ? kRowBlock : std::min(kRowBlock, rows.end - row);
+    for (int64_t i = 0; i < count; i += 2) gradient_rows<kSwish>(shape, rows, layer, row + i, i, sums);
+    if (layer == rows.first && !rows.needs_input) return;
+    P::product(shape, std::min(kRowBlock, rows.end - row), rows.work, row_words(shape),
+               rows.packed + local * padded * k, k, joins ? rows.dblock + row * padded : zeros, joins ? padded : 0,
+               rows.da + row * padded);
+  }
+
+  static void backward(const StackShape& shape, const BackwardRows& rows) {
+    for (int64_t layer = rows.last - 1; layer >= rows.first; --layer) {
+      for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
+        (shape.swish ? backward_layer<true> : backward_layer<false>)(shape, rows, layer, row);
+      }
+    }
+  }
+
+  static void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel,
+                              float* dweight) {
+    const int64_t width = shape.width, words = batch_words(shape), rows = std::min(kPad, width - panel * kPad);
+    for (int64_t column = 0; column < width; column += kPad) {
+      alignas(64) float c[kPad * kPad] = {};
+      P::outer(a + panel * words * kPad, du + column * words, words, c);
+      for (int64_t i = 0; i < rows; ++i) {
+        std::copy_n(c + i * kPad, std::min(kPad, width - column), dweight + (panel * kPad + i) * width + column);
+      }
+    }
+  }
+
+  static constexpr StackKernels table() {
+    return {O::kPack, sizeof(Saved), pack, forward, rebuild, backward, weight_gradient};
+  }
+};
 
 }  // namespace
-
-extern const StackKernels DEEPRES_TABLE = {pack, forward, backward, weight_gradient};
-
 }  // namespace deepres

@@ -9,8 +9,14 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
+
+#if DEEPRES_LANES >= 8
+#include <immintrin.h>
+#endif
 
 #define DEEPRES_INLINE inline __attribute__((always_inline))
+#define DEEPRES_LAMBDA __attribute__((always_inline))
 #if defined(__clang__)
 #define DEEPRES_UNROLL _Pragma("unroll")
 #else
@@ -24,6 +30,7 @@ constexpr int64_t kLanes = DEEPRES_LANES;
 
 typedef float Floats __attribute__((vector_size(4 * DEEPRES_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * DEEPRES_LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * DEEPRES_LANES)));
 
 DEEPRES_INLINE Floats load(const float* p) {
   Floats v;
@@ -32,6 +39,18 @@ DEEPRES_INLINE Floats load(const float* p) {
 }
 
 DEEPRES_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+
+DEEPRES_INLINE Halves load_halves(const uint16_t* p) {
+  Halves v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// The low 16 bits of each lane.
+DEEPRES_INLINE void store_halves(uint16_t* p, Ints v) {
+  const Halves h = __builtin_convertvector(v, Halves);
+  std::memcpy(p, &h, sizeof h);
+}
 
 DEEPRES_INLINE Floats splat(float s) { return Floats{} + s; }
 
@@ -79,6 +98,91 @@ DEEPRES_INLINE Floats exp(Floats x) {
 }
 
 DEEPRES_INLINE Floats sigmoid(Floats z) { return 1.0f / (1.0f + exp(-z)); }
+
+using Lanes = std::make_integer_sequence<int, DEEPRES_LANES>;
+
+// a[0], b[0], a[1], b[1], ...: the first halves of both, and the second halves.
+template <int... kLane>
+DEEPRES_INLINE Floats interleaved_low(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * DEEPRES_LANES)...);
+}
+template <int... kLane>
+DEEPRES_INLINE Floats interleaved_high(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (DEEPRES_LANES / 2 + kLane / 2 + kLane % 2 * DEEPRES_LANES)...);
+}
+
+// Transposes kLanes vectors in place: log2(kLanes) rounds of interleaving the first half with the second.
+DEEPRES_INLINE void transpose(Floats* rows) {
+  DEEPRES_UNROLL
+  for (int64_t round = 1; round < kLanes; round *= 2) {
+    Floats next[kLanes];
+    DEEPRES_UNROLL
+    for (int64_t i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleaved_low(rows[i], rows[i + kLanes / 2], Lanes{});
+      next[2 * i + 1] = interleaved_high(rows[i], rows[i + kLanes / 2], Lanes{});
+    }
+    DEEPRES_UNROLL
+    for (int64_t i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// v rounded to nearest even in bf16, as 16 low bits of each lane; NaN stays NaN.
+DEEPRES_INLINE Ints bf16_bits(Floats v) {
+  const Ints bits = as_ints(v);
+  const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return ((v == v ? rounded : bits | 0x400000) >> 16) & 0xffff;
+}
+
+DEEPRES_INLINE Floats rounded_to_bf16(Floats v) { return as_floats(bf16_bits(v) << 16); }
+
+DEEPRES_INLINE Floats load_bf16(const uint16_t* p) {
+  return as_floats(__builtin_convertvector(load_halves(p), Ints) << 16);
+}
+
+DEEPRES_INLINE void store_bf16(uint16_t* p, Floats v) { store_halves(p, bf16_bits(v)); }
+
+// fp16, by the processor's own conversion where there is one.
+#if DEEPRES_LANES == 16
+DEEPRES_INLINE Floats load_fp16(const uint16_t* p) {
+  __m256i h;
+  std::memcpy(&h, p, sizeof h);
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(h));
+}
+DEEPRES_INLINE void store_fp16(uint16_t* p, Floats v) {
+  const __m256i h = _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &h, sizeof h);
+}
+#elif DEEPRES_LANES == 8
+DEEPRES_INLINE Floats load_fp16(const uint16_t* p) {
+  __m128i h;
+  std::memcpy(&h, p, sizeof h);
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(h));
+}
+DEEPRES_INLINE void store_fp16(uint16_t* p, Floats v) {
+  const __m128i h = _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &h, sizeof h);
+}
+#else
+DEEPRES_INLINE Floats load_fp16(const uint16_t* p) {
+  const Ints h = __builtin_convertvector(load_halves(p), Ints);
+  const Ints sign = (h & 0x8000) << 16, magnitude = (h & 0x7fff) << 13, bias = Ints{} + (112 << 23);
+  const Floats subnormal = as_floats(magnitude + bias + (1 << 23)) - as_floats(bias + (1 << 23));
+  Ints bits = magnitude + bias;
+  bits = magnitude >= (0x7c00 << 13) ? bits + bias : bits;
+  bits = magnitude < (0x0400 << 13) ? as_ints(subnormal) : bits;
+  return as_floats(bits | sign);
+}
+DEEPRES_INLINE void store_fp16(uint16_t* p, Floats v) {
+  const Ints bits = as_ints(v), magnitude = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
+  // Adding 0.5 leaves a subnormal's bits, rounded, at the bottom of the sum.
+  const Ints subnormal = as_ints(as_floats(magnitude) + 0.5f) - as_ints(splat(0.5f));
+  Ints h = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  h = magnitude < 0x38800000 ? subnormal : h;
+  h = magnitude >= 0x47800000 ? Ints{} + 0x7c00 : h;
+  h = magnitude > 0x7f800000 ? Ints{} + 0x7e00 : h;
+  store_halves(p, h | sign);
+}
+#endif
 
 }  // namespace
 }  // namespace deepres

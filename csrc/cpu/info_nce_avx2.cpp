@@ -1,0 +1,33 @@
+// InfoNCE tiles with 256-bit vectors: AVX2 and FMA.
+
+#include "info_nce.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define DEEPRES_NCE_WIDTH 8
+#define DEEPRES_NCE_PANELS 2
+#include "info_nce_kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace deepres::nce {
+const Kernels kAvx2{
+    "avx2",       [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+    pack,         logits,
+    row_partials, row_sums,
+    col_sums,     weights,
+    accumulate};
+}  // namespace deepres::nce
+
+#endif

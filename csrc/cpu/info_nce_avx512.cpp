@@ -1,0 +1,41 @@
+// InfoNCE tiles with 512-bit vectors: AVX-512 (F, BW, DQ, VL).
+
+#include "info_nce.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                  \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
+#endif
+
+#define DEEPRES_NCE_WIDTH 16
+#define DEEPRES_NCE_PANELS 4
+#include "info_nce_kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace deepres::nce {
+const Kernels kAvx512{"avx512",
+                      [] {
+                        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                      },
+                      pack,
+                      logits,
+                      row_partials,
+                      row_sums,
+                      col_sums,
+                      weights,
+                      accumulate};
+}  // namespace deepres::nce
+
+#endif

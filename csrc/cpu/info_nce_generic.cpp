@@ -1,0 +1,12 @@
+// InfoNCE tiles with 128-bit vectors: SSE2 and NEON, what every x86-64 and 64-bit ARM processor has.
+
+#include "info_nce.h"
+
+#define DEEPRES_NCE_WIDTH 4
+#define DEEPRES_NCE_PANELS 2
+#include "info_nce_kernels.h"
+
+namespace deepres::nce {
+const Kernels kGeneric{"generic", [] { return true; }, pack, logits, row_partials, row_sums, col_sums,
+                       weights,   accumulate};
+}  // namespace deepres::nce

@@ -1,0 +1,283 @@
+// The residual stack on the CPU: who does what. Threads share the stretches of layers and own tiles of rows.
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "cpu/residual_stack.h"
+#include "cpu/threads.h"
+
+namespace deepres {
+namespace {
+
+constexpr int64_t kTileRows = 128;      // rows that a thread takes through a stretch at a time, at most
+constexpr int64_t kStretchLayers = 16;  // layers of a stretch, at most (or one block, if that is longer)
+constexpr int64_t kSpanLayers = 64;     // layers of a span, about
+constexpr int64_t kStretchWords = int64_t{6} << 20;  // what a stretch may leave behind for its weight gradients
+
+int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// Floats on a cache line boundary, uninitialised.
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    data_.reset(static_cast<float*>(std::aligned_alloc(64, rounded_up(std::max<int64_t>(count, 1) * 4, 64))));
+    if (!data_) throw std::bad_alloc();
+  }
+  float* at(int64_t offset = 0) const { return data_.get() + offset; }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+// One call: its sizes, and the scratch that forward and backward share. Members that say "all threads" are called
+// inside a parallel region by every thread of it.
+class Run {
+ public:
+  Run(const StackShape& shape, const StackParameters& parameters, int threads)
+      : shape_(shape),
+        parameters_(parameters),
+        kernels_(stack_kernels(shape.precision)),
+        stretch_(stack_stretch(shape)),
+        span_(stack_span(shape)),
+        tile_(std::clamp(rounded_up(divided_up(shape.batch, threads), kRowBlock), kRowBlock, kTileRows)),
+        rows_(rounded_up(shape.batch, tile_)),
+        state_(rows_ * shape.padded),
+        packed_(stretch_ * kernels_.packed_size(shape)),
+        vectors_(3 * shape.depth * shape.padded),
+        states_(2 * state_),
+        works_(threads * work_size(shape)) {}
+
+  float* work() const { return works_.at(thread_index() * work_size(shape_)); }
+
+  // All threads, first of all: clears this thread's work, pads the vectors of all layers.
+  void start() const {
+    std::fill_n(work(), work_size(shape_), 0.0f);
+#pragma omp for schedule(static)
+    for (int64_t layer = 0; layer < shape_.depth; ++layer) {
+      float* padded = vectors_.at(3 * layer * shape_.padded);
+      const float* sources[3] = {parameters_.bias, parameters_.gamma, parameters_.beta};
+      for (int i = 0; i < 3; ++i, padded += shape_.padded) {
+        const bool given = i == 0 || shape_.norm;
+        std::fill_n(padded, shape_.padded, given || i == 2 ? 0.0f : 1.0f);
+        if (given) std::copy_n(sources[i] + layer * shape_.width, shape_.width, padded);
+      }
+    }
+  }
+
+  // All threads: layers [first, last), from `in` [batch, in_width], or from where the last call ended if null. Saves
+  // n, rstd and streams where saved.n is given; only the input, where saved.streams alone is; y, if given, gets the
+  // output.
+  void forward(int64_t first, int64_t last, const float* in, int64_t in_width, float* y, const StackSaved& saved) const {
+    const int64_t saved_row = shape_.batch * shape_.padded;
+    float *a = states_.at(), *block = states_.at(state_);
+    for (int64_t start = first; start < last; start += stretch_) {
+      const int64_t end = std::min(start + stretch_, last);
+      pack(start, end, false);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < rows_; row += tile_) {
+        const int64_t row_end = std::min(row + tile_, shape_.batch);
+        if (start == first && in) load_rows(in, in_width, row, block);
+        if (saved.streams && (saved.n ? (start - first) % span_ == 0 : start == first)) {
+          const float* source = start == first || shape_.skip_every ? block : a;
+          std::copy_n(source + row * shape_.padded, (row_end - row) * shape_.padded,
+                      saved.streams + (start - first) / span_ * saved_row + row * shape_.padded);
+        }
+        ForwardRows rows{common(row, row_end, start, end), a, block, start == first};
+        if (saved.n) save_at(&rows, saved, start - first);
+        kernels_.forward(shape_, rows);
+        if (y && end == last) store_rows(block, row, row_end, y);
+      }
+    }
+  }
+
+ protected:
+  StackRows common(int64_t row, int64_t row_end, int64_t first, int64_t last) const {
+    return {row,     row_end, first, last, packed_.at(), vectors_.at(3 * first * shape_.padded),
+            nullptr, nullptr, work()};
+  }
+
+  void save_at(StackRows* rows, const StackSaved& saved, int64_t layer) const {
+    rows->n = saved.n + layer * shape_.batch * shape_.padded * kernels_.saved_bytes;
+    rows->rstd = saved.rstd + layer * shape_.batch;
+  }
+
+  void pack(int64_t first, int64_t last, bool transposed) const {
+#pragma omp for schedule(static)
+    for (int64_t layer = first; layer < last; ++layer) {
+      kernels_.pack(shape_, parameters_.weight + layer * shape_.width * shape_.width, transposed,
+                    packed_.at((layer - first) * kernels_.packed_size(shape_)), work());
+    }
+  }
+
+  // A tile of a row state from [batch, width]; what is not covered holds zeros.
+  void load_rows(const float* source, int64_t width, int64_t row, float* state) const {
+    for (const int64_t end = row + tile_; row < end; ++row) {
+      const int64_t real = row < shape_.batch ? width : 0;
+      if (real) std::copy_n(source + row * width, real, state + row * shape_.padded);
+      std::fill_n(state + row * shape_.padded + real, shape_.padded - real, 0.0f);
+    }
+  }
+
+  void store_rows(const float* state, int64_t row, int64_t end, float* target) const {
+    for (; row < end; ++row) std::copy_n(state + row * shape_.padded, shape_.width, target + row * shape_.width);
+  }
+
+  const StackShape& shape_;
+  const StackParameters& parameters_;
+  const StackKernels& kernels_;
+  const int64_t stretch_, span_, tile_, rows_, state_;
+  const Scratch packed_, vectors_, states_, works_;
+};
+
+class BackwardRun : public Run {
+ public:
+  BackwardRun(const StackShape& shape, const StackParameters& parameters, const StackGradients& gradients, int threads)
+      : Run(shape, parameters, threads),
+        gradients_(gradients),
+        panels_(kernels_.panels_size(shape)),
+        blocks_(shape.skip_every ? divided_up(span_, shape.skip_every) : 1),
+        left_(gradients.dweight ? (2 * stretch_ + blocks_) * panels_ : 0),
+        sums_(rows_ / kRowBlock * stretch_ * 3 * shape.padded),
+        gradient_states_(2 * state_) {}
+
+  // All threads: from dy, which the first call loads, back through layers [first, last).
+  void backward(int64_t first, int64_t last, const float* dy, const StackSaved& saved) const {
+    for (int64_t span = first + (last - first - 1) / span_ * span_; span >= first; span -= span_) {
+      const int64_t span_end = std::min(span + span_, last);
+      if (gradients_.dweight) rebuild(first, span, span_end, saved);
+      for (int64_t start = span + (span_end - span - 1) / stretch_ * stretch_; start >= span; start -= stretch_) {
+        const int64_t end = std::min(start + stretch_, span_end);
+        pack(start, end, true);
+        chain(first, start, end, dy, saved);
+        finish(span, start, end);
+      }
+    }
+  }
+
+ private:
+  float* inputs() const { return left_.at(2 * stretch_ * panels_); }
+
+  void rebuild(int64_t first, int64_t span, int64_t span_end, const StackSaved& saved) const {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows_; row += tile_) {
+      const int64_t row_end = std::min(row + tile_, shape_.batch);
+      const float* stream = saved.streams + (span - first) / span_ * shape_.batch * shape_.padded;
+      RebuildRows rows{common(row, row_end, span, span_end), stream, inputs()};
+      save_at(&rows, saved, span - first);
+      kernels_.rebuild(shape_, rows);
+    }
+  }
+
+  void chain(int64_t first, int64_t start, int64_t end, const float* dy, const StackSaved& saved) const {
+    float *da = gradient_states_.at(), *dblock = gradient_states_.at(state_);
+    float* a = gradients_.dweight ? left_.at() : nullptr;
+    float* du = gradients_.dweight ? left_.at(stretch_ * panels_) : nullptr;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows_; row += tile_) {
+      const int64_t row_end = std::min(row + tile_, shape_.batch);
+      if (end == shape_.depth) load_rows(dy, shape_.width, row, da);
+      BackwardRows rows{common(row, row_end, start, end), da, dblock, a, du, sums_.at(), start > 0 || gradients_.dx};
+      save_at(&rows, saved, start - first);
+      kernels_.backward(shape_, rows);
+      if (start == 0 && gradients_.dx) store_rows(da, row, row_end, gradients_.dx);
+    }
+  }
+
+  // The gradients of the parameters, out of what the rows left behind.
+  void finish(int64_t span, int64_t start, int64_t end) const {
+    const int64_t tasks = 1 + (gradients_.dweight ? shape_.padded / kPad : 0);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < (end - start) * tasks; ++task) {
+      const int64_t layer = start + task / tasks, local = layer - start, panel = task % tasks - 1;
+      if (panel < 0) {
+        add_sums(start, end, layer);
+        continue;
+      }
+      const bool opens = shape_.skip_every ? shape_.opens_block(layer) : layer == span;
+      const int64_t block = shape_.skip_every ? (layer - span) / shape_.skip_every : 0;
+      kernels_.weight_gradient(shape_, opens ? inputs() + block * panels_ : left_.at(local * panels_),
+                               left_.at((stretch_ + local) * panels_), panel,
+                               gradients_.dweight + layer * shape_.width * shape_.width);
+    }
+  }
+
+  void add_sums(int64_t start, int64_t end, int64_t layer) const {
+    float* targets[3] = {gradients_.dbias, gradients_.dgamma, gradients_.dbeta};
+    for (int i = 0; i < 3; ++i) {
+      if (!targets[i]) continue;
+      float* row = targets[i] + layer * shape_.width;
+      std::fill_n(row, shape_.width, 0.0f);
+      for (int64_t block = 0; block * kRowBlock < shape_.batch; ++block) {
+        const float* sums = sums_.at(((block * (end - start) + layer - start) * 3 + i) * shape_.padded);
+        for (int64_t j = 0; j < shape_.width; ++j) row[j] += sums[j];
+      }
+    }
+  }
+
+  const StackGradients& gradients_;
+  const int64_t panels_, blocks_;
+  const Scratch left_, sums_, gradient_states_;
+};
+
+}  // namespace
+
+int64_t stack_stretch(const StackShape& shape) {
+  const int64_t layer_words = 2 * std::max<int64_t>(shape.batch, 1) * shape.padded / (shape.precision ? 2 : 1);
+  int64_t layers = std::clamp<int64_t>(kStretchWords / layer_words, 1, kStretchLayers);
+  if (shape.skip_every) layers = std::max(layers - layers % shape.skip_every, shape.skip_every);
+  return std::min(layers, stack_segment(shape));
+}
+
+int64_t stack_span(const StackShape& shape) {
+  const int64_t stretch = stack_stretch(shape);
+  // Without skips there is nothing to rebuild a stretch's input from.
+  return shape.skip_every ? std::max<int64_t>(kSpanLayers / stretch, 1) * stretch : stretch;
+}
+
+int64_t stack_segment(const StackShape& shape) {
+  return shape.checkpoint ? std::min(shape.checkpoint * shape.skip_every, shape.depth) : shape.depth;
+}
+
+void stack_forward(const StackShape& shape, const StackParameters& parameters, const float* x, float* y,
+                   const StackSaved& saved, int threads) {
+  const Run run(shape, parameters, threads);
+  const int64_t segment = stack_segment(shape), inside = shape.batch * shape.padded;
+#pragma omp parallel num_threads(threads)
+  {
+    run.start();
+    for (int64_t first = 0; first < shape.depth; first += segment) {
+      const int64_t last = std::min(first + segment, shape.depth);
+      StackSaved mine = saved;
+      if (saved.streams) mine.streams += first / segment * inside;
+      run.forward(first, last, first ? nullptr : x, shape.width, last == shape.depth ? y : nullptr, mine);
+    }
+  }
+}
+
+void stack_backward(const StackShape& shape, const StackParameters& parameters, const float* dy,
+                    const StackSaved& saved, const StackGradients& gradients, int threads) {
+  const BackwardRun run(shape, parameters, gradients, threads);
+  const int64_t segment = stack_segment(shape), inside = shape.batch * shape.padded;
+  const int64_t bytes = stack_kernels(shape.precision).saved_bytes, again = shape.checkpoint ? segment : 0;
+  const Scratch n(divided_up(again * inside * bytes, 4)), rstd(again * shape.batch),
+      streams(divided_up(again, stack_span(shape)) * inside);
+  const StackSaved computed{reinterpret_cast<char*>(n.at()), rstd.at(), streams.at()};
+
+#pragma omp parallel num_threads(threads)
+  {
+    run.start();
+    for (int64_t first = (shape.depth - 1) / segment * segment; first >= 0; first -= segment) {
+      const int64_t last = std::min(first + segment, shape.depth);
+      if (shape.checkpoint) run.forward(first, last, saved.streams + first / segment * inside, shape.padded, nullptr, computed);
+      run.backward(first, last, dy, shape.checkpoint ? computed : saved);
+    }
+  }
+}
+
+}  // namespace deepres

@@ -1,0 +1,64 @@
+// What one build of these sources serves, and the geometry that follows from it.
+//
+// Set on the compiler's command line: DEEPRES_WIDTH (64, 128, 256, 512), DEEPRES_PRECISION (32 = fp32, 19 =
+// tf32, 16 = fp16, 116 = bf16), DEEPRES_NORM (1: LayerNorm, 0: none), DEEPRES_SWISH (1: swish, 0: relu),
+// DEEPRES_CLUSTER (blocks that share 16 rows and split the columns: 1, 2 or 4; more than 1 takes sm_90).
+#pragma once
+
+#include "operand.cuh"
+
+namespace deepres {
+
+#if DEEPRES_PRECISION == 32
+using Operand = SplitFloat32;
+#elif DEEPRES_PRECISION == 19
+using Operand = Tfloat32;
+#elif DEEPRES_PRECISION == 16
+using Operand = Float16;
+#elif DEEPRES_PRECISION == 116
+using Operand = Bfloat16;
+#else
+#error "DEEPRES_PRECISION must be 32, 19, 16 or 116"
+#endif
+
+constexpr bool kNorm = DEEPRES_NORM;
+constexpr bool kSwish = DEEPRES_SWISH;
+
+// What forward keeps of a layer, n: it is at most sqrt(width), so fp16 holds it with 11 bits. Without
+// LayerNorm nothing bounds it.
+template <bool half>
+struct SavedFormat {
+  using Type = Float32;
+};
+template <>
+struct SavedFormat<true> {
+  using Type = Float16;
+};
+using Saved = SavedFormat<kNorm && Operand::kBytes == 2>::Type;
+
+constexpr int kWidth = DEEPRES_WIDTH;
+constexpr int kCluster = DEEPRES_CLUSTER;
+constexpr int kColumns = kWidth / kCluster;  // of a block
+constexpr int kRows = 16;                    // of a team: one tensor-core tile high
+constexpr int kWarps = kColumns == 64 ? 4 : 8;
+constexpr int kParts = kCluster * kWarps;  // warps of a team
+constexpr int kThreads = 32 * kWarps;
+constexpr int kTiles = kColumns / 8 / kWarps;  // 8-column tiles of a warp
+constexpr int kOwned = 2 * kTiles;             // consecutive columns of a thread, on each of its two rows
+
+// A slab of a warp's weights is 64 bytes of each of its columns along the sum: two tensor-core steps. A stage
+// is as many slabs as one copy brings.
+constexpr int kSlabBytes = 512 * kTiles;
+constexpr int kSlabs = kWidth * Operand::kBytes / 64;  // of a layer
+constexpr int kStageSlabs = kSlabs * kSlabBytes < 4096 ? kSlabs : 4096 / kSlabBytes;
+constexpr int kStageBytes = kStageSlabs * kSlabBytes;
+constexpr int kStages = kSlabs / kStageSlabs;  // of a layer
+constexpr int kLayerBytes = kParts * kStages * kStageBytes;
+
+#if DEEPRES_CLUSTER == 1
+#define DEEPRES_CHAIN_KERNEL DEEPRES_KERNEL(kThreads)
+#else
+#define DEEPRES_CHAIN_KERNEL DEEPRES_CLUSTER_KERNEL(kThreads, kCluster)
+#endif
+
+}  // namespace deepres

@@ -1,0 +1,259 @@
+// The threads of a cluster of blocks as fibers of one CPU thread, so that a kernel runs, and can be watched,
+// without a GPU.
+//
+// A fiber runs until it waits: for the other lanes of its warp, for a barrier, for a copy. The order in which
+// fibers run and in which copies land is the schedule's: kernels must give the same bits under all of them.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace deepres::host {
+
+constexpr int kLanes = 32;
+constexpr std::size_t kStack = 256 * 1024;
+
+#if defined(__x86_64__)
+// Saves the registers that a call preserves, and goes on where `to` saved its own; no system call, unlike
+// swapcontext.
+using Context = void*;
+extern "C" void deepres_switch(Context* from, Context to);
+asm(R"(
+.text
+.p2align 4
+.hidden deepres_switch
+.globl deepres_switch
+deepres_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+inline void start_context(Context& context, char* stack, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + kStack) - 3;  // 8 off 16 bytes, as a call leaves it
+  *top = nullptr;
+  *--top = reinterpret_cast<void*>(entry);
+  for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
+  context = top;
+}
+inline void switch_context(Context& from, Context& to) { deepres_switch(&from, to); }
+#else
+using Context = ucontext_t;
+inline void start_context(Context& context, char* stack, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStack;
+  makecontext(&context, entry, 0);
+}
+inline void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+#endif
+
+struct Copy {
+  void* to;
+  const void* from;  // null: `value`
+  std::size_t bytes;
+  std::function<void()> landed;
+  unsigned char value[16] = {};
+};
+
+struct Warp {
+  void* operands[kLanes];
+  int arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Barrier {
+  int arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Fiber {
+  Context context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  void* fake_stack = nullptr;
+  int rank = 0, thread = 0;  // block in the cluster, thread in the block
+  bool done = false;
+  std::function<bool()> ready;            // empty: can run
+  std::vector<std::vector<Copy>> groups;  // cp.async groups, the open one last
+};
+
+// One cluster at a time; `current()` is the one whose threads run. An ordinary block is a cluster of one.
+class Cluster {
+ public:
+  // Runs `body` in every thread. schedule 0: threads in order, copies as late as can be; others: threads
+  // shuffled by that seed, copies at once where it is even. Returns false if all threads wait for each other.
+  bool run(int blocks, int threads, std::size_t shared_bytes, unsigned schedule, std::function<void()> body) {
+    body_ = std::move(body);
+    schedule_ = schedule;
+    random_.seed(schedule);
+    threads_ = threads;
+    blocks_.clear();
+    for (int rank = 0; rank < blocks; ++rank) {
+      void* shared = std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128);
+      std::memset(shared, 0xff, shared_bytes);  // NaN, whatever it is read as
+      blocks_.push_back(
+          {std::unique_ptr<unsigned char, Free>(static_cast<unsigned char*>(shared)), Barrier{}});
+    }
+    const int all = blocks * threads;
+    warps_.assign(all / kLanes, Warp{});
+    barrier_ = Barrier{};
+    copies_.clear();
+    while (static_cast<int>(fibers_.size()) < all) fibers_.push_back(std::make_unique<Fiber>());
+    std::vector<Fiber*> order;
+    for (int i = 0; i < all; ++i) {
+      Fiber& fiber = *fibers_[i];
+      fiber.rank = i / threads;
+      fiber.thread = i % threads;
+      fiber.done = false;
+      fiber.ready = nullptr;
+      fiber.groups.assign(1, {});
+      start_context(fiber.context, fiber.stack.get(), &Cluster::enter);
+      order.push_back(&fiber);
+    }
+    current() = this;
+    for (int left = all; left > 0;) {
+      if (schedule_ != 0) std::shuffle(order.begin(), order.end(), random_);
+      bool ran = false;
+      for (Fiber* fiber : order) {
+        if (fiber->done || (fiber->ready && !fiber->ready())) continue;
+        fiber->ready = nullptr;
+        ran = true;
+        resume(*fiber);
+        left -= fiber->done;
+      }
+      if (ran) continue;
+      if (copies_.empty()) {
+        std::fprintf(stderr, "deadlock: %d of %d threads wait and no copy is under way\n", left, all);
+        return false;
+      }
+      for (int landed = 0; landed < 32 && !copies_.empty(); ++landed) {
+        land(copies_.front());
+        copies_.pop_front();
+      }
+    }
+    return true;
+  }
+
+  static Cluster*& current() {
+    static Cluster* cluster = nullptr;
+    return cluster;
+  }
+
+  Fiber& fiber() { return *running_; }
+  int threads() const { return threads_; }
+  int blocks() const { return static_cast<int>(blocks_.size()); }
+  unsigned char* shared() { return blocks_[running_->rank].shared.get(); }
+  // Where block `rank` has what lies at `place` in the running thread's block.
+  unsigned char* peer(void* place, int rank) {
+    return blocks_[rank].shared.get() + (static_cast<unsigned char*>(place) - shared());
+  }
+  Warp& warp() { return warps_[(running_->rank * threads_ + running_->thread) / kLanes]; }
+  Barrier& block_barrier() { return blocks_[running_->rank].barrier; }
+  Barrier& cluster_barrier() { return barrier_; }
+  bool eager() const { return schedule_ != 0 && schedule_ % 2 == 0; }
+
+  // The running fiber waits until `ready()`.
+  void wait(std::function<bool()> ready) {
+    while (!ready()) {
+      running_->ready = ready;
+      suspend();
+    }
+  }
+
+  void start(Copy copy) {
+    if (eager())
+      land(copy);
+    else
+      copies_.push_back(std::move(copy));
+  }
+
+  static void land(const Copy& copy) {
+    std::memcpy(copy.to, copy.from ? copy.from : copy.value, copy.bytes);
+    if (copy.landed) copy.landed();
+  }
+
+  i64 index = 0, index_y = 0, count = 1;
+
+ private:
+  struct Free {
+    void operator()(unsigned char* memory) const { std::free(memory); }
+  };
+
+  static void enter() {
+    Cluster& cluster = *current();
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &cluster.main_stack_, &cluster.main_size_);
+#endif
+    cluster.body_();
+    cluster.running_->done = true;
+    cluster.suspend();
+  }
+
+  void resume(Fiber& fiber) {
+    running_ = &fiber;
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, fiber.stack.get(), kStack);
+#endif
+    switch_context(main_, fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  }
+
+  void suspend() {
+    Fiber& fiber = *running_;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.fake_stack, main_stack_, main_size_);
+#endif
+    switch_context(fiber.context, main_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &main_stack_, &main_size_);
+#endif
+  }
+
+  std::function<void()> body_;
+  unsigned schedule_ = 0;
+  std::mt19937 random_;
+  struct Shared {
+    std::unique_ptr<unsigned char, Free> shared;
+    Barrier barrier;
+  };
+  std::vector<Shared> blocks_;
+  std::vector<Warp> warps_;
+  Barrier barrier_;
+  std::deque<Copy> copies_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  Fiber* running_ = nullptr;
+  int threads_ = 0;
+  Context main_{};
+  const void* main_stack_ = nullptr;
+  std::size_t main_size_ = 0;
+};
+
+}  // namespace deepres::host

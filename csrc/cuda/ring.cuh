@@ -1,0 +1,65 @@
+// A warp's weights on their way from L2 to the tensor cores: a ring of stages in shared memory.
+//
+// A warp reads only the weights of its own columns, and nobody else does: each warp keeps a ring to itself,
+// refills a stage as soon as its lanes have read it, and runs ahead over the ends of layers, for weights
+// depend on nothing that the block computes. No thread ever waits for another warp here.
+#pragma once
+
+#include "team.cuh"
+
+namespace deepres {
+
+class Ring {
+ public:
+  // Starts the copies. memory: `stages` stages of every warp, 128-byte aligned, then their barriers. packed:
+  // the first layer's weights; the next layer's lie `step` bytes on.
+  DEEPRES_DEVICE Ring(unsigned char* memory, int stages, const unsigned char* packed, i64 step, i64 layers,
+                      const Lane& at)
+      : stages_(stages),
+        lane_(at.lane),
+        memory_(memory + at.warp * stages * kStageBytes),
+        landed_(reinterpret_cast<u64*>(memory + kWarps * stages * kStageBytes) + at.warp * stages),
+        source_(packed + at.part * kStages * kStageBytes),
+        step_(step - kStages * kStageBytes),
+        left_(layers * kStages) {
+    if (at.lane == 0) {
+      for (int stage = 0; stage < stages; ++stage)
+        ptx::mbarrier_init(&landed_[stage], ptx::copy_stage_arrivals());
+      ptx::fence_mbarrier_init();
+    }
+    ptx::sync_warp();
+    for (slot_ = 0; slot_ < stages; ++slot_) fetch();
+    slot_ = 0;
+  }
+
+  // The lane's part of the next stage, once it is there: vector `v` of 16 bytes lies 512 v bytes on.
+  DEEPRES_DEVICE const unsigned char* acquire() {
+    ptx::mbarrier_wait(&landed_[slot_], phase_);
+    return memory_ + slot_ * kStageBytes + lane_ * 16;
+  }
+  DEEPRES_DEVICE void release() {
+    ptx::sync_warp();
+    fetch();
+    if (++slot_ == stages_) slot_ = 0, phase_ ^= 1;
+  }
+
+ private:
+  DEEPRES_DEVICE void fetch() {
+    if (left_ == 0) return;
+    --left_;
+    ptx::copy_stage(memory_ + slot_ * kStageBytes, source_, kStageBytes, &landed_[slot_], lane_);
+    source_ += kStageBytes;
+    if (--until_step_ == 0) until_step_ = kStages, source_ += step_;
+  }
+
+  int stages_, lane_;
+  unsigned char* memory_;
+  u64* landed_;
+  const unsigned char* source_;
+  i64 step_, left_;
+  int until_step_ = kStages;
+  int slot_ = 0;
+  u32 phase_ = 0;
+};
+
+}  // namespace deepres

@@ -1,0 +1,230 @@
+// A block's 16 rows in flight: who holds which elements, and what the computing warps do together.
+//
+// A warp owns 8 kTiles columns. The tensor cores hand lane 4 g + c two neighbouring columns of each 8-column
+// tile on rows g and g + 8; the packed weights permute a warp's columns (pack.cuh) so that all the columns a
+// lane gets are neighbours: kOwned of them from `column` on. What a row knows moves in vectors of 8 or 16
+// bytes.
+#pragma once
+
+#include "ring.cuh"
+
+namespace deepres {
+
+// Elements of a lane: [row g or g + 8][owned column].
+using Tile = float[2][kOwned];
+
+// --- Rows in global memory: matrix [batch, kWidth]; rows past the batch read as 0 and are never written. ---
+
+template <class Format>
+struct RawTile {  // a tile as it lies in memory, so that a load can be under way while others compute
+  static constexpr int kWords = kOwned * Format::kBytes / 4;
+  u32 words[2][kWords];
+
+  DEEPRES_DEVICE void load(const void* matrix, i64 first_row, i64 batch, const Lane& at) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const i64 row = first_row + at.group + 8 * h;
+      if (row < batch) {
+        const i64 element = row * kWidth + at.column;
+        load_words<kWords>(words[h], static_cast<const unsigned char*>(matrix) + element * Format::kBytes);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words[h][i] = 0;
+      }
+    }
+  }
+  DEEPRES_DEVICE void decode(Tile& tile) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) deepres::decode<Format, kOwned>(words[h], tile[h]);
+  }
+};
+
+DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 first_row, i64 batch, const Lane& at) {
+  RawTile<Float32> raw;
+  raw.load(matrix, first_row, batch, at);
+  raw.decode(tile);
+}
+
+// Row g + 8 h of a tile.
+template <class Format>
+DEEPRES_DEVICE void store_row(void* matrix, const float (&values)[kOwned], int h, i64 first_row, i64 batch,
+                              const Lane& at) {
+  const i64 row = first_row + at.group + 8 * h;
+  if (row >= batch) return;
+  u32 words[kOwned * Format::kBytes / 4];
+  encode<Format, kOwned>(values, words);
+  store_words(static_cast<unsigned char*>(matrix) + (row * kWidth + at.column) * Format::kBytes, words);
+}
+template <class Format>
+DEEPRES_DEVICE void store_tile(void* matrix, const Tile& tile, i64 first_row, i64 batch, const Lane& at) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) store_row<Format>(matrix, tile[h], h, first_row, batch, at);
+}
+
+// A lane's columns of one layer's vector [kWidth].
+DEEPRES_DEVICE void load_vector(float (&values)[kOwned], const float* vector, const Lane& at) {
+  u32 words[kOwned];
+  load_words<kOwned>(words, vector + at.column);
+  decode<Float32, kOwned>(words, values);
+}
+
+// --- The left operand of the products, [16, kWidth] in shared memory ---
+
+class LeftRows {
+ public:
+  // Rows lie 16 bytes further apart than they are long: the 8 rows of a load_matrices hit all 32 banks.
+  static constexpr int kStride = kWidth * Operand::kBytes + 16;
+  static constexpr int kBytes = kRows * kStride;
+
+  DEEPRES_DEVICE LeftRows(unsigned char* memory, u64* barrier, const Lane& at)
+      : memory_(memory), board_(barrier, kRows * kWidth * Operand::kBytes, at) {}
+
+  // A new tile in the rows' place, once all have posted theirs; all must have read the old one.
+  DEEPRES_DEVICE void exchange(const Tile& tile, const Lane& at) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      u32 words[kOwned * Operand::kBytes / 4];
+      encode<Operand, kOwned>(tile[h], words);
+      board_.post(memory_ + (at.group + 8 * h) * kStride + at.column * Operand::kBytes, words);
+    }
+    board_.wait();
+  }
+
+  // product [16, a lane's columns] = rows @ the ring's next layer.
+  DEEPRES_DEVICE void multiply(Tile& product, Ring& ring, const Lane& at) const {
+    float sums[kTiles][4] = {};
+    // Matrices 0 and 1 of a step are rows 0-7 and 8-15 of its first 16 bytes, 2 and 3 of its last.
+    const unsigned char* left = memory_ + (at.lane % 16) * kStride + 16 * (at.lane / 16);
+#pragma unroll 1
+    for (int stage = 0; stage < kStages; ++stage) {
+      const unsigned char* weights = ring.acquire();
+#pragma unroll
+      for (int slab = 0; slab < kStageSlabs; ++slab, left += 64, weights += kSlabBytes)
+#pragma unroll
+        for (int first = 0; first < kTiles; first += kGroup)
+          multiply_slab(&sums[first], left, weights + 512 * first);
+      ring.release();
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) product[i / 2][2 * tile + i % 2] = sums[tile][i];
+  }
+
+ private:
+  // kGroup tiles over the two steps of a slab.
+  static constexpr int kGroup = kTiles < Operand::kGroup ? kTiles : Operand::kGroup;
+  static DEEPRES_DEVICE void multiply_slab(float (*sums)[4], const unsigned char* left,
+                                           const unsigned char* weights) {
+    u32 right[kGroup][4];
+#pragma unroll
+    for (int tile = 0; tile < kGroup; ++tile) load_words<4>(right[tile], weights + 512 * tile);
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      u32 words[4];
+      ptx::load_matrices(words, left + 32 * step);
+      Operand::Left prepared;
+      Operand::left(words, prepared);
+#pragma unroll
+      for (int tile = 0; tile < kGroup; ++tile)
+        Operand::multiply(sums[tile], prepared, right[tile][2 * step], right[tile][2 * step + 1]);
+    }
+  }
+
+  unsigned char* memory_;
+  Board board_;
+};
+
+// --- Two numbers of each row, from every warp to every warp ---
+
+struct Pair {
+  float first, second;
+};
+
+class RowPairs {
+ public:
+  // In floats; the 4 spare ones put the 8 rows that a warp reads at once into different banks.
+  static constexpr int kStride = 2 * kParts + 4;
+  static constexpr int kBytes = kRows * kStride * 4;
+
+  DEEPRES_DEVICE RowPairs(unsigned char* memory, u64* barrier, const Lane& at)
+      : memory_(reinterpret_cast<float*>(memory)), board_(barrier, kRows * kParts * sizeof(Pair), at) {}
+
+  // This warp's pairs of rows g and g + 8, the same in all four lanes of a row; back when all warps' are
+  // there.
+  DEEPRES_DEVICE void exchange(const Pair (&pairs)[2], const Lane& at) {
+    if (at.lane % 4 == 0) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const u32 words[2] = {ptx::bits(pairs[h].first), ptx::bits(pairs[h].second)};
+        board_.post(memory_ + (at.group + 8 * h) * kStride + 2 * at.part, words);
+      }
+    }
+    board_.wait();
+  }
+  // The pairs of row g + 8 h of all warps.
+  DEEPRES_DEVICE void get(int h, Pair (&pairs)[kParts], const Lane& at) const {
+    u32 words[2 * kParts];
+    load_words<2 * kParts>(words, memory_ + (at.group + 8 * h) * kStride);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+      pairs[part] = {ptx::from_bits(words[2 * part]), ptx::from_bits(words[2 * part + 1])};
+  }
+
+ private:
+  float* memory_;
+  Board board_;
+};
+
+// The sum over the four lanes of a row.
+DEEPRES_DEVICE float sum_row(float value) {
+  value += ptx::shuffle_xor(value, 1);
+  return value + ptx::shuffle_xor(value, 2);
+}
+
+// --- The activation: value = f(z), slope = f'(z) ---
+
+DEEPRES_DEVICE float sigmoid(float z) { return ptx::reciprocal(1.0f + ptx::exp2(-1.4426950408889634f * z)); }
+
+DEEPRES_DEVICE float activation(float z) {
+  if constexpr (kSwish) return z * sigmoid(z);
+  return z < 0.0f ? 0.0f : z;  // NaN stays NaN
+}
+DEEPRES_DEVICE void activation(float z, float& value, float& slope) {
+  if constexpr (kSwish) {
+    const float s = sigmoid(z);
+    value = z * s;
+    slope = s * (1.0f + z * (1.0f - s));
+  } else {
+    value = z < 0.0f ? 0.0f : z;
+    slope = z > 0.0f ? 1.0f : 0.0f;
+  }
+}
+
+// --- The shared memory of a chain kernel ---
+
+// A layer exchanges pairs between its product and its new rows (without LayerNorm, as a mere barrier): the
+// pairs of all are there only when all have read the left rows, and new rows only when all have read the
+// pairs.
+struct SharedMemory {
+  static constexpr int kPerStage = kWarps * (kStageBytes + sizeof(u64));
+  static constexpr int kFixed = LeftRows::kBytes + RowPairs::kBytes + 2 * sizeof(u64);
+
+  unsigned char* fixed;  // behind the ring's stages
+  u64* barriers;
+  LeftRows left;
+  RowPairs pairs;
+  Ring ring;
+
+  DEEPRES_DEVICE SharedMemory(unsigned char* memory, int stages, const unsigned char* packed, i64 step,
+                              i64 layers, const Lane& at)
+      : fixed(memory + stages * kPerStage),
+        barriers(reinterpret_cast<u64*>(fixed + LeftRows::kBytes + RowPairs::kBytes)),
+        left(fixed, &barriers[0], at),
+        pairs(fixed + LeftRows::kBytes, &barriers[1], at),
+        ring(memory, stages, packed, step, layers, at) {
+    if constexpr (kCluster > 1) ptx::sync_cluster();  // no post before its barrier stands
+  }
+};
+
+}  // namespace deepres

@@ -1,0 +1,138 @@
+"""InfoNCE in Triton, for NVIDIA GPUs of compute capability 8.0 or newer.
+
+    small batches   one launch (and a 4-byte memset): statistics, a barrier of the whole grid, gradients and
+                    loss; while (B + M) / 16 + 1 programs are no more than the multiprocessors
+    larger ones     two launches of the same kernel: statistics; gradients and loss
+
+A program owns a tile of rows of phi, or of psi, and walks past all of the other side: the log-sum-exp is kept
+online, logits are computed again for the gradients, and each gradient is summed by one program in one order.
+No atomics but the barrier's, so the same input gives the same bits. Memory beyond the results: 7 B + 3 M
+floats.
+
+Products run in 3xTF32 (three TF32 products for one of fp32). The distance of a far pair, |x - y|^2 >=
+(|x|^2 + |y|^2) / 4, comes from products and is within about 2^-20 of itself; tiles that hold a near pair are
+computed again from differences, within (d / 2 + 3) 2^-24, and so are the near pairs' gradients.
+
+Nothing waits for the device, and all memory comes from PyTorch: a CUDA graph may capture it.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepres.kernels.info_nce import InfoNCEOptions
+
+LARGEST_WIDTH = 512
+
+
+def unavailable() -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install 'deepres[cuda]'"
+    if interpreted():
+        return None
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
+    return None
+
+
+def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None:
+    if phi.dtype != torch.float32:
+        return f"phi must be float32, got {phi.dtype}"
+    if phi.shape[1] > LARGEST_WIDTH:
+        return f"it is built for up to {LARGEST_WIDTH} features, got {phi.shape[1]}"
+    if interpreted():
+        return (
+            None if phi.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it for the GPU"
+        )
+    if phi.device.type != "cuda":
+        return f"phi must be on a CUDA device, got {phi.device}"
+    major, minor = torch.cuda.get_device_capability(phi.device)
+    if major < 8:
+        return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton emulates its kernels on the CPU in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+class Tiles(NamedTuple):
+    """Tile sizes (constants of the kernel) and the compiler's options."""
+
+    blocks: dict[str, int]
+    num_warps: int
+    num_stages: int
+
+    def arguments(self) -> dict[str, int]:
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def tiles(width: int, small: bool) -> Tiles:
+    """small: tiles of 16 rows, to spread a small batch over the multiprocessors.
+
+    The sizes are those that bench/compile_report.py shows without spills among the matrix products.
+    """
+    padded = max(16, 1 << (width - 1).bit_length())
+    rows = {128: 32, 256: 16, 512: 16}.get(padded, 64)
+    small = small or rows == 16
+    blocks = {"BX": 16 if small else rows, "BY": 32, "BD": padded, "BK": min(padded, 32)}
+    return Tiles(blocks, 4 if padded <= 64 and small else 8, 2)
+
+
+def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, object]:
+    """The constants of info_nce_kernel beside its tiles and PHASE."""
+    row_loss = options.form in ("forward", "symmetric")
+    return {
+        "ENERGY": options.energy,
+        "ROW_LOSS": row_loss,
+        "COL_LOSS": options.form in ("backward", "symmetric"),
+        "BINARY": options.form == "binary",
+        "USE_ROW": row_loss or options.logsumexp_penalty > 0,
+        "NEED_PHI": needs[0],
+        "NEED_PSI": needs[1],
+    }
+
+
+def forward(
+    phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as info_nce.py asks of a backend."""
+    from deepres.kernels.info_nce_triton_kernels import info_nce_kernel
+
+    (batch, width), goals = phi.shape, psi.shape[0]
+    rows, cols, summary = phi.new_empty(7, batch), phi.new_empty(3, goals), phi.new_empty(4)
+    dphi = torch.empty_like(phi) if needs[0] else None
+    dpsi = torch.empty_like(psi) if needs[1] else None
+    counter = torch.zeros(1, dtype=torch.int32, device=phi.device)
+    small = _programs(batch, goals, tiles(width, True)) <= _multiprocessors(phi)
+    chosen = tiles(width, small)
+    arguments = (
+        phi, psi, batch, goals, width, options.positive_offset, options.logsumexp_penalty,
+        rows, cols, counter, summary, dphi, dpsi,
+    )  # fmt: skip
+    keywords = {**constants(options, needs), **chosen.arguments()}
+    grid = (_programs(batch, goals, chosen),)
+    if (
+        small and not interpreted()
+    ):  # the interpreter runs programs one after the other: no barrier could open
+        info_nce_kernel[grid](*arguments, **keywords, PHASE="both", launch_cooperative_grid=True)
+    else:
+        for phase in ("statistics", "gradients"):
+            info_nce_kernel[grid](*arguments, **keywords, PHASE=phase)
+    return summary[0].clone(), rows[2].clone(), summary[1:].clone(), dphi, dpsi
+
+
+def _programs(batch: int, goals: int, chosen: Tiles) -> int:
+    block = chosen.blocks["BX"]
+    return -(-batch // block) + -(-goals // block) + 1
+
+
+def _multiprocessors(t: Tensor) -> int:
+    return torch.cuda.get_device_properties(t.device).multi_processor_count if t.is_cuda else 0

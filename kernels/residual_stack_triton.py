@@ -1,0 +1,318 @@
+"""The residual stack in Triton, for NVIDIA GPUs of compute capability 8.0 or newer.
+
+    forward     one launch, a program to a tile of rows, all layers: forward_kernel
+    backward    for each stretch of layers, from the last to the first,
+                    forward_kernel   if checkpointed: n and rstd of the stretch once more
+                    dgrad_kernel     the chain of input gradients; writes du and the rebuilt inputs a
+                    wgrad_kernel     dweight = a.T @ du of all its layers, one grouped product
+                    torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
+
+What is saved: the normalised n of every layer (16-bit for bf16 and fp16, fp32 for fp32 and tf32) and rstd per
+row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself continues from the n it
+stores, so backward rebuilds every layer's output exactly, and the residual stream by subtraction from y.
+
+No atomics: every sum has one order, so the same input gives the same bits. Nothing waits for the device, and
+all memory comes from PyTorch: a CUDA graph may capture both directions.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepres.kernels.residual_stack import StackOptions
+
+WIDTHS = (64, 128, 256, 512)
+# Formats that tensors are rounded to, and the dtype that holds them. The last is for Triton's interpreter,
+# which multiplies bf16 wrongly and rounds to it by truncation: the same values in fp32.
+FORMATS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "bf16 in fp32": torch.float32,
+}
+# Layers whose du and a are in memory at a time, when nothing is checkpointed.
+STRETCH = 32
+# Layers whose weights are in memory a second time, rounded to the operand format, during forward.
+ROUNDED_AHEAD = 256
+
+
+def unavailable() -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install 'deepres[cuda]'"
+    if interpreted():
+        return None
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
+    return None
+
+
+def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
+    if x.dtype != torch.float32:
+        return f"it computes in float32, got x of {x.dtype}; call x.float()"
+    if x.shape[1] not in WIDTHS:
+        return f"it is built for widths {', '.join(map(str, WIDTHS))}, got {x.shape[1]}"
+    if interpreted():
+        return (
+            None if x.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it to use the GPU"
+        )
+    if x.device.type != "cuda":
+        return f"it runs on a CUDA device, got x on {x.device}; call .cuda()"
+    major, minor = torch.cuda.get_device_capability(x.device)
+    if major < 8:
+        return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton emulates its kernels on the CPU in this process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+class Tiles(NamedTuple):
+    """The shape of one kernel's work: its tile sizes (constants of the kernel) and the compiler's options."""
+
+    blocks: dict[str, int]
+    num_warps: int
+    num_stages: int
+
+    def arguments(self) -> dict[str, int]:
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """The bytes of shared memory that one block may use on a GPU of this compute capability."""
+    return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(capability, 99) * 1024
+
+
+def tiles(kernel: str, width: int, precision: str, capability: tuple[int, int]) -> Tiles:
+    """Of the kernel "forward", "dgrad" or "wgrad", chosen by what bench/compile_report.py shows."""
+    size = operand_bytes(precision)
+    if kernel == "wgrad":
+        side, rows = (min(width, 128), 64) if size == 2 else (64, 32)
+        return Tiles({"BLOCK_M": side, "BLOCK_N": side, "BLOCK_B": rows}, 8 if side == 128 else 4, 3)
+    # Four stages of weights are on their way: as L2 feeds one SM 137 GB/s, 32 KB last 0.24 us, and the four of
+    # them cover the latency of memory (about 0.8 us) that a deep stack's weights come from.
+    stage = 32768 if shared_memory(capability) > 128 * 1024 else 16384
+    block_k = max(32 // size, min(stage // (width * size), width // 2, 64))  # tl.dot takes 32 bytes or more
+    return Tiles({"BLOCK_B": 16, "BLOCK_K": block_k}, 4 if width == 64 else 8, 5)
+
+
+def operand_bytes(precision: str) -> int:
+    return 2 if precision in ("bf16", "fp16") else 4
+
+
+def chain_constants(width: int, options: StackOptions) -> dict[str, object]:
+    """The constants that forward_kernel and dgrad_kernel share, beside their tiles."""
+    return {
+        "W": width,
+        "SKIP": options.skip_every,
+        "NORM": options.norm,
+        "SWISH": options.activation == "swish",
+        "OPERAND": operand_format(options),
+        "DOT": dot_precision(options.precision),
+    }
+
+
+def dot_precision(precision: str) -> str:
+    """How `tl.dot` multiplies fp32 operands: three tf32 products, or one for operands already rounded."""
+    return "tf32x3" if precision == "fp32" else "tf32"
+
+
+def operand_format(options: StackOptions) -> str:
+    return "bf16 in fp32" if options.precision == "bf16" and interpreted() else options.precision
+
+
+def stored_format(options: StackOptions) -> str:
+    """Of the saved n: |n| <= sqrt(W), so fp16 holds it 8 times finer than bf16 would.
+
+    Without LayerNorm z is saved, of any size, and what is rounded off is lost to the residual stream: fp32.
+    """
+    return "fp16" if options.norm and options.precision in ("bf16", "fp16") else "fp32"
+
+
+def saved_spec(
+    batch: int, width: int, depth: int, options: StackOptions
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    if options.checkpoint:
+        inputs = len(stretches(depth, options)) - 1  # the input of the first stretch is x
+        return [((inputs, batch, width), torch.float32), ((0,), torch.float32)]
+    rstd = (depth, batch) if options.norm else (0,)
+    return [((depth, batch, width), FORMATS[stored_format(options)]), (rstd, torch.float32)]
+
+
+def stretches(depth: int, options: StackOptions) -> list[slice]:
+    """The layers that backward works on at a time, bottom first."""
+    length = options.checkpoint * options.skip_every or _whole_blocks(STRETCH, options)
+    return [slice(start, min(start + length, depth)) for start in range(0, depth, length)]
+
+
+def _whole_blocks(layers: int, options: StackOptions) -> int:
+    """About `layers` layers, in whole blocks and, if any are asked for, whole checkpoints."""
+    unit = options.skip_every * max(options.checkpoint, 1) or 1
+    return max(layers // unit, 1) * unit
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    depth = weight.shape[0]
+    y = torch.empty_like(x)
+    saved, rstd = x.new_empty(0), x.new_empty(0)
+    if save:
+        specs = saved_spec(x.shape[0], x.shape[1], depth, options)
+        saved, rstd = (x.new_empty(shape, dtype=dtype) for shape, dtype in specs)
+    if x.shape[0] == 0:
+        return y, saved, rstd
+    every = options.checkpoint * options.skip_every
+    piece = depth if options.precision == "fp32" else _whole_blocks(ROUNDED_AHEAD, options)
+    with torch.cuda.device_of(x):
+        launch = _Launches(x, options)
+        for start in range(0, depth, piece):
+            layers = slice(start, start + piece)
+            part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
+            rows = x if start == 0 else y
+            if not save:
+                launch.forward(rows, part, y)
+            elif every:
+                launch.forward(rows, part, y, inputs=saved[start // every :], every=every)
+            else:
+                launch.forward(rows, part, y, n=saved[layers], rstd=rstd[layers])
+    return y, saved, rstd
+
+
+def backward(
+    dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
+    activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    need_x, need_weight, *need_vectors = needs
+    new = torch.empty_like if x.shape[0] > 0 else torch.zeros_like
+    dx = new(x)  # between two stretches, the gradient of the rows there
+    dweight = new(weight) if need_weight else None
+    dvectors = [new(t) if need else None for t, need in zip((bias, gamma, beta), need_vectors, strict=True)]
+    if x.shape[0] == 0:
+        return (dx if need_x else None, dweight, *dvectors)
+    with torch.cuda.device_of(x):
+        launch = _Launches(x, options)
+        stream = y.clone() if need_weight else None
+        dout = dy
+        for i, layers in reversed(list(enumerate(stretches(weight.shape[0], options)))):
+            part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
+            if options.checkpoint:
+                n, rstd = launch.recomputed(x if i == 0 else activations[i - 1], part)
+            else:
+                n, rstd = activations[layers], statistics[layers]
+            chain = launch.dgrad(
+                dout, dx, need_x or i > 0, part, n, rstd, x if i == 0 else None, stream, any(need_vectors)
+            )  # fmt: skip
+            if dweight is not None:
+                launch.wgrad(chain, dweight[layers])
+            for gradient, sums in zip(dvectors, chain.sums, strict=False):  # no sums where none are wanted
+                if gradient is not None:
+                    torch.sum(sums, 0, out=gradient[layers])
+            dout = dx
+    return (dx if need_x else None, dweight, *dvectors)
+
+
+class _Part(NamedTuple):
+    """The parameters of L consecutive layers as the kernels read them."""
+
+    weight: Tensor  # [L, W, W] in the operand format
+    bias: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+
+class _Chain(NamedTuple):
+    """What the chain of a part leaves for the weight gradients."""
+
+    a: Tensor  # [L, B, W], the layers' inputs in the operand format; empty if no weight gradient is asked for
+    du: Tensor  # likewise, the gradients of their products
+    sums: Tensor  # [3, tiles of rows, L, W]: dbias, dgamma, dbeta of a tile; those that are asked for
+
+
+class _Launches:
+    """The kernels' launches for the rows of one call, on the current device and stream."""
+
+    def __init__(self, x: Tensor, options: StackOptions) -> None:
+        from deepres.kernels import residual_stack_triton_kernels as kernels
+
+        self.kernels, self.x, self.options = kernels, x, options
+        self.batch, self.width = x.shape
+        self.nothing = x.new_empty(0)
+        self.capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
+        self.chain = tiles("forward", self.width, options.precision, self.capability)
+        self.constants = chain_constants(self.width, options)
+        self.programs = -(-self.batch // self.chain.blocks["BLOCK_B"])
+
+    def part(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> _Part:
+        if self.options.precision == "fp32":
+            return _Part(weight, bias, gamma, beta)
+        operand = torch.empty_like(weight, dtype=FORMATS[operand_format(self.options)])
+        count, block = weight.numel(), 4096
+        self.kernels.round_kernel[(-(-count // block),)](
+            weight, operand, count, OPERAND=operand_format(self.options), BLOCK=block, enable_fp_fusion=True
+        )
+        return _Part(operand, bias, gamma, beta)
+
+    def forward(
+        self, rows: Tensor, part: _Part, y: Tensor, *,
+        n: Tensor | None = None, rstd: Tensor | None = None, inputs: Tensor | None = None, every: int = 1,
+    ) -> None:  # fmt: skip
+        """y of the part's layers; keeps n and rstd of each, or the `inputs` of one in `every`, or nothing."""
+        save, saved = "nothing", self.nothing
+        if n is not None:
+            save, saved = "layers", n
+        elif inputs is not None:
+            save, saved = "blocks", inputs
+        self.kernels.forward_kernel[(self.programs,)](
+            rows, *part, y, saved, self.nothing if rstd is None else rstd,
+            self.batch, part.weight.shape[0], every, saved.shape[0], self.options.eps,
+            STORED=stored_format(self.options), SAVE=save,
+            **self.constants, **self.chain.arguments(),
+        )  # fmt: skip
+
+    def recomputed(self, rows: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+        """n and rstd of the part's layers, from the part's input."""
+        layers = part.weight.shape[0]
+        n = self.x.new_empty((layers, *self.x.shape), dtype=FORMATS[stored_format(self.options)])
+        rstd = self.x.new_empty((layers, self.batch))
+        self.forward(rows, part, torch.empty_like(rows), n=n, rstd=rstd)
+        return n, rstd
+
+    def dgrad(
+        self, dy: Tensor, dx: Tensor, need_dx: bool, part: _Part, n: Tensor, rstd: Tensor,
+        x: Tensor | None, stream: Tensor | None, need_vectors: bool,
+    ) -> _Chain:  # fmt: skip
+        """dx of the part's layers from dy (which may be dx).
+
+        x: the input of the stack if the part begins with layer 0. stream: the output of the part, replaced by
+        its input; None if no weight gradient is asked for.
+        """
+        layers = part.weight.shape[0]
+        operands = (2, layers, *self.x.shape) if stream is not None else (2, 0)
+        a, du = self.x.new_empty(operands, dtype=part.weight.dtype)
+        kinds = (3 if self.options.norm else 1) if need_vectors else 0
+        sums = self.x.new_empty((kinds, self.programs, layers, self.width))
+        self.kernels.dgrad_kernel[(self.programs,)](
+            dy, self.nothing if x is None else x, part.weight, part.gamma, part.beta, n, rstd,
+            dx, self.nothing if stream is None else stream, a, du, sums,
+            self.batch, layers,
+            FIRST=x is not None, NEED_INPUT=need_dx, NEED_WEIGHT=stream is not None,
+            NEED_VECTORS=need_vectors, **self.constants, **self.chain.arguments(),
+        )  # fmt: skip
+        return _Chain(a, du, sums)
+
+    def wgrad(self, chain: _Chain, dweight: Tensor) -> None:
+        grouped = tiles("wgrad", self.width, self.options.precision, self.capability)
+        side = grouped.blocks["BLOCK_M"]
+        self.kernels.wgrad_kernel[(dweight.shape[0] * (self.width // side) ** 2,)](
+            chain.a, chain.du, dweight, self.batch,
+            W=self.width, DOT=self.constants["DOT"], **grouped.arguments(),
+        )  # fmt: skip

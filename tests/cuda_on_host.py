@@ -1,0 +1,77 @@
+"""The CUDA sources as a C++ library on the CPU: what stands in for a GPU in the tests.
+
+csrc/cuda/host emulates the threads of a block; the Python side of the backend runs unchanged on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import struct
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from deepres.kernels import cuda_program
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+BUILD = Path(__file__).parents[1] / "build" / "cuda_on_host"
+# DEEPRES_SANITIZE=1: every access to memory is checked (tests run themselves so, with the runtime preloaded).
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+class HostProgram:
+    """What `cuda_program.DeviceProgram` is on a GPU. `schedule` orders threads and copies (host/fibers.h)."""
+
+    schedule = 0
+
+    def __init__(self, macros: dict[str, int]):
+        self._library = ctypes.CDLL(str(build(macros)))
+
+    def launch(self, kernel, grid, threads, shared, *arguments) -> None:
+        words = b"".join(_word(a) for a in arguments)
+        status = self._library.deepres_launch(
+            kernel.encode(), *(ctypes.c_longlong(n) for n in (*grid, threads, shared, self.schedule)), words
+        )
+        assert status == 0, f"{kernel}: {['', 'no such kernel', 'its threads wait for each other'][status]}"
+
+
+def _word(argument: torch.Tensor | float | None) -> bytes:
+    if isinstance(argument, torch.Tensor):
+        assert argument.is_contiguous()
+        return struct.pack("q", argument.data_ptr())
+    if isinstance(argument, float):
+        return struct.pack("d", argument)
+    return struct.pack("q", argument or 0)
+
+
+def build(macros: dict[str, int]) -> Path:
+    """The library for these macros, compiled unless it lies there for the very same sources and flags."""
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-Wno-unknown-pragmas", *(SANITIZE if os.environ.get("DEEPRES_SANITIZE") else [])]
+    flags += ["-DDEEPRES_HOST", *(f"-D{name}={value}" for name, value in macros.items())]
+    digest = hashlib.sha256(repr(flags).encode())
+    for file in sorted(f for f in SOURCES.rglob("*") if f.is_file()):
+        digest.update(file.read_bytes())
+    library = BUILD / f"{digest.hexdigest()[:24]}.so"
+    if not library.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        partial = library.with_suffix(f".{os.getpid()}")
+        command = ["g++", *flags, str(SOURCES / "host" / "launch.cpp"), "-o", str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        partial.rename(library)
+    return library
+
+
+# What `cuda_program.device_facts` says of the stand-in: one block to 16 rows, or clusters of them.
+SMALL = cuda_program.DeviceFacts((8, 0), 108, 99 * 1024)
+LARGE = cuda_program.DeviceFacts((9, 0), 132, 227 * 1024)
+
+
+@cache
+def load_program(_source: str, macros: tuple[tuple[str, int], ...], _device: torch.device) -> HostProgram:
+    return HostProgram(dict(macros))

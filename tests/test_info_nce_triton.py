@@ -1,0 +1,66 @@
+"""The Triton InfoNCE through Triton's interpreter, which wants its switch set before Triton is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is Linux only")
+
+INSIDE = """
+import torch
+import test_info_nce as shared
+from deepres.kernels import info_nce_triton
+from deepres.kernels.info_nce import ENERGIES, FORMS, info_nce
+
+torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
+assert info_nce_triton.unavailable() is None
+
+# More than one tile of rows and of columns, ragged, with near pairs and a pair that meets.
+for energy in ENERGIES:
+    for form in FORMS:
+        phi, psi = shared.features(5, 9, 3)
+        shared.assert_all_no_worse(phi, psi, impl="triton", energy=energy, form=form, positive_offset=2)
+phi, psi = shared.features(37, 70, 20)
+psi[30] = phi[27]
+psi[31:34] = phi[28:31] + 1e-4
+for form in FORMS:
+    shared.assert_all_no_worse(phi, psi, impl="triton", form=form, positive_offset=3)
+shared.assert_all_no_worse(*shared.features(1, 1, 3), impl="triton")
+shared.assert_all_no_worse(*shared.features(17, 17, 300), impl="triton", logsumexp_penalty=0.0)
+for energy in ("norm", "l2", "dot"):  # far pairs come from products, within 2^-20 of a logit of 1e4
+    phi, psi = shared.scaled(*shared.features(20, 20, 16), energy, 1e4)
+    options = {"energy": energy, "logsumexp_penalty": 1e-3, "hair": 1e4 * 2**-20}
+    shared.assert_all_no_worse(phi, psi, impl="triton", **options)
+
+# Near pairs: rows of the gradient as good as each row's own size asks for.
+phi, noise = shared.features(33, 33, 16, scale=10.0)
+psi = phi + 1e-6 * noise
+exact = (phi.double() - psi.double()).norm(dim=1)
+loss, metrics = info_nce(phi, psi, impl="triton", return_metrics=True)
+assert abs(metrics.mean_positive.item() / -exact.mean().item() - 1) < 12 * 2**-24
+fused = shared.everything(phi, psi, impl="triton")
+truth = shared.everything(phi.double(), psi.double(), impl="reference")
+for got, wanted in zip(fused[3:], truth[3:]):
+    assert ((got.double() - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-4
+
+# Same bits twice; each gradient alone.
+again = shared.everything(phi, psi, impl="triton")
+assert all(torch.equal(a, b) for a, b in zip(fused, again))
+alone = psi.clone().requires_grad_()
+info_nce(phi, alone, impl="triton")[0].backward()
+assert torch.equal(alone.grad, fused[4])
+print("passed")
+"""
+
+
+def test_through_the_interpreter():
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    run = subprocess.run(
+        [sys.executable, "-c", INSIDE], env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert run.returncode == 0 and run.stdout.endswith("passed\n"), run.stdout + run.stderr

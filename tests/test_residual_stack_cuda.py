@@ -1,0 +1,361 @@
+"""The CUDA residual stack. Its very sources run on the CPU (csrc/cuda/host); with a GPU, the real thing."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_on_host
+import pytest
+import torch
+
+import deepres
+from deepres.kernels import cuda_program, dispatch, residual_stack_cuda
+from deepres.kernels.residual_stack import StackOptions
+from deepres.testing import assert_no_worse
+
+NAMES = ("x", "weight", "bias", "gamma", "beta")
+
+
+@pytest.fixture
+def on_host(monkeypatch: pytest.MonkeyPatch):
+    """impl="cuda" over CPU tensors; what it allocates starts as NaN, shared memory too (host/fibers.h)."""
+    monkeypatch.setattr(cuda_program, "load_program", cuda_on_host.load_program)
+    monkeypatch.setattr(cuda_program, "device_facts", lambda _: cuda_on_host.SMALL)
+    monkeypatch.setattr(residual_stack_cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(residual_stack_cuda, "unsupported", lambda *_: None)
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
+    dispatch._unavailable.cache_clear()
+    yield monkeypatch
+    dispatch._unavailable.cache_clear()
+
+
+def _poisoning(allocate):
+    def poison(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0xFF)
+
+    return poison
+
+
+def arguments(batch: int, width: int, depth: int, device: str = "cpu") -> list[torch.Tensor]:
+    """x and parameters of a stack whose layers keep the scale of their input, in float64."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(device)
+
+    weight = normal(depth, width, width) / width**0.5
+    gamma = 1 + 0.1 * normal(depth, width)
+    return [normal(batch, width), weight, 0.1 * normal(depth, width), gamma, 0.1 * normal(depth, width)]
+
+
+def outputs(impl: str, dtype: torch.dtype, args: list[torch.Tensor], **options) -> list[torch.Tensor]:
+    """[y, dx, dweight, dbias, dgamma, dbeta] for a fixed dy."""
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in args]
+    y = deepres.residual_stack(*leaves, impl=impl, **options)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
+    grads = torch.autograd.grad(y, leaves, dy, allow_unused=True, materialize_grads=True)
+    return [y.detach(), *grads]
+
+
+def assert_matches(args: list[torch.Tensor], **options) -> None:
+    """Errors against float64 without any rounding of operands, beside plain PyTorch in the same precision."""
+    exact = {name: value for name, value in options.items() if name != "precision"}
+    truth = outputs("reference", torch.float64, args, **exact)
+    plain = outputs("reference", torch.float32, args, **options)
+    fused = outputs("cuda", torch.float32, args, **options)
+    for name, f, p, t in zip(("y", *(f"d{n}" for n in NAMES)), fused, plain, truth, strict=True):
+        assert_no_worse(name, f, p, t)
+
+
+CASES = [
+    # width, depth, batch, options; each width and precision is a build of its own
+    (64, 16, 100, {"precision": "bf16"}),
+    (64, 8, 1, {"precision": "bf16", "checkpoint": 1}),
+    (64, 12, 33, {"precision": "bf16", "checkpoint": 2}),
+    (64, 16, 7, {"precision": "fp16"}),
+    (64, 8, 20, {"precision": "tf32"}),
+    (64, 16, 100, {}),
+    (64, 12, 7, {"checkpoint": 1}),
+    (64, 6, 17, {"skip_every": 0}),
+    (64, 5, 17, {"skip_every": 1, "eps": 0.1}),
+    (64, 8, 16, {"norm": False, "activation": "relu"}),
+    (64, 8, 33, {"norm": False, "activation": "relu", "checkpoint": 1}),
+    (128, 8, 100, {"precision": "bf16"}),
+    (256, 4, 7, {"precision": "fp32"}),
+    (512, 4, 7, {"precision": "bf16"}),
+]
+
+
+@pytest.mark.parametrize(("width", "depth", "batch", "options"), CASES, ids=str)
+def test_error_is_no_worse_than_plain_pytorch(width, depth, batch, options, on_host) -> None:
+    assert_matches(arguments(batch, width, depth), **options)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "batch", "options"),
+    [
+        (128, 8, 20, {"precision": "bf16"}),  # 2 blocks share 16 rows
+        (128, 8, 7, {"precision": "bf16", "checkpoint": 1}),
+        (256, 4, 20, {}),  # 4 blocks
+        (256, 4, 7, {"norm": False, "precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_clusters_are_no_worse_either(width, depth, batch, options, on_host) -> None:
+    on_host.setattr(cuda_program, "device_facts", lambda _: cuda_on_host.LARGE)
+    assert_matches(arguments(batch, width, depth), **options)
+
+
+@pytest.mark.parametrize(
+    ("width", "precision", "facts"),
+    [
+        (64, "bf16", cuda_on_host.SMALL),
+        (64, "fp32", cuda_on_host.SMALL),
+        (128, "bf16", cuda_on_host.LARGE),
+    ],
+    ids=["one block", "one block, fp32", "cluster"],
+)
+def test_same_bits_whatever_runs_first(width: int, precision: str, facts, on_host) -> None:
+    """Threads in order or shuffled, copies as early or as late as can be: a missing barrier would show."""
+    on_host.setattr(cuda_program, "device_facts", lambda _: facts)
+    args = arguments(20, width, 8)
+    first = outputs("cuda", torch.float32, args, precision=precision)
+    for schedule in (0, 1, 2, 3):
+        on_host.setattr(cuda_on_host.HostProgram, "schedule", schedule)
+        again = outputs("cuda", torch.float32, args, precision=precision)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), f"schedule {schedule}"
+
+
+@pytest.mark.parametrize("checkpoint", ["none", 1])
+def test_stretches_change_nothing(checkpoint, on_host) -> None:
+    args = arguments(20, 64, 12)
+    whole = outputs("cuda", torch.float32, args, precision="bf16", checkpoint=checkpoint)
+    on_host.setattr(residual_stack_cuda, "SCRATCH_BYTES", 1)
+    cut = outputs("cuda", torch.float32, args, precision="bf16", checkpoint=checkpoint)
+    assert torch.equal(whole[0], cut[0])
+    if checkpoint == "none":  # under checkpointing the residual stream is found from other points
+        assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
+    else:
+        assert_matches(args, precision="bf16", checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("wanted", range(5), ids=NAMES)
+def test_each_gradient_alone(wanted: int, on_host) -> None:
+    args = arguments(17, 64, 8)
+    full = outputs("cuda", torch.float32, args, precision="bf16")
+    leaves = [t.float().requires_grad_(i == wanted) for i, t in enumerate(args)]
+    y = deepres.residual_stack(*leaves, impl="cuda", precision="bf16")
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float())
+    for i, leaf in enumerate(leaves):
+        assert (leaf.grad is None) if i != wanted else torch.equal(leaf.grad, full[1 + i])
+
+
+def test_inference_saves_nothing_and_agrees(on_host) -> None:
+    args = [t.float() for t in arguments(17, 64, 8)]
+    options = StackOptions(precision="bf16")
+    y, activations, statistics = residual_stack_cuda.forward(*args, options, False)
+    assert activations.numel() == statistics.numel() == 0
+    assert torch.equal(y, outputs("cuda", torch.float32, args, precision="bf16")[0])
+
+
+def test_empty_batch(on_host) -> None:
+    y, dx, *grads = outputs("cuda", torch.float32, arguments(0, 64, 8), precision="bf16")
+    assert y.shape == dx.shape == (0, 64)
+    assert all(g.count_nonzero() == 0 for g in grads)
+
+
+def test_nan_stays_in_its_row(on_host) -> None:
+    args = arguments(20, 64, 4)
+    args[0][3, 5] = torch.nan
+    y, dx, *_ = outputs("cuda", torch.float32, args, precision="bf16")
+    rows = torch.arange(20) != 3
+    assert y[3].isnan().all() and dx[3].isnan().all()
+    assert y[rows].isfinite().all() and dx[rows].isfinite().all()
+
+
+def test_views_that_begin_anywhere(on_host) -> None:
+    args = [t.float() for t in arguments(7, 64, 4)]
+    shifted = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in args]
+    assert shifted[0].data_ptr() % 16 != 0
+    both = [outputs("cuda", torch.float32, a, precision="bf16") for a in (args, shifted)]
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
+def test_every_access_to_memory_is_in_bounds() -> None:
+    """Tests above again, in a process whose kernels carry the address and undefined-behaviour checks."""
+    # libstdc++ too: the checks look for its exceptions as they start, before Python has loaded it.
+    find = ["g++", "-print-file-name=libasan.so", "-print-file-name=libstdc++.so.6"]
+    runtimes = [subprocess.check_output([find[0], flag], text=True).strip() for flag in find[1:]]
+    plain, clusters = "test_error_is_no_worse_than_plain_pytorch", "test_clusters_are_no_worse_either"
+    chosen = (
+        f"{plain}[64-12-33-{{'precision': 'bf16', 'checkpoint': 2}}]",
+        f"{clusters}[128-8-20-{{'precision': 'bf16'}}]",
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-qs",
+            "-p",
+            "no:cacheprovider",
+            *(f"{__file__}::{name}" for name in chosen),
+        ],
+        env=os.environ
+        | {"DEEPRES_SANITIZE": "1", "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+# --- Compiling for GPUs, with none ---
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_100a", "sm_120a"])
+def test_compiles_for_every_target_without_spills(target: str) -> None:
+    from bench import compile_cuda
+
+    rows = compile_cuda.report([256], ["bf16"], [target])
+    hot = [row for row in rows if row["kernel"] in ("forward", "dgrad", "wgrad")]
+    assert [row["cluster"] for row in hot] == ([1] * 3 if target == "sm_80" else [1] * 3 + [4] * 3)
+    for row in hot:
+        assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, row
+        assert row["shared"] <= row["shared_limit"], row
+
+
+def test_shared_memory_fits_every_target() -> None:
+    for precision, width, cluster in itertools.product(
+        ("bf16", "fp32"), residual_stack_cuda.WIDTHS, (1, 2, 4)
+    ):
+        if width // cluster >= 64:
+            geometry = residual_stack_cuda.Geometry(width, StackOptions(precision=precision), cluster)
+            assert geometry.stages(99 * 1024) >= 2, geometry
+            assert geometry.wgrad_bytes <= 99 * 1024
+
+
+def test_clusters_where_they_pay() -> None:
+    choose = residual_stack_cuda.choose_cluster
+    assert choose(256, 32, (8, 0), 108) == 1  # no clusters before sm_90
+    assert choose(256, 32, (9, 0), 132) == 4
+    assert choose(128, 32, (9, 0), 132) == 2  # 64 columns a block at least
+    assert choose(256, 64, (9, 0), 132) == 2  # an SM for each block
+    assert choose(256, 100, (9, 0), 132) == 1
+
+
+COMPILE = """
+from deepres.kernels import cuda_program
+from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels.residual_stack_cuda import Geometry
+code = cuda_program.cached_program(
+    "residual_stack.cu", Geometry(64, StackOptions(precision="bf16")).macros, "sm_90a")
+assert code[:4] == b"\\x7fELF"
+"""
+
+
+def test_cache_serves_two_processes_and_survives_damage(tmp_path: Path, monkeypatch) -> None:
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", COMPILE], env=env) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    (entry,) = (tmp_path / "deepres" / "cuda").iterdir()  # one whole file, and no half-written one
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    macros = residual_stack_cuda.Geometry(64, StackOptions(precision="bf16")).macros
+    written = entry.read_bytes()
+    compiled = []
+
+    def compile_program(*args):
+        compiled.append(args)
+        return original(*args)
+
+    original = cuda_program.compile_program
+    monkeypatch.setattr(cuda_program, "compile_program", compile_program)
+    assert cuda_program.cached_program("residual_stack.cu", macros, "sm_90a") == written[32:]
+    assert not compiled
+    entry.write_bytes(written[: len(written) // 2])
+    assert cuda_program.cached_program("residual_stack.cu", macros, "sm_90a")[:4] == b"\x7fELF"
+    assert len(compiled) == 1 and len(entry.read_bytes()) == len(written)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "deepres").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda_program, "compile_program", lambda *_: (b"code", ""))
+    assert cuda_program.cached_program("residual_stack.cu", {}, "sm_80") == b"code"
+
+
+# --- What a user reads ---
+
+
+def test_says_what_is_missing(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "NVIDIA GPU" in cuda_program.missing()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_program, "find_spec", lambda name: None)
+    assert cuda_program.missing() == (
+        "cupy and cuda.core and cuda.bindings cannot be imported; pip install 'deepres[cuda]'"
+    )
+    monkeypatch.setattr(cuda_program, "find_spec", lambda name: object())
+    assert cuda_program.missing() is None
+
+
+def test_says_what_it_does_not_serve() -> None:
+    options = StackOptions()
+    for x, said in (
+        (torch.zeros(2, 96), "widths 64, 128, 256, 512, got 96"),
+        (torch.zeros(2, 64, dtype=torch.float64), "float32"),
+        (torch.zeros(2, 64), r"CUDA device, got cpu"),
+    ):
+        assert said in residual_stack_cuda.unsupported(x, 4, options)
+
+
+def test_a_compile_error_says_where() -> None:
+    with pytest.raises(RuntimeError, match=r"could not compile residual_stack\.cu for sm_90a"):
+        cuda_program.compile_program(
+            "residual_stack.cu", {"DEEPRES_PRECISION": 8, "DEEPRES_WIDTH": 64}, "sm_90a"
+        )
+
+
+# --- On a GPU ---
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("width", residual_stack_cuda.WIDTHS)
+@pytest.mark.parametrize("batch", [1, 7, 100, 513])
+def test_gpu_error_is_no_worse(precision: str, width: int, batch: int) -> None:
+    assert_matches(arguments(batch, width, 16, "cuda"), precision=precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [{"checkpoint": 1}, {"checkpoint": 4}, {"norm": False}, {"activation": "relu"}, {"skip_every": 0}],
+    ids=str,
+)
+def test_gpu_options(options: dict) -> None:
+    assert_matches(arguments(100, 128, 64, "cuda"), precision="bf16", **options)
+
+
+@pytest.mark.gpu
+def test_gpu_graph_replays_the_same_bits() -> None:
+    args = [t.float() for t in arguments(512, 256, 64, "cuda")]
+    first = outputs("cuda", torch.float32, args, precision="bf16")
+    leaves = [t.requires_grad_() for t in args]
+    dy = torch.randn(512, 256, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float().cuda()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = deepres.residual_stack(*leaves, impl="cuda", precision="bf16")
+        grads = torch.autograd.grad(y, leaves, dy)
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(first, [y, *grads], strict=True))

@@ -1,0 +1,200 @@
+"""The Triton residual stack: judged against float64 in Triton's interpreter, and on a GPU if there is one;
+compiled for an H100 without one.
+
+Triton reads TRITON_INTERPRET once in a process. So the `check_` functions are collected by a pytest of their
+own, with TRITON_INTERPRET=1, or on a GPU without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import deepres
+from deepres.kernels import residual_stack, residual_stack_triton
+from deepres.kernels.residual_stack import StackOptions
+from deepres.testing import assert_no_worse
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "cpu" if residual_stack_triton.interpreted() else "cuda"
+NAMES = ("y", "dx", "dweight", "dbias", "dgamma", "dbeta")
+
+
+def in_a_process_of_its_own(interpret: str) -> None:
+    # One thread: the interpreter's products are tiny, and threads that wait for the next only take the cores.
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    environment = {**os.environ, **one, "TRITON_INTERPRET": interpret, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "python_functions=check_*", __file__]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_in_the_interpreter() -> None:
+    in_a_process_of_its_own("1")
+
+
+@pytest.mark.gpu
+def test_on_the_gpu() -> None:
+    in_a_process_of_its_own("0")
+
+
+def test_compiles_for_an_h100_without_spills(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    only = ["target=90", "width=256", "precision=bf16"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "bench/compile_report.py", "--out", str(out), "--only", *only]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["kernel"] for row in rows} == {"forward", "dgrad", "wgrad"}
+    for row in rows:
+        assert row["spill_stores"] == row["spill_loads"] == row["loop_spills"] == 0, row
+        assert row["shared"] <= row["shared_limit"], row
+        assert row["registers"] * row["threads"] <= 65536, row
+
+
+def test_says_why_it_cannot_serve() -> None:
+    if not torch.cuda.is_available():
+        assert "NVIDIA GPU" in deepres.kernels.backends()["residual_stack"]["triton"]
+    reason = residual_stack_triton.unsupported(torch.zeros(2, 96), 4, StackOptions())
+    assert reason == "it is built for widths 64, 128, 256, 512, got 96"
+    reason = residual_stack_triton.unsupported(torch.zeros(2, 64, dtype=torch.float64), 4, StackOptions())
+    assert reason is not None and "float64" in reason
+
+
+# --- In the interpreter, or on a GPU. ---
+
+
+@pytest.fixture(autouse=True)
+def poisoned_and_cut_short(request, monkeypatch):
+    """New memory holds NaN, and stretches are short: 8 layers in backward, 12 in forward."""
+    if not request.function.__name__.startswith("check_"):
+        yield
+        return
+    monkeypatch.setattr(residual_stack_triton, "STRETCH", 8)
+    monkeypatch.setattr(residual_stack_triton, "ROUNDED_AHEAD", 12)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills what torch.empty returns
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def network(batch: int, width: int, depth: int, seed: int = 0) -> list[torch.Tensor]:
+    """x, weight, bias, gamma, beta and dy."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, width), (depth, width, width), *[(depth, width)] * 3, (batch, width)]
+    x, weight, bias, gamma, beta, dy = (torch.randn(s, generator=generator) for s in shapes)
+    tensors = (x, weight * width**-0.5, 0.1 * bias, 1 + 0.1 * gamma, 0.1 * beta, dy)
+    return [t.to(DEVICE) for t in tensors]
+
+
+def run(tensors: list[torch.Tensor], *, impl="triton", dtype=torch.float32, needs="xwbgs", **options):
+    """y and the gradients that `needs` asks for, in the order of NAMES; None for the others."""
+    *inputs, dy = (t.to(dtype) for t in tensors)
+    for t, name in zip(inputs, "xwbgs", strict=True):
+        t.requires_grad_(name in needs and (options.get("norm", True) or name in "xwb"))
+    y = residual_stack(*inputs, impl=impl, **options)
+    asked = [t for t in inputs if t.requires_grad]
+    gradients = iter(torch.autograd.grad(y, asked, dy))
+    return [y.detach()] + [next(gradients) if t.requires_grad else None for t in inputs]
+
+
+CASES = [
+    # precision, width, depth, batch, options
+    ("fp32", 64, 16, 7, {}),
+    ("fp32", 128, 4, 100, {}),
+    ("fp32", 64, 6, 17, {"skip_every": 3, "activation": "relu", "checkpoint": 1}),
+    ("tf32", 64, 8, 33, {"checkpoint": 1}),
+    ("tf32", 128, 4, 1, {"norm": False}),
+    ("fp16", 64, 12, 100, {}),
+    ("fp16", 64, 10, 7, {"skip_every": 0}),
+    ("fp16", 512, 4, 1, {"skip_every": 2, "checkpoint": 1}),
+    ("bf16", 128, 16, 33, {}),
+    ("bf16", 256, 4, 7, {"skip_every": 2, "activation": "relu"}),
+    ("bf16", 64, 16, 40, {"checkpoint": 3}),
+    ("bf16", 64, 9, 16, {"skip_every": 0, "norm": False}),
+]
+
+
+@pytest.mark.parametrize(("precision", "width", "depth", "batch", "options"), CASES)
+def check_no_worse_than_plain(precision, width, depth, batch, options) -> None:
+    tensors = network(batch, width, depth)
+    fused = run(tensors, precision=precision, **options)
+    plain = run(tensors, impl="reference", precision=precision, **options)
+    truth = run(tensors, impl="reference", dtype=torch.float64, **options)
+    for name, *results in zip(NAMES, fused, plain, truth, strict=True):
+        if results[0] is not None:
+            assert_no_worse(name, *results)
+
+
+@pytest.mark.parametrize("checkpoint", ["none", 1])
+def check_same_input_same_bits(checkpoint) -> None:
+    tensors = network(33, 64, 8)
+    once, again = (run(tensors, precision="fp16", checkpoint=checkpoint) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def check_inference_gives_the_bits_of_training() -> None:
+    tensors = network(20, 64, 16)
+    with torch.no_grad():
+        y = residual_stack(*tensors[:5], precision="bf16", impl="triton")
+    for checkpoint in ("none", 2):
+        assert torch.equal(y, run(tensors, precision="bf16", checkpoint=checkpoint)[0])
+
+
+@pytest.mark.parametrize("needs", ["x", "w", "b", "g", "s", "xg"])
+def check_each_gradient_alone(needs) -> None:
+    tensors = network(20, 64, 12)
+    together, alone = run(tensors, precision="fp16"), run(tensors, precision="fp16", needs=needs)
+    for name, a, b in zip("xwbgs", alone[1:], together[1:], strict=True):
+        assert a is None if name not in needs else torch.equal(a, b)
+
+
+def check_frozen_weights_take_no_scratch() -> None:
+    """Only the operand copy of a stretch's weights, and dx: nothing as large as the stretch's activations."""
+    batch, width, depth = 40, 64, 8
+    x, weight, *vectors, dy = network(batch, width, depth)
+    options = StackOptions(precision="fp16")
+    y, *saved = residual_stack_triton.forward(x, weight, *vectors, options, True)
+    with Allocations() as allocations:
+        residual_stack_triton.backward(
+            dy, x, y, weight, *vectors, *saved, options, (True, False, False, False, False)
+        )
+    assert allocations.total <= 2 * weight.numel() + 4 * x.numel()
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of all tensors that are made without contents."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "empty" in func.__name__:
+            self.total += result.numel() * result.element_size()
+        return result
+
+
+@pytest.mark.parametrize("checkpoint", ["none", 1])
+def check_an_empty_batch(checkpoint) -> None:
+    y, dx, *gradients = run(network(0, 64, 8), precision="bf16", checkpoint=checkpoint)
+    assert y.shape == dx.shape == (0, 64)
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def check_a_nan_stays_in_its_row(precision) -> None:
+    clean = network(20, 64, 4)
+    dirty = [clean[0].clone(), *clean[1:]]
+    dirty[0][3, 5] = torch.nan
+    for ours, theirs in zip(
+        run(dirty, precision=precision)[:2], run(clean, precision=precision)[:2], strict=True
+    ):
+        assert ours[3].isnan().all()
+        others = torch.arange(20) != 3
+        assert torch.equal(ours[others], theirs[others])
