@@ -84,10 +84,10 @@ class Contest:
                 continue
             self.say(f"{_words(case)}: building {self._entry(name).label}")
             try:
-                facts = worker.ask("build", case, self._entry(name), limit_s=self.settings.limit_s)
-                built[name] = facts | {
-                    "peak_bytes": worker.ask("memory", case, limit_s=self.settings.limit_s)
-                }
+                limit_s = self.settings.limit_s
+                facts = worker.ask("build", case, self._entry(name), limit_s=limit_s)
+                peak = None if name == CEILING else worker.ask("memory", case, limit_s=limit_s)
+                built[name] = facts | {"peak_bytes": peak}
             except Failed as failure:
                 self._leave(name, failure, reasons)
         turns = self._time(case, built, reasons)
@@ -106,7 +106,7 @@ class Contest:
                 "share_of_products": timing.ratio(ceiling, turns[name])["median"] if ceiling else None,
                 "gflops_per_s": op.flops(case) / median / 1e9,
                 "gbytes_per_s": op.bytes(case) / median / 1e9,
-                "peak_bytes": None if name == CEILING else built[name]["peak_bytes"],
+                "peak_bytes": built[name]["peak_bytes"],
                 "compile_s": built[name]["compile_s"],
             }
         for name in built:

@@ -37,9 +37,13 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, checked; those of info_nce are left to its own bench."""
     parser = _Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
     )
     add = parser.add_argument
+    add("-h", "--help", action="store_true", help="this text; after --op info_nce, that bench's own")
     add("--op", nargs="+", metavar="OP", help=f"{', '.join(OP_CHOICES)} (default: all but info_nce)")
     add(
         "--depth",
@@ -78,6 +82,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
                 "--op info_nce runs alone, as it has options of its own; ask for the others separately"
             )
         return arguments
+    if arguments.help:
+        parser.print_help()
+        parser.exit()
     if rest:
         parser.error(f"unknown option {rest[0]!r}")
     for depth in arguments.depth:
@@ -141,7 +148,7 @@ def head(arguments: argparse.Namespace, crew: Crew) -> dict[str, Any]:
         "schema": 1,
         "complete": False,
         "environment": scout.ask("describe", arguments.device),
-        "arguments": {name: value for name, value in vars(arguments).items() if name != "out"},
+        "arguments": {name: value for name, value in vars(arguments).items() if name not in ("out", "help")},
         "modes": {op: OPS[op].modes for op in OPS},
         "checks": [],
         "rows": [],
