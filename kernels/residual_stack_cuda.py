@@ -71,8 +71,8 @@ class Geometry:
 
     @cached_property
     def warp_stage_bytes(self) -> int:
-        """Weights that one copy brings: 4 KB, or all that a warp needs of a layer."""
-        return min(4096, self.columns // self.warps * self.width * self.operand_bytes)
+        """Weights that one copy brings: 4 KB, 2 in clusters, or all that a warp needs of a layer."""
+        return min(4096 if self.cluster == 1 else 2048, self.columns // self.warps * self.width * self.operand_bytes)
 
     @cached_property
     def stage_bytes(self) -> int:
