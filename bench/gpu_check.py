@@ -220,19 +220,18 @@ def main() -> int:
     }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     machine = machine_of(device.name)
-    for precision in chosen.precision:
-        size = model.Size(DEPTHS[0], chosen.batch, chosen.width, precision)
-        measured: dict[str, object] = {}
-        report[precision] = {
+    sizes = [model.Size(DEPTHS[0], chosen.batch, chosen.width, precision) for precision in chosen.precision]
+    measured: dict[str, dict[str, object]] = {size.precision: {} for size in sizes}
+    for size in sizes:
+        report[size.precision] = {
             "size": dataclasses.asdict(size),
-            "predicted_us": model.predictions(machine, size)
-            if machine
-            else "no entry for it in bench/model.py",
-            "measured": measured,
+            "predicted_us": model.predictions(machine, size) if machine else "no entry in bench/model.py",
+            "measured": measured[size.precision],
         }
-        for name, build in MECHANISMS.items():
-            measured[name] = measure(size, build)
-            print(precision, name, json.dumps(measured[name]))
+    for name, build in MECHANISMS.items():  # the slowest to build comes last, for every precision
+        for size in sizes:
+            measured[size.precision][name] = measure(size, build)
+            print(size.precision, name, json.dumps(measured[size.precision][name]))
             chosen.out.write_text(json.dumps(report, indent=1))  # what is measured stays, whatever comes next
     return 0
 

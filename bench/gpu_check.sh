@@ -5,10 +5,11 @@
 #
 # The GPU tests, the small ones under compute-sanitizer where it is installed, the ceilings of the machine, the cost of
 # a dependent layer by mechanism with its prediction, and every backend against its rivals. JSON and logs under
-# ${OUT:-bench/results/gpu}.
+# ${OUT:-bench/results/gpu}; PYTHON names the interpreter (python3).
 set -u -o pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-bench/results/gpu}
+python=${PYTHON:-python3}
 mkdir -p "$out"
 export PYTHONPATH=.:${PYTHONPATH:-} PYTHONUNBUFFERED=1
 failed=0
@@ -22,18 +23,18 @@ step() {  # step SECONDS NAME COMMAND...: runs it, keeps its log, goes on whatev
   failed=1
 }
 
-step 150 tests python -m pytest tests -m gpu -q -x
-step 170 check python bench/gpu_check.py --out "$out/gpu_check.json"
+step 150 tests "$python" -m pytest tests -m gpu -q -x
+step 170 check "$python" bench/gpu_check.py --out "$out/gpu_check.json"
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     step 60 "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      python -m pytest tests -m gpu -q -k "test_gpu_error_is_no_worse and 7-64 and bf16"
+      "$python" -m pytest tests -m gpu -q -k "test_gpu_error_is_no_worse and 7-64 and bf16"
   done
 else
   echo "== compute-sanitizer is not installed: not run" | tee "$out/memcheck.log"
 fi
 if [ -f bench/throughput.py ]; then
-  step 150 throughput python bench/throughput.py --op residual_stack --device cuda --depth 64 1024 \
+  step 150 throughput "$python" bench/throughput.py --op residual_stack --device cuda --depth 64 1024 \
     --precision bf16 tf32 --compile --jax --seconds 2 --limit 60 --out "$out"
 fi
 exit $failed

@@ -109,8 +109,14 @@ def packing(machine: Machine, size: Size) -> float:
     return size.depth * size.width**2 * (4 + size.operand) / machine.hbm * 1e-3
 
 
+def launches(size: Size, bytes_per_layer: int, kernels: int) -> int:
+    """Kernels of a walk over all layers: `kernels` to a stretch whose scratch is at most 26 MiB."""
+    return kernels * -(-size.depth * bytes_per_layer // (26 * 2**20))
+
+
 def forward(machine: Machine, size: Size, cluster: int = 1) -> float:
-    return packing(machine, size) + size.depth * layer(machine, size, cluster) + 2 * machine.boundary
+    boundaries = launches(size, size.weight_bytes, 2) * machine.boundary
+    return packing(machine, size) + size.depth * layer(machine, size, cluster) + boundaries
 
 
 def backward(machine: Machine, size: Size, cluster: int = 1) -> float:
@@ -118,7 +124,11 @@ def backward(machine: Machine, size: Size, cluster: int = 1) -> float:
     operations = 2 * size.depth * size.batch * size.width**2 * PRECISIONS[size.precision][1]
     product = operations / (machine.sms * machine.tensor * machine.reach * machine.clock) * 1e-3
     moved = size.depth * (2 * size.batch * size.width * size.operand + 4 * size.width**2) / machine.hbm * 1e-3
-    return forward(machine, size, cluster) + max(product, moved) + 2 * machine.boundary
+    rows = size.batch * size.width
+    scratch = size.weight_bytes + 2 * rows * size.operand + rows * 3 * 4 // 16
+    boundaries = launches(size, scratch, 4) * machine.boundary
+    chain = size.depth * layer(machine, size, cluster)
+    return packing(machine, size) + chain + max(product, moved) + boundaries
 
 
 def rivals(machine: Machine, size: Size) -> dict[str, float]:

@@ -50,13 +50,13 @@ def compile_program(source: str, macros: dict[str, int], arch: str) -> tuple[byt
     Raises: ModuleNotFoundError without the compiler; RuntimeError with the compiler's messages.
     """
     try:
-        from cuda.core import Program, ProgramOptions
+        from cuda import core
     except ImportError as error:
         raise ModuleNotFoundError(
             "compiling CUDA kernels takes cuda-core, cuda-bindings and nvidia-cuda-nvrtc; "
             f"pip install 'deepres[cuda]' ({error})"
         ) from error
-    options = ProgramOptions(
+    options = core.ProgramOptions(
         name=source,
         arch=arch,
         std="c++17",
@@ -66,7 +66,7 @@ def compile_program(source: str, macros: dict[str, int], arch: str) -> tuple[byt
     )
     log = io.StringIO()
     try:
-        code = Program((SOURCES / source).read_text(), "c++", options).compile("cubin", logs=log).code
+        code = core.Program((SOURCES / source).read_text(), "c++", options).compile("cubin", logs=log).code
     except Exception as error:
         message = f"NVRTC could not compile {source} for {arch}: {error}\n{log.getvalue()}"
         raise RuntimeError(message) from error
@@ -132,17 +132,35 @@ def device_facts(device: torch.device) -> DeviceFacts:
     )
 
 
+class Program(NamedTuple):
+    """What to compile: a file of `SOURCES`, macros as (name, value), and the kernels that are launched."""
+
+    source: str
+    macros: tuple[tuple[str, int], ...]
+    kernels: tuple[str, ...]
+
+
 class DeviceProgram:
-    """The kernels of one source on one device."""
+    """The kernels of one program on one device."""
 
-    def __init__(self, source: str, macros: dict[str, int], device: torch.device):
+    def __init__(self, program: Program, device: torch.device):
         import cupy
+        from cupy.cuda import driver
 
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{program.source} must be loaded before a CUDA graph is captured; run the call once before"
+            )
+        facts = device_facts(device)
+        code = cached_program(program.source, dict(program.macros), target(facts.capability))
         self.device = device
-        code = cached_program(source, macros, target(device_facts(device).capability))
         self._module = cupy.cuda.function.Module()
         with cupy.cuda.Device(device.index):
             self._module.load(code)
+            self._functions = {name: self._module.get_function(name) for name in program.kernels}
+            for function in self._functions.values():
+                limit = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                driver.funcSetAttribute(function.ptr, limit, facts.shared_limit)
 
     def launch(
         self, kernel: str, grid: tuple[int, int], threads: int, shared: int, *arguments: Argument
@@ -157,18 +175,10 @@ class DeviceProgram:
         words = [a.data_ptr() if isinstance(a, torch.Tensor) else 0 if a is None else a for a in arguments]
         with cupy.cuda.Device(self.device.index):
             stream = _Stream(torch.cuda.current_stream(self.device).cuda_stream)
-            self._function(kernel, shared)(grid, (threads,), tuple(words), shared_mem=shared, stream=stream)
-
-    @cache  # noqa: B019 - a program lives as long as the process
-    def _function(self, kernel: str, shared: int):
-        from cupy.cuda import driver
-
-        function = self._module.get_function(kernel)
-        driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
-        return function
+            self._functions[kernel](grid, (threads,), tuple(words), shared_mem=shared, stream=stream)
 
 
 @cache
-def load_program(source: str, macros: tuple[tuple[str, int], ...], device: torch.device) -> DeviceProgram:
-    """The program for a device, compiled where it was not before; one in a process."""
-    return DeviceProgram(source, dict(macros), device)
+def load_program(program: Program, device: torch.device) -> DeviceProgram:
+    """The program on a device, compiled where it was not before; one in a process."""
+    return DeviceProgram(program, device)

@@ -22,8 +22,9 @@ from deepres.kernels import cuda_program
 from deepres.kernels.residual_stack import StackOptions
 
 WIDTHS = (64, 128, 256, 512)
-ROWS = 16  # of a block of threads
-SCRATCH_BYTES = 48 * 2**20  # of a stretch: about the L2 of an H100
+KERNELS = tuple(f"residual_stack_{name}" for name in ("pack", "forward", "dgrad", "wgrad", "reduce"))
+ROWS = 16  # of a team: a block of threads, or a cluster of blocks that split the columns
+SCRATCH_BYTES = 26 * 2**20  # of a stretch: half of an H100's L2, and little beside what depth 1024 saves
 
 _FORMATS = {"fp32": 32, "tf32": 19, "fp16": 16, "bf16": 116}
 
@@ -71,8 +72,10 @@ class Geometry:
 
     @cached_property
     def warp_stage_bytes(self) -> int:
-        """Weights that one copy brings: 4 KB, or all that a warp needs of a layer."""
-        return min(4096, self.columns // self.warps * self.width * self.operand_bytes)
+        """Weights that one copy brings: 4 KB, 2 in clusters, or all that a warp needs of a layer."""
+        return min(
+            4096 if self.cluster == 1 else 2048, self.columns // self.warps * self.width * self.operand_bytes
+        )
 
     @cached_property
     def stage_bytes(self) -> int:
@@ -103,6 +106,10 @@ class Geometry:
         alone = (shared_limit - self.fixed_bytes) // self.stage_bytes
         beside = (shared_limit // 2 - 1024 - self.fixed_bytes) // self.stage_bytes
         return min(max(4, 2 * layer), beside if self.cluster > 1 and beside >= 2 else alone)
+
+    @property
+    def program(self) -> cuda_program.Program:
+        return cuda_program.Program("residual_stack.cu", tuple(self.macros.items()), KERNELS)
 
     @property
     def macros(self) -> dict[str, int]:
@@ -145,9 +152,7 @@ class Stack:
         device = cuda_program.device_facts(x.device)
         cluster = choose_cluster(self.width, self.blocks, device.capability, device.processors)
         self.geometry = Geometry(self.width, options, cluster)
-        self.program = cuda_program.load_program(
-            "residual_stack.cu", tuple(self.geometry.macros.items()), x.device
-        )
+        self.program = cuda_program.load_program(self.geometry.program, x.device)
         self.grid = (self.blocks * cluster, 1)
         self.stages = self.geometry.stages(device.shared_limit)
         self.layer_bytes = self.width**2 * self.geometry.operand_bytes

@@ -73,5 +73,5 @@ LARGE = cuda_program.DeviceFacts((9, 0), 132, 227 * 1024)
 
 
 @cache
-def load_program(_source: str, macros: tuple[tuple[str, int], ...], _device: torch.device) -> HostProgram:
-    return HostProgram(dict(macros))
+def load_program(program: cuda_program.Program, _device: torch.device) -> HostProgram:
+    return HostProgram(dict(program.macros))

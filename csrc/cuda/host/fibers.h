@@ -106,7 +106,8 @@ struct Fiber {
 class Cluster {
  public:
   // Runs `body` in every thread. schedule 0: threads in order, copies as late as can be; others: threads
-  // shuffled by that seed, copies at once where it is even. Returns false if all threads wait for each other.
+  // shuffled by that seed, some held back for long, copies at once where it is even. Returns false if all
+  // threads wait for each other.
   bool run(int blocks, int threads, std::size_t shared_bytes, unsigned schedule, std::function<void()> body) {
     body_ = std::move(body);
     schedule_ = schedule;
@@ -136,16 +137,19 @@ class Cluster {
       order.push_back(&fiber);
     }
     current() = this;
-    for (int left = all; left > 0;) {
-      if (schedule_ != 0) std::shuffle(order.begin(), order.end(), random_);
-      bool ran = false;
-      for (Fiber* fiber : order) {
-        if (fiber->done || (fiber->ready && !fiber->ready())) continue;
-        fiber->ready = nullptr;
-        ran = true;
-        resume(*fiber);
-        left -= fiber->done;
+    const int units = blocks > 1 ? blocks : threads / kLanes;
+    // A block, or a warp of the only one, that runs when nothing else can; `units`: none.
+    int held = units;
+    for (int left = all, pass = 0; left > 0; ++pass) {
+      if (schedule_ != 0) {
+        std::shuffle(order.begin(), order.end(), random_);
+        if (pass % 64 == 0) held = static_cast<int>(random_() % (units + 1));
       }
+      const auto is_held = [&](const Fiber& f) { return (blocks > 1 ? f.rank : f.thread / kLanes) == held; };
+      int done = 0;
+      bool ran = resume_all(order, [&](const Fiber& fiber) { return !is_held(fiber); }, done);
+      if (!ran) ran = resume_all(order, is_held, done);
+      left -= done;
       if (ran) continue;
       if (copies_.empty()) {
         std::fprintf(stderr, "deadlock: %d of %d threads wait and no copy is under way\n", left, all);
@@ -212,6 +216,20 @@ class Cluster {
     cluster.body_();
     cluster.running_->done = true;
     cluster.suspend();
+  }
+
+  // Runs those of `order` that can and that `chosen` names; whether there were any.
+  template <class Chosen>
+  bool resume_all(const std::vector<Fiber*>& order, Chosen chosen, int& done) {
+    bool ran = false;
+    for (Fiber* fiber : order) {
+      if (fiber->done || !chosen(*fiber) || (fiber->ready && !fiber->ready())) continue;
+      fiber->ready = nullptr;
+      ran = true;
+      resume(*fiber);
+      done += fiber->done;
+    }
+    return ran;
   }
 
   void resume(Fiber& fiber) {
