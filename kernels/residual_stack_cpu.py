@@ -6,6 +6,7 @@ tensor, rstd [D, B] and the inputs of the stretches of layers that backward take
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,7 +66,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     sizes = (x.shape[0], x.shape[1], weight.shape[0], options)
     y = torch.empty_like(x)
-    saved = [x.new_empty(shape, dtype=dtype) for shape, dtype in saved_spec(*sizes)] if save else []
+    saved = [_pooled(shape, dtype) for shape, dtype in saved_spec(*sizes)] if save else []
     activations, statistics = saved or (x.new_empty(0), x.new_empty(0))
     _C.residual_stack_forward(
         _shape(*sizes),
@@ -95,6 +96,13 @@ def backward(
         torch.get_num_threads(),
     )
     return tuple(grads)
+
+
+def _pooled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in memory that the extension keeps for the next call once nobody holds it."""
+    count = math.prod(shape)
+    memory = _C.Memory(count * dtype.itemsize)  # never quite empty, as frombuffer wants it
+    return torch.frombuffer(memory, dtype=dtype)[:count].view(shape)
 
 
 def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:

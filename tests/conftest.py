@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are left out where there is no CUDA device (they are counted in the GPU run instead)."""
+    """Tests marked `gpu` are left out where there is no CUDA device; the GPU run has them."""
     if not torch.cuda.is_available():
         items[:] = [item for item in items if "gpu" not in item.keywords]
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor that is allocated without contents starts as NaN, so an element left unwritten shows."""
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every tensor and every scratch buffer that has no contents yet starts as NaN, so what is left unwritten shows."""
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, _poisoning(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoning(torch.Tensor.new_empty))
+    extension = sys.modules.get("deepres._C")
+    if extension is not None:
+        extension.poison_memory(True)
+    yield
+    if extension is not None:
+        extension.poison_memory(False)
 
 
 def _poisoning(allocate):

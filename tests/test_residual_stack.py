@@ -1,4 +1,4 @@
-"""The residual stack: every backend that runs here against the reference, and the reference against calculus."""
+"""The residual stack: the C++ kernels against the reference, and the reference against calculus."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def outputs(impl: str, dtype: torch.dtype, args: list[torch.Tensor], **options) 
 
 
 def assert_matches(args: list[torch.Tensor], **options) -> None:
-    truth = outputs("reference", torch.float64, args, **options)
+    """The C++ kernels beside the reference in the same precision, both against exact products in float64."""
+    exact = {k: v for k, v in options.items() if k != "precision"}
+    truth = outputs("reference", torch.float64, args, **exact)
     plain = outputs("reference", torch.float32, args, **options)
     fused = outputs("cpu", torch.float32, args, **options)
     for name, f, p, t in zip(("y", *(f"d{n}" for n in NAMES)), fused, plain, truth, strict=True):
@@ -48,12 +50,13 @@ def assert_matches(args: list[torch.Tensor], **options) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("batch", "width", "depth"),
     [(513, 32, 4), (7, 33, 16), (1, 100, 64), (64, 256, 64), (513, 100, 16), (40, 512, 16), (32, 64, 256)],
 )
-def test_error_is_no_worse_than_plain_pytorch(batch: int, width: int, depth: int) -> None:
-    assert_matches(arguments(batch, width, depth))
+def test_error_is_no_worse_than_plain_pytorch(batch: int, width: int, depth: int, precision: str) -> None:
+    assert_matches(arguments(batch, width, depth), precision=precision)
 
 
 OPTIONS = [
@@ -68,9 +71,20 @@ OPTIONS = [
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_option(options: dict) -> None:
-    assert_matches(arguments(37, 48, 24), **options)
+def test_every_option(options: dict, precision: str) -> None:
+    assert_matches(arguments(37, 48, 24), precision=precision, **options)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("checkpoint", [1, 3, 4, 100])
+def test_checkpointing_computes_the_same_again(checkpoint: int) -> None:
+    args = arguments(37, 40, 72)
+    kept = outputs("cpu", torch.float32, args)
+    again = outputs("cpu", torch.float32, args, checkpoint=checkpoint)
+    assert all(map(torch.equal, kept, again))
+    assert_matches(args, checkpoint=checkpoint, precision="bf16")
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpoint": 2}, *OPTIONS], ids=str)
@@ -137,7 +151,7 @@ def test_strided_inputs_and_no_grad() -> None:
     assert torch.equal(y, deepres.residual_stack(*args, impl="cpu"))
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "base"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "base"])
 def test_every_instruction_set_of_this_processor(isa: str) -> None:
     """The whole range of kernels is in one binary: each that the processor can run agrees with the truth."""
     program = (
@@ -146,8 +160,9 @@ def test_every_instruction_set_of_this_processor(isa: str) -> None:
         "from deepres import _C\n"
         "try: print(_C.isa())\n"
         "except ValueError as error: print(error); raise SystemExit\n"
-        "assert_matches(arguments(70, 100, 8))\n"
-        "assert_matches(arguments(5, 16, 8), activation='relu', skip_every=2)\n"
+        "for precision in ('fp32', 'bf16'):\n"
+        "    assert_matches(arguments(70, 100, 8), precision=precision)\n"
+        "    assert_matches(arguments(5, 16, 8), activation='relu', skip_every=2, precision=precision)\n"
     )
     done = run_python(program, DEEPRES_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
