@@ -1,7 +1,8 @@
 """The residual stack on the CPU: `deepres._C` behind the contract of residual_stack.py.
 
-Saved for backward: n of every layer, padded to `StackShape.padded` columns; and, one after the other in a flat
-tensor, rstd [D, B] and the inputs of the stretches of layers that backward takes in one go.
+Saved for backward: n of every layer, padded to `StackShape.padded` columns; and in a flat tensor rstd [D, B], then
+the inputs of spans of layers, from which backward rebuilds the inputs of the blocks inside. With checkpoints: the
+inputs of the segments of layers between them, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from deepres.kernels.residual_stack import StackOptions
 
 try:  # importing torch first: the extension then shares its OpenMP threads
-    from deepres import _C
+    from deepres import _C  # type: ignore[attr-defined]
 except ImportError:
     _C = None
 

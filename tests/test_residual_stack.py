@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import deepres
+from deepres.kernels import dispatch
+from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels.stack_memory import fitting_checkpoint, kept_bytes
 from deepres.testing import assert_no_worse
 
 NAMES = ("x", "weight", "bias", "gamma", "beta")
@@ -220,6 +224,30 @@ def test_autocast_and_meta_tensors_pass() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(deepres.residual_stack(args[0].bfloat16(), *args[1:], impl=impl), expected)
     assert deepres.residual_stack(*(t.to("meta") for t in args)).shape == (6, 16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_auto_checkpoint_fits_the_free_memory(precision: str) -> None:
+    options = StackOptions(precision=precision)
+    cpu = dispatch.load("residual_stack", "cpu")
+    whole, again = kept_bytes(cpu, 512, 256, 1024, options)
+    assert again == 0
+    assert whole <= (0.3e9 if precision == "bf16" else 0.6e9)
+    for free in (2 * whole, 2 * whole - 1, whole // 2, whole // 5):
+        picked = fitting_checkpoint(cpu, 512, 256, 1024, options, free // 2)
+        assert (picked == 0) == (free >= 2 * whole)
+        assert sum(kept_bytes(cpu, 512, 256, 1024, replace(options, checkpoint=picked))) <= free / 2
+    least = fitting_checkpoint(cpu, 512, 256, 1024, options, 0)
+    assert 4 <= least <= 64
+
+
+def test_auto_checkpoint_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
+    args = [t.float() for t in arguments(3, 20, 12)]
+    with caplog.at_level("INFO", logger="deepres"):
+        first, second = (deepres.residual_stack(*args, checkpoint="auto", impl="cpu") for _ in range(2))
+    assert torch.equal(first, second)
+    [record] = [r for r in caplog.records if "12 layers, width 20" in r.message]
+    assert "checkpoint='auto' picks none" in record.message
 
 
 def bad(**changes) -> dict:
