@@ -5,6 +5,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include "cpu/memory.h"
+
+namespace py = pybind11;
+
 namespace deepres {
 void bind_info_nce(pybind11::module_& m);
 void bind_residual_stack(pybind11::module_& m);
@@ -12,6 +16,18 @@ void bind_residual_stack(pybind11::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "deepres CPU kernels";
+
+  py::class_<deepres::Memory>(m, "Memory", py::buffer_protocol(),
+                              "Pooled bytes, for tensors that one call leaves to another.")
+      .def(py::init<size_t>())
+      .def_buffer([](deepres::Memory& memory) {
+        return py::buffer_info(static_cast<uint8_t*>(memory.data()),
+                               static_cast<py::ssize_t>(memory.bytes()));
+      });
+  m.def("poison_memory", &deepres::Memory::poison, "For tests: whether every pooled buffer starts as NaN.");
+  m.def("release_memory", &deepres::Memory::release,
+        "Gives the memory kept for the next call back to the system.");
+
   deepres::bind_info_nce(m);
   deepres::bind_residual_stack(m);
 }

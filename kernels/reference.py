@@ -46,6 +46,14 @@ def residual_stack(
     return x
 
 
+def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
+    """What autograd keeps of each layer: the inputs of the product, of the normalisation and of the activation."""
+    if options.checkpoint:
+        segments = -(-depth // min(options.checkpoint * options.skip_every, depth))
+        return [((segments, batch, width), torch.float32)]
+    return [((depth, 3 if options.norm else 2, batch, width), torch.float32)]
+
+
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """`a @ b` with both operands rounded to `precision` and the sums kept in a's own dtype.
 

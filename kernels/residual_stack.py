@@ -30,15 +30,17 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch, reference
+from deepres.kernels.stack_memory import planned_checkpoint
 
 ACTIVATIONS = ("swish", "relu")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+AUTO = -1  # checkpoint="auto", until the backend is chosen
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,19 @@ def residual_stack(
         precision: what the operands of the products are rounded to, "fp32", "tf32", "bf16" or "fp16";
             sums, statistics and the residual stream stay in fp32 whatever it is.
         checkpoint: "none" keeps what backward needs of every layer; k keeps the input of every k-th block
-            and computes the rest again inside backward; "auto" picks by the memory that is free.
+            and computes the rest again inside backward; "auto" keeps every layer if half of the free memory
+            holds that, else k blocks, the smallest k it does hold (logger "deepres" says once which).
         impl: "auto", "reference" (plain PyTorch) or a fused backend (`deepres.backends()` lists them).
 
     Under torch.autocast the op still computes as `precision` says: 16-bit inputs are taken to float32 first.
 
     Returns: y [B, W], differentiable in x and the four parameters.
-    Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot serve.
+    Raises: TypeError or ValueError, one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
     if _autocasts(x):
-        x, weight, bias, gamma, beta = (
-            t.float() if t is not None and t.dtype in (torch.bfloat16, torch.float16) else t
-            for t in (x, weight, bias, gamma, beta)
-        )
+        x, weight, bias = _widened(x), _widened(weight), _widened(bias)
+        gamma, beta = gamma if gamma is None else _widened(gamma), beta if beta is None else _widened(beta)
     options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint)
     return torch.ops.deepres.residual_stack(x, weight, bias, gamma, beta, *astuple(options), impl)
 
@@ -107,7 +108,11 @@ def _autocasts(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
-def _checked(
+def _widened(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def _checked(  # every argument of the public function but impl
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -168,7 +173,7 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     if checkpoint == "none":
         return 0
     if checkpoint == "auto":
-        return 0  # replaced by the memory plan once backends offer one
+        return AUTO if skip_every else 0
     if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
         raise ValueError(f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}")
     if not skip_every:
@@ -176,8 +181,8 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     return checkpoint
 
 
-# The op as PyTorch sees it. Choosing a backend is not something torch.compile can trace, so the choice stands in a
-# composite op: tracing runs it, and sees either the reference's own operations or the fused forward and backward.
+# The op as PyTorch sees it. Choosing a backend is not something torch.compile can trace, so the choice stands in
+# a composite op: tracing runs it, and sees either the reference's operations or the fused forward and backward.
 
 torch.library.define(
     "deepres::residual_stack",
@@ -190,9 +195,12 @@ torch.library.define(
 def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     *fields, impl = options_and_impl
     options = StackOptions(*fields)
-    chosen = dispatch.choose(
-        "residual_stack", impl, lambda backend: backend.unsupported(x, weight.shape[0], options)
-    )
+    depth = weight.shape[0]
+    chosen = dispatch.choose("residual_stack", impl, lambda backend: backend.unsupported(x, depth, options))
+    if options.checkpoint == AUTO:
+        sizes = (int(x.shape[0]), int(x.shape[1]), depth)
+        picked = planned_checkpoint(chosen, *sizes, options, str(x.device))
+        options = replace(options, checkpoint=picked)
     # `precision` alone says what the products use.
     with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
         if chosen == "reference":
@@ -201,7 +209,7 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
             gamma = beta = bias.detach().new_empty(0)
         tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _forward_op(*tensors, *fields, chosen, save)[0]
+        return _forward_op(*tensors, *astuple(options), chosen, save)[0]
 
 
 @torch.library.custom_op("deepres::residual_stack_forward", mutates_args=())
@@ -234,7 +242,8 @@ def _backward_op(
     grads = dispatch.load("residual_stack", impl).backward(
         dy, x, y, weight, bias, gamma, beta, activations, statistics, options, tuple(needs)
     )
-    return tuple(x.new_empty(0) if g is None else g for g in grads)
+    dx, dweight, dbias, dgamma, dbeta = (x.new_empty(0) if g is None else g for g in grads)
+    return dx, dweight, dbias, dgamma, dbeta
 
 
 @_backward_op.register_fake

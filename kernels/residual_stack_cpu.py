@@ -1,11 +1,13 @@
 """The residual stack on the CPU: `deepres._C` behind the contract of residual_stack.py.
 
-Saved for backward: n of every layer, padded to `StackShape.padded` columns; and, one after the other in a flat
-tensor, rstd [D, B] and the inputs of the stretches of layers that backward takes in one go.
+Saved for backward: n of every layer, padded to `StackShape.padded` columns; and in a flat tensor rstd [D, B], then
+the inputs of spans of layers, from which backward rebuilds the inputs of the blocks inside. With checkpoints: the
+inputs of the segments of layers between them, and nothing else.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from deepres.kernels.residual_stack import StackOptions
 
 try:  # importing torch first: the extension then shares its OpenMP threads
-    from deepres import _C
+    from deepres import _C  # type: ignore[attr-defined]
 except ImportError:
     _C = None
 
@@ -65,7 +67,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     sizes = (x.shape[0], x.shape[1], weight.shape[0], options)
     y = torch.empty_like(x)
-    saved = [x.new_empty(shape, dtype=dtype) for shape, dtype in saved_spec(*sizes)] if save else []
+    saved = [_pooled(shape, dtype) for shape, dtype in saved_spec(*sizes)] if save else []
     activations, statistics = saved or (x.new_empty(0), x.new_empty(0))
     _C.residual_stack_forward(
         _shape(*sizes),
@@ -95,6 +97,13 @@ def backward(
         torch.get_num_threads(),
     )
     return tuple(grads)
+
+
+def _pooled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in memory that the extension keeps for the next call once nobody holds it."""
+    count = math.prod(shape)
+    memory = _C.Memory(count * dtype.itemsize)  # never quite empty, as frombuffer wants it
+    return torch.frombuffer(memory, dtype=dtype)[:count].view(shape)
 
 
 def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:

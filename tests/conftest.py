@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor that is allocated without contents starts as NaN, so an element left unwritten shows."""
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors and scratch buffers without contents start as NaN, so an element left unwritten shows."""
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, _poisoning(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoning(torch.Tensor.new_empty))
+    extension = sys.modules.get("deepres._C")
+    if extension is not None:
+        extension.poison_memory(True)
+    yield
+    if extension is not None:
+        extension.poison_memory(False)
 
 
 def _poisoning(allocate):

@@ -1,14 +1,18 @@
-"""The residual stack: every backend that runs here against the reference, and the reference against calculus."""
+"""The residual stack: the C++ kernels against the reference, and the reference against calculus."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import deepres
+from deepres.kernels import dispatch
+from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels.stack_memory import fitting_checkpoint, kept_bytes
 from deepres.testing import assert_no_worse
 
 NAMES = ("x", "weight", "bias", "gamma", "beta")
@@ -40,7 +44,9 @@ def outputs(impl: str, dtype: torch.dtype, args: list[torch.Tensor], **options) 
 
 
 def assert_matches(args: list[torch.Tensor], **options) -> None:
-    truth = outputs("reference", torch.float64, args, **options)
+    """The C++ kernels beside the reference in the same precision, both against exact products in float64."""
+    exact = {k: v for k, v in options.items() if k != "precision"}
+    truth = outputs("reference", torch.float64, args, **exact)
     plain = outputs("reference", torch.float32, args, **options)
     fused = outputs("cpu", torch.float32, args, **options)
     for name, f, p, t in zip(("y", *(f"d{n}" for n in NAMES)), fused, plain, truth, strict=True):
@@ -48,12 +54,13 @@ def assert_matches(args: list[torch.Tensor], **options) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("batch", "width", "depth"),
     [(513, 32, 4), (7, 33, 16), (1, 100, 64), (64, 256, 64), (513, 100, 16), (40, 512, 16), (32, 64, 256)],
 )
-def test_error_is_no_worse_than_plain_pytorch(batch: int, width: int, depth: int) -> None:
-    assert_matches(arguments(batch, width, depth))
+def test_error_is_no_worse_than_plain_pytorch(batch: int, width: int, depth: int, precision: str) -> None:
+    assert_matches(arguments(batch, width, depth), precision=precision)
 
 
 OPTIONS = [
@@ -68,9 +75,20 @@ OPTIONS = [
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_option(options: dict) -> None:
-    assert_matches(arguments(37, 48, 24), **options)
+def test_every_option(options: dict, precision: str) -> None:
+    assert_matches(arguments(37, 48, 24), precision=precision, **options)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("checkpoint", [1, 3, 4, 100])
+def test_checkpointing_computes_the_same_again(checkpoint: int) -> None:
+    args = arguments(37, 40, 72)
+    kept = outputs("cpu", torch.float32, args)
+    again = outputs("cpu", torch.float32, args, checkpoint=checkpoint)
+    assert all(map(torch.equal, kept, again))
+    assert_matches(args, checkpoint=checkpoint, precision="bf16")
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpoint": 2}, *OPTIONS], ids=str)
@@ -137,7 +155,7 @@ def test_strided_inputs_and_no_grad() -> None:
     assert torch.equal(y, deepres.residual_stack(*args, impl="cpu"))
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "base"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "base"])
 def test_every_instruction_set_of_this_processor(isa: str) -> None:
     """The whole range of kernels is in one binary: each that the processor can run agrees with the truth."""
     program = (
@@ -146,8 +164,9 @@ def test_every_instruction_set_of_this_processor(isa: str) -> None:
         "from deepres import _C\n"
         "try: print(_C.isa())\n"
         "except ValueError as error: print(error); raise SystemExit\n"
-        "assert_matches(arguments(70, 100, 8))\n"
-        "assert_matches(arguments(5, 16, 8), activation='relu', skip_every=2)\n"
+        "for precision in ('fp32', 'bf16'):\n"
+        "    assert_matches(arguments(70, 100, 8), precision=precision)\n"
+        "    assert_matches(arguments(5, 16, 8), activation='relu', skip_every=2, precision=precision)\n"
     )
     done = run_python(program, DEEPRES_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
@@ -205,6 +224,30 @@ def test_autocast_and_meta_tensors_pass() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(deepres.residual_stack(args[0].bfloat16(), *args[1:], impl=impl), expected)
     assert deepres.residual_stack(*(t.to("meta") for t in args)).shape == (6, 16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_auto_checkpoint_fits_the_free_memory(precision: str) -> None:
+    options = StackOptions(precision=precision)
+    cpu = dispatch.load("residual_stack", "cpu")
+    whole, again = kept_bytes(cpu, 512, 256, 1024, options)
+    assert again == 0
+    assert whole <= (0.3e9 if precision == "bf16" else 0.6e9)
+    for free in (2 * whole, 2 * whole - 1, whole // 2, whole // 5):
+        picked = fitting_checkpoint(cpu, 512, 256, 1024, options, free // 2)
+        assert (picked == 0) == (free >= 2 * whole)
+        assert sum(kept_bytes(cpu, 512, 256, 1024, replace(options, checkpoint=picked))) <= free / 2
+    least = fitting_checkpoint(cpu, 512, 256, 1024, options, 0)
+    assert 4 <= least <= 64
+
+
+def test_auto_checkpoint_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
+    args = [t.float() for t in arguments(3, 20, 12)]
+    with caplog.at_level("INFO", logger="deepres"):
+        first, second = (deepres.residual_stack(*args, checkpoint="auto", impl="cpu") for _ in range(2))
+    assert torch.equal(first, second)
+    [record] = [r for r in caplog.records if "12 layers, width 20" in r.message]
+    assert "checkpoint='auto' picks none" in record.message
 
 
 def bad(**changes) -> dict:

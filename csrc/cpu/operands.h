@@ -1,5 +1,5 @@
-// What the operands of a product are kept as. A product runs over 32-bit words along k: a float, or a pair of bf16
-// values of neighbouring k that one instruction multiplies and adds. Everything but `dot` is layout:
+// What the operands of a product are kept as. A product runs over 32-bit words along k: a float, or a pair of
+// bf16 values of neighbouring k that one instruction multiplies and adds. Everything but `dot` is layout:
 //
 //   a row as left operand    words along the row             put_row, row_words
 //   a right operand          panels of words [k words, n]    word(value at k, value at k + 1)
@@ -49,17 +49,21 @@ struct PairedBf16 : Saved16 {
   static constexpr int64_t kPack = 2;
 
   DEEPRES_INLINE static Floats word(Floats first, Floats second) {
-    return as_floats(bf16_bits(first) | (bf16_bits(second) << 16));
+    const __m512i halves = reinterpret_cast<__m512i>(
+        _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+    const Ints interleaved = {0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007,
+                              0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
+    return reinterpret_cast<Floats>(
+        _mm512_maskz_permutexvar_epi16(~0u, reinterpret_cast<__m512i>(interleaved), halves));
   }
   DEEPRES_INLINE static void put_row(float* row, int64_t c, Floats v) {
-    store_bf16(reinterpret_cast<uint16_t*>(row) + c, v);
+    const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+    std::memcpy(reinterpret_cast<uint16_t*>(row) + c, &halves, sizeof halves);
   }
-#if defined(DEEPRES_BF16_DOT)
   DEEPRES_INLINE static Floats dot(Floats sum, Floats a, Floats b) {
     return reinterpret_cast<Floats>(_mm512_dpbf16_ps(
         reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
   }
-#endif
 };
 #endif
 

@@ -52,7 +52,8 @@ const Isa& isa() {
       if (!wanted || std::string(wanted) == each.name) return each;
       names += std::string(names.empty() ? "" : ", ") + each.name;
     }
-    throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" + wanted + "'");
+    throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" +
+                                wanted + "'");
   }();
   return chosen;
 }
@@ -88,9 +89,12 @@ void bind_residual_stack(py::module_& m) {
            "sizes: (batch, width, depth).")
       .def_readonly("padded", &StackShape::padded, "Columns of the saved activations.")
       .def_property_readonly("span", &stack_span, "Layers between the inputs that are saved.")
-      .def_property_readonly("segment", &stack_segment, "Layers between the inputs that checkpointing saves.");
+      .def_property_readonly("segment", &stack_segment,
+                             "Layers between the inputs that checkpointing saves.");
 
-  m.def("isa", [] { return isa().name; }, "The instruction set that serves here; ValueError for an unknown choice.");
+  m.def(
+      "isa", [] { return isa().name; },
+      "The instruction set that serves here; ValueError for an unknown choice.");
 
   m.def(
       "residual_stack_forward",
@@ -98,21 +102,24 @@ void bind_residual_stack(py::module_& m) {
          std::array<uintptr_t, 2> saved, int threads) {
         isa();
         py::gil_scoped_release unlocked;
-        stack_forward(shape, parameters_at(parameters), at<float>(x), at<float>(y), saved_at(shape, saved), threads);
+        stack_forward(shape, parameters_at(parameters), at<float>(x), at<float>(y), saved_at(shape, saved),
+                      threads);
       },
       "Addresses of (weight, bias, gamma, beta), x, y and (activations, statistics; 0 to save nothing).");
 
   m.def(
       "residual_stack_backward",
-      [](const StackShape& shape, std::array<uintptr_t, 4> parameters, uintptr_t dy, std::array<uintptr_t, 2> saved,
-         std::array<uintptr_t, 5> out, int threads) {
+      [](const StackShape& shape, std::array<uintptr_t, 4> parameters, uintptr_t dy,
+         std::array<uintptr_t, 2> saved, std::array<uintptr_t, 5> out, int threads) {
         const auto [dx, dweight, dbias, dgamma, dbeta] = out;
         const StackGradients gradients{at<float>(dx), at<float>(dweight), at<float>(dbias), at<float>(dgamma),
                                        at<float>(dbeta)};
         py::gil_scoped_release unlocked;
-        stack_backward(shape, parameters_at(parameters), at<float>(dy), saved_at(shape, saved), gradients, threads);
+        stack_backward(shape, parameters_at(parameters), at<float>(dy), saved_at(shape, saved), gradients,
+                       threads);
       },
-      "Addresses of (weight, bias, gamma, beta), dy, (activations, statistics) and the five gradients (0: unwanted).");
+      "Addresses of (weight, bias, gamma, beta), dy, (activations, statistics) and the five gradients (0: "
+      "unwanted).");
 }
 
 }  // namespace deepres

@@ -1,13 +1,14 @@
 // The residual stack on the CPU: what the driver and the kernels of each instruction set share.
 //
-// A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk their own
-// rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
+// A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk
+// their own rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
 //
 //   forward    pack W -> rows: [product, statistics, activation, skip] per layer
 //   backward   pack W^T -> rows: [dz, du, product with W^T] per layer, leaving a and du -> dW = a^T du
 //
-// Inside, the width is padded to `padded`; padded columns hold zeros, or values that only meet zeros, and statistics
-// run over `width`. Operands of products are counted in 32-bit words, one or two values each (operands.h).
+// Inside, the width is padded to `padded`; padded columns hold zeros, or values that only meet zeros, and
+// statistics run over `width`. Operands of products are counted in 32-bit words, one or two values each
+// (operands.h).
 
 #pragma once
 
@@ -36,8 +37,8 @@ struct LayerVectors {
   const float *bias, *gamma, *beta;
 };
 
-// Rows [row, end) through layers [first, last). Pointers are to what belongs to layer `first`; layers follow each
-// other. Row states hold every row of the batch, rounded up to whole row blocks.
+// Rows [row, end) through layers [first, last). Pointers are to what belongs to layer `first`; layers follow
+// each other. Row states hold every row of the batch, rounded up to whole row blocks.
 struct StackRows {
   int64_t row, end, first, last;
   const float* packed;   // weights
@@ -79,7 +80,9 @@ struct StackKernels {
   void (*weight_gradient)(const StackShape&, const float* a, const float* du, int64_t panel, float* dweight);
 
   // Words along k of a product over the width, and over the batch.
-  int64_t width_words(const StackShape& shape) const { return pack_values == 1 ? shape.width : shape.padded / 2; }
+  int64_t width_words(const StackShape& shape) const {
+    return pack_values == 1 ? shape.width : shape.padded / 2;
+  }
   int64_t batch_words(const StackShape& shape) const {
     return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / pack_values;
   }
@@ -91,11 +94,12 @@ struct StackKernels {
 inline int64_t work_size(const StackShape& shape) { return (2 * kRowBlock + 1) * shape.padded; }
 
 // The kernels that serve `precision` on this processor, chosen once: the
-// widest, or the one that the environment variable DEEPRES_CPU_ISA names; throws std::invalid_argument for others.
+// widest, or the one that the environment variable DEEPRES_CPU_ISA names; throws std::invalid_argument for
+// others.
 const StackKernels& stack_kernels(int precision);
 
-// Layers that backward takes in one go; layers between the saved inputs (streams) that it rebuilds the blocks from;
-// layers between the inputs that checkpointing keeps (the whole depth without).
+// Layers that backward takes in one go; layers between the saved inputs (streams) that it rebuilds the blocks
+// from; layers between the inputs that checkpointing keeps (the whole depth without).
 int64_t stack_stretch(const StackShape& shape);
 int64_t stack_span(const StackShape& shape);
 int64_t stack_segment(const StackShape& shape);
@@ -108,8 +112,9 @@ struct StackGradients {
   float *dx, *dweight, *dbias, *dgamma, *dbeta;  // null where nobody asked
 };
 
-// What forward leaves for backward. Without checkpointing: n [depth, batch, padded], rstd [depth, batch] and the inputs
-// of the spans, streams [spans, batch, padded]. With it: the inputs of the segments in streams, and nothing else.
+// What forward leaves for backward. Without checkpointing: n [depth, batch, padded], rstd [depth, batch] and
+// the inputs of the spans, streams [spans, batch, padded]. With it: the inputs of the segments in streams,
+// and nothing else.
 struct StackSaved {
   char* n;
   float *rstd, *streams;

@@ -21,7 +21,7 @@
 
 namespace deepres {
 extern const StackKernels kStackAvx2[2] = {Stack<Fp32, VectorProducts<Fp32>>::table(),
-                                         Stack<RoundedBf16, VectorProducts<RoundedBf16>>::table()};
+                                           Stack<RoundedBf16, VectorProducts<RoundedBf16>>::table()};
 }  // namespace deepres
 
 #if defined(__clang__)

@@ -10,7 +10,8 @@
 #include <utility>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
@@ -21,7 +22,7 @@
 
 namespace deepres {
 extern const StackKernels kStackAvx512[2] = {Stack<Fp32, VectorProducts<Fp32>>::table(),
-                                         Stack<RoundedBf16, VectorProducts<RoundedBf16>>::table()};
+                                             Stack<RoundedBf16, VectorProducts<RoundedBf16>>::table()};
 }  // namespace deepres
 
 #if defined(__clang__)

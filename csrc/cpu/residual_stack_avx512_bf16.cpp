@@ -10,8 +10,9 @@
 #include <utility>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
 #endif
@@ -19,7 +20,6 @@
 #define DEEPRES_LANES 16
 #define DEEPRES_ROWS 8
 #define DEEPRES_BF16_PAIRS
-#define DEEPRES_BF16_DOT
 #include "cpu/residual_stack_kernels.h"
 
 namespace deepres {

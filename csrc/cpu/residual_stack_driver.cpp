@@ -1,42 +1,35 @@
 // The residual stack on the CPU: who does what. Threads share the stretches of layers and own tiles of rows.
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
+#include "cpu/memory.h"
 #include "cpu/residual_stack.h"
 #include "cpu/threads.h"
 
 namespace deepres {
 namespace {
 
-constexpr int64_t kTileRows = 128;      // rows that a thread takes through a stretch at a time, at most
-constexpr int64_t kStretchLayers = 16;  // layers of a stretch, at most (or one block, if that is longer)
-constexpr int64_t kSpanLayers = 64;     // layers of a span, about
-constexpr int64_t kStretchWords = int64_t{6} << 20;  // what a stretch may leave behind for its weight gradients
+constexpr int64_t kTileRows = 128;     // rows that a thread takes through a stretch at a time, at most
+constexpr int64_t kStretchLayers = 8;  // layers of a stretch, at most (or one block, if that is longer)
+constexpr int64_t kSpanLayers = 64;    // layers of a span, about
+constexpr int64_t kStretchWords = int64_t{6}
+                                  << 20;  // what a stretch may leave behind for its weight gradients
 
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// Floats on a cache line boundary, uninitialised.
+// Floats, uninitialised.
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    data_.reset(static_cast<float*>(std::aligned_alloc(64, rounded_up(std::max<int64_t>(count, 1) * 4, 64))));
-    if (!data_) throw std::bad_alloc();
-  }
-  float* at(int64_t offset = 0) const { return data_.get() + offset; }
+  explicit Scratch(int64_t count) : memory_(count * sizeof(float)) {}
+  float* at(int64_t offset = 0) const { return static_cast<float*>(memory_.data()) + offset; }
 
  private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
+  Memory memory_;
 };
 
-// One call: its sizes, and the scratch that forward and backward share. Members that say "all threads" are called
-// inside a parallel region by every thread of it.
+// One call: its sizes, and the scratch that forward and backward share. Members that say "all threads" are
+// called inside a parallel region by every thread of it.
 class Run {
  public:
   Run(const StackShape& shape, const StackParameters& parameters, int threads)
@@ -70,10 +63,11 @@ class Run {
     }
   }
 
-  // All threads: layers [first, last), from `in` [batch, in_width], or from where the last call ended if null. Saves
-  // n, rstd and streams where saved.n is given; only the input, where saved.streams alone is; y, if given, gets the
-  // output.
-  void forward(int64_t first, int64_t last, const float* in, int64_t in_width, float* y, const StackSaved& saved) const {
+  // All threads: layers [first, last), from `in` [batch, in_width], or from where the last call ended if
+  // null. Saves n, rstd and streams where saved.n is given; only the input, where saved.streams alone is; y,
+  // if given, gets the output.
+  void forward(int64_t first, int64_t last, const float* in, int64_t in_width, float* y,
+               const StackSaved& saved) const {
     const int64_t saved_row = shape_.batch * shape_.padded;
     float *a = states_.at(), *block = states_.at(state_);
     for (int64_t start = first; start < last; start += stretch_) {
@@ -84,8 +78,7 @@ class Run {
         const int64_t row_end = std::min(row + tile_, shape_.batch);
         if (start == first && in) load_rows(in, in_width, row, block);
         if (saved.streams && (saved.n ? (start - first) % span_ == 0 : start == first)) {
-          const float* source = start == first || shape_.skip_every ? block : a;
-          std::copy_n(source + row * shape_.padded, (row_end - row) * shape_.padded,
+          std::copy_n(block + row * shape_.padded, (row_end - row) * shape_.padded,
                       saved.streams + (start - first) / span_ * saved_row + row * shape_.padded);
         }
         ForwardRows rows{common(row, row_end, start, end), a, block, start == first};
@@ -125,7 +118,8 @@ class Run {
   }
 
   void store_rows(const float* state, int64_t row, int64_t end, float* target) const {
-    for (; row < end; ++row) std::copy_n(state + row * shape_.padded, shape_.width, target + row * shape_.width);
+    for (; row < end; ++row)
+      std::copy_n(state + row * shape_.padded, shape_.width, target + row * shape_.width);
   }
 
   const StackShape& shape_;
@@ -137,7 +131,8 @@ class Run {
 
 class BackwardRun : public Run {
  public:
-  BackwardRun(const StackShape& shape, const StackParameters& parameters, const StackGradients& gradients, int threads)
+  BackwardRun(const StackShape& shape, const StackParameters& parameters, const StackGradients& gradients,
+              int threads)
       : Run(shape, parameters, threads),
         gradients_(gradients),
         panels_(kernels_.panels_size(shape)),
@@ -151,7 +146,8 @@ class BackwardRun : public Run {
     for (int64_t span = first + (last - first - 1) / span_ * span_; span >= first; span -= span_) {
       const int64_t span_end = std::min(span + span_, last);
       if (gradients_.dweight) rebuild(first, span, span_end, saved);
-      for (int64_t start = span + (span_end - span - 1) / stretch_ * stretch_; start >= span; start -= stretch_) {
+      for (int64_t start = span + (span_end - span - 1) / stretch_ * stretch_; start >= span;
+           start -= stretch_) {
         const int64_t end = std::min(start + stretch_, span_end);
         pack(start, end, true);
         chain(first, start, end, dy, saved);
@@ -182,7 +178,8 @@ class BackwardRun : public Run {
     for (int64_t row = 0; row < rows_; row += tile_) {
       const int64_t row_end = std::min(row + tile_, shape_.batch);
       if (end == shape_.depth) load_rows(dy, shape_.width, row, da);
-      BackwardRows rows{common(row, row_end, start, end), da, dblock, a, du, sums_.at(), start > 0 || gradients_.dx};
+      BackwardRows rows{common(row, row_end, start, end), da, dblock, a, du, sums_.at(),
+                        start > 0 || gradients_.dx};
       save_at(&rows, saved, start - first);
       kernels_.backward(shape_, rows);
       if (start == 0 && gradients_.dx) store_rows(da, row, row_end, gradients_.dx);
@@ -228,7 +225,8 @@ class BackwardRun : public Run {
 }  // namespace
 
 int64_t stack_stretch(const StackShape& shape) {
-  const int64_t layer_words = 2 * std::max<int64_t>(shape.batch, 1) * shape.padded / (shape.precision ? 2 : 1);
+  const int64_t layer_words =
+      2 * std::max<int64_t>(shape.batch, 1) * shape.padded / (shape.precision ? 2 : 1);
   int64_t layers = std::clamp<int64_t>(kStretchWords / layer_words, 1, kStretchLayers);
   if (shape.skip_every) layers = std::max(layers - layers % shape.skip_every, shape.skip_every);
   return std::min(layers, stack_segment(shape));
@@ -274,7 +272,8 @@ void stack_backward(const StackShape& shape, const StackParameters& parameters, 
     run.start();
     for (int64_t first = (shape.depth - 1) / segment * segment; first >= 0; first -= segment) {
       const int64_t last = std::min(first + segment, shape.depth);
-      if (shape.checkpoint) run.forward(first, last, saved.streams + first / segment * inside, shape.padded, nullptr, computed);
+      if (shape.checkpoint)
+        run.forward(first, last, saved.streams + first / segment * inside, shape.padded, nullptr, computed);
       run.backward(first, last, dy, shape.checkpoint ? computed : saved);
     }
   }

@@ -1,5 +1,6 @@
-// The kernels of the residual stack, written once over vec.h and compiled for each instruction set by the file that
-// includes this. That file sets DEEPRES_LANES, DEEPRES_ROWS (rows of a register tile) and what operands.h asks for.
+// The kernels of the residual stack, written once over vec.h and compiled for each instruction set by the
+// file that includes this. That file sets DEEPRES_LANES, DEEPRES_ROWS (rows of a register tile) and what
+// operands.h asks for.
 
 #pragma once
 
@@ -15,7 +16,8 @@ namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;   // columns of a register tile
 constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
-static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0, "tiles must fit the padding");
+static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
+              "tiles must fit the padding");
 
 // Columns that hold values, rounded up to whole vectors.
 int64_t covered(const StackShape& shape) { return (shape.width + kLanes - 1) / kLanes * kLanes; }
@@ -31,7 +33,8 @@ DEEPRES_INLINE Floats activated(Floats z) {
   return z <= 0.0f ? Floats{} : z;  // NaN stays NaN
 }
 
-// Where column c of row `row` (of a row pair, for paired operands) lies in panels [padded / kPad, words, kPad].
+// Where column c of row `row` (of a row pair, for paired operands) lies in panels [padded / kPad, words,
+// kPad].
 DEEPRES_INLINE int64_t in_panels(int64_t words, int64_t word, int64_t c) {
   return (c / kPad * words + word) * kPad + c % kPad;
 }
@@ -68,22 +71,30 @@ struct VectorProducts {
     for (int64_t i = 0; i < kRows; ++i) finish(i, low[i], high[i]);
   }
 
-  // c [rows, width] = a [rows, k words] @ packed + added. The sum comes first: small terms added one by one to a
-  // large value would each be rounded at its scale. c has row stride `padded`, a `a_stride`.
-  static void product(const StackShape& shape, int64_t rows, const float* a, int64_t a_stride, const float* packed,
-                      int64_t k, const float* added, int64_t added_stride, float* c) {
+  static constexpr int64_t kChunk =
+      256;  // words of k added up before they join the others: shorter sums err less
+
+  // c [rows, width] = a [rows, k words] @ packed + added. The sum comes first: small terms added one by one
+  // to a large value would each be rounded at its scale. c has row stride `padded`, a `a_stride`.
+  static void product(const StackShape& shape, int64_t rows, const float* a, int64_t a_stride,
+                      const float* packed, int64_t k, const float* added, int64_t added_stride, float* c) {
     for (int64_t column = 0; column < shape.width; column += kPanel) {
       const float* panel = packed + column * k;
       for (int64_t row = 0; row < rows; row += kRows) {
-        const float *left = a + row * a_stride, *plus = added + row * added_stride + column;
         float* out = c + row * shape.padded + column;
-        tile(
-            k, [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[i * a_stride + j]; },
-            [=](int64_t j) DEEPRES_LAMBDA { return panel + j * kPanel; },
-            [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-              store(out + i * shape.padded, low + load(plus + i * added_stride));
-              store(out + i * shape.padded + kLanes, high + load(plus + i * added_stride + kLanes));
-            });
+        for (int64_t first = 0; first < k; first += kChunk) {
+          const float *left = a + row * a_stride + first, *right = panel + first * kPanel;
+          const float* plus = first ? out : added + row * added_stride + column;
+          const int64_t plus_stride = first ? shape.padded : added_stride;
+          tile(
+              std::min(kChunk, k - first),
+              [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[i * a_stride + j]; },
+              [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPanel; },
+              [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+                store(out + i * shape.padded, low + load(plus + i * plus_stride));
+                store(out + i * shape.padded + kLanes, high + load(plus + i * plus_stride + kLanes));
+              });
+        }
       }
     }
   }
@@ -124,7 +135,8 @@ struct Stack {
     return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / O::kPack;
   }
 
-  static void pack(const StackShape& shape, const float* weight, bool transposed, float* packed, float* work) {
+  static void pack(const StackShape& shape, const float* weight, bool transposed, float* packed,
+                   float* work) {
     transposed ? pack_transposed(shape, weight, packed, work) : pack_plain(shape, weight, packed, work);
   }
 
@@ -153,15 +165,20 @@ struct Stack {
   }
 
   static void pack_transposed(const StackShape& shape, const float* weight, float* packed, float* work) {
-    const int64_t width = shape.width, padded = shape.padded, words = width_words(shape), row_stride = row_words(shape);
+    const int64_t width = shape.width, padded = shape.padded, words = width_words(shape),
+                  row_stride = row_words(shape);
     float *copy = work, *operands = work + padded;
     for (int64_t c = 0; c < padded; c += kLanes) {
       float* panel = packed + c / kPanel * kPanel * words + c % kPanel;
       for (int64_t i = 0; i < kLanes; ++i) {
-        const int64_t real = c + i < width ? width : 0;
-        std::copy_n(weight + (real ? (c + i) * width : 0), real, copy);
-        std::fill(copy + real, copy + padded, 0.0f);
-        for (int64_t k = 0; k < padded; k += kLanes) O::put_row(operands + i * row_stride, k, load(copy + k));
+        const float* row = weight + (c + i) * width;
+        if (width != padded) {
+          const int64_t real = c + i < width ? width : 0;
+          if (real) std::copy_n(row, real, copy);
+          std::fill(copy + real, copy + padded, 0.0f);
+          row = copy;
+        }
+        for (int64_t k = 0; k < padded; k += kLanes) O::put_row(operands + i * row_stride, k, load(row + k));
       }
       for (int64_t word = 0; word < words; word += kLanes) {
         Floats block[kLanes];
@@ -174,52 +191,73 @@ struct Stack {
     }
   }
 
-  // u becomes u - mean; returns rstd.
-  static float centre(const StackShape& shape, float* u) {
-    const int64_t width = covered(shape);
-    Floats total{};
-    for (int64_t c = 0; c < width; c += kLanes) total += load(u + c);
-    const float mean = sum(total) / float(shape.width);
-    Floats squares{};
-    for (int64_t c = 0; c + kLanes <= shape.width; c += kLanes) {
-      const Floats centred = load(u + c) - mean;
-      store(u + c, centred);
-      squares += centred * centred;
+  static constexpr int64_t kGroup =
+      4;  // rows whose statistics are taken together, to hide the latency of sums
+
+  // Rows of u become u - mean.
+  static void centre(const StackShape& shape, float* u, float rstd[kGroup]) {
+    const int64_t width = shape.width, padded = shape.padded, whole = width / kLanes * kLanes;
+    Floats sums[kGroup] = {};
+    for (int64_t c = 0; c < width; c += kLanes) {
+      DEEPRES_UNROLL
+      for (int64_t i = 0; i < kGroup; ++i) sums[i] += load(u + i * padded + c);
     }
-    if (width != shape.width) {
-      const int64_t c = width - kLanes;
-      const Floats centred = keep(load(u + c) - mean, first_lanes(shape.width - c));
-      store(u + c, centred);
-      squares += centred * centred;
+    float mean[kGroup];
+    for (int64_t i = 0; i < kGroup; ++i) mean[i] = sum(sums[i]) / float(width);
+    Floats squares[kGroup] = {};
+    for (int64_t c = 0; c < whole; c += kLanes) {
+      DEEPRES_UNROLL
+      for (int64_t i = 0; i < kGroup; ++i) {
+        const Floats centred = load(u + i * padded + c) - mean[i];
+        store(u + i * padded + c, centred);
+        squares[i] += centred * centred;
+      }
     }
-    return 1.0f / std::sqrt(sum(squares) / float(shape.width) + shape.eps);
+    for (int64_t i = 0; i < kGroup && whole != width; ++i) {
+      const Floats centred = keep(load(u + i * padded + whole) - mean[i], first_lanes(width - whole));
+      store(u + i * padded + whole, centred);
+      squares[i] += centred * centred;
+    }
+    for (int64_t i = 0; i < kGroup; ++i)
+      rstd[i] = 1.0f / std::sqrt(sum(squares[i]) / float(width) + shape.eps);
   }
 
-  template <bool kSwish>
+  // The layer's output: what activation makes of normalised values, and the block's input where a block ends.
+  template <bool kSwish, bool kSkips>
+  DEEPRES_INLINE static Floats output(const LayerVectors& vectors, int64_t c, Floats normal,
+                                      const float* block) {
+    const Floats y = activated<kSwish>(load(vectors.gamma + c) * normal + load(vectors.beta + c));
+    return kSkips ? y + load(block + c) : y;
+  }
+
+  template <bool kSwish, bool kSkips>
   static void forward_layer(const StackShape& shape, const ForwardRows& rows, int64_t layer, int64_t row,
                             int64_t count) {
     const int64_t padded = shape.padded, width = covered(shape), words = row_words(shape);
     const int64_t local = layer - rows.first, k = width_words(shape);
     const LayerVectors vectors = vectors_of(shape, rows, layer);
-    const bool ends = shape.ends_block(layer), skips = ends && shape.skip_every;
-    P::product(shape, count, rows.a + row * words, words, rows.packed + local * padded * k, k, vectors.bias, 0,
-               rows.work);
-    for (int64_t i = 0; i < count; ++i) {
-      float *u = rows.work + i * padded, *a = rows.a + (row + i) * words, *block = rows.block + (row + i) * padded;
-      const int64_t saved = local * shape.batch + row + i;
-      const float rstd = shape.norm ? centre(shape, u) : 1.0f;
-      Saved* n = rows.n ? static_cast<Saved*>(rows.n) + saved * padded : nullptr;
-      if (n) {
-        rows.rstd[saved] = rstd;
-        std::fill(n + width, n + padded, Saved{});
-      }
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const Floats normal = load(u + c) * rstd;
-        if (n) O::store_saved(n + c, normal, shape.norm);
-        Floats y = activated<kSwish>(load(vectors.gamma + c) * normal + load(vectors.beta + c));
-        if (skips) y += load(block + c);
-        O::put_row(a, c, y);
-        if (ends) store(block + c, y);
+    const bool leaves = !shape.skip_every && layer + 1 == rows.last;  // a stretch's output in fp32
+    P::product(shape, count, rows.a + row * words, words, rows.packed + local * padded * k, k, vectors.bias,
+               0, rows.work);
+    for (int64_t group = 0; group < count; group += kGroup) {
+      float rstd[kGroup] = {1.0f, 1.0f, 1.0f, 1.0f};
+      if (shape.norm) centre(shape, rows.work + group * padded, rstd);
+      for (int64_t i = 0; i < std::min(kGroup, count - group); ++i) {
+        const int64_t saved = local * shape.batch + row + group + i;
+        Saved* n = rows.n ? static_cast<Saved*>(rows.n) + saved * padded : nullptr;
+        if (n) {
+          rows.rstd[saved] = rstd[i];
+          std::fill(n + width, n + padded, Saved{});
+        }
+        const float* u = rows.work + (group + i) * padded;
+        float *a = rows.a + (row + group + i) * words, *block = rows.block + (row + group + i) * padded;
+        for (int64_t c = 0; c < width; c += kLanes) {
+          const Floats normal = load(u + c) * rstd[i];
+          if (n) O::store_saved(n + c, normal, shape.norm);
+          const Floats y = output<kSwish, kSkips>(vectors, c, normal, block);
+          O::put_row(a, c, y);
+          if (kSkips || leaves) store(block + c, y);
+        }
       }
     }
   }
@@ -228,17 +266,21 @@ struct Stack {
     const int64_t padded = shape.padded, words = row_words(shape);
     const int64_t end = (rows.end + kRowBlock - 1) / kRowBlock * kRowBlock;
     for (int64_t row = rows.row; row < end && rows.enters; ++row) {
-      for (int64_t c = 0; c < padded; c += kLanes) O::put_row(rows.a + row * words, c, load(rows.block + row * padded + c));
+      for (int64_t c = 0; c < padded; c += kLanes)
+        O::put_row(rows.a + row * words, c, load(rows.block + row * padded + c));
     }
     for (int64_t layer = rows.first; layer < rows.last; ++layer) {
+      const bool skips = shape.skip_every && shape.ends_block(layer);
       for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
-        const int64_t count = std::min(kRowBlock, rows.end - row);
-        (shape.swish ? forward_layer<true> : forward_layer<false>)(shape, rows, layer, row, count);
+        const auto step = shape.swish ? (skips ? forward_layer<true, true> : forward_layer<true, false>)
+                                      : (skips ? forward_layer<false, true> : forward_layer<false, false>);
+        step(shape, rows, layer, row, std::min(kRowBlock, rows.end - row));
       }
     }
   }
 
-  // The inputs of blocks, by the same additions as in the forward pass: where n was saved exactly, to the same bits.
+  // The inputs of blocks, by the same additions as in the forward pass: where n was saved exactly, to the
+  // same bits.
   template <bool kSwish>
   static void rebuild_rows(const StackShape& shape, const RebuildRows& rows, int64_t row) {
     const int64_t padded = shape.padded, width = covered(shape), words = batch_words(shape);
@@ -254,8 +296,9 @@ struct Stack {
             block[i] = load(rows.stream + (row + i) * padded + c);
           } else {
             const int64_t saved = (layer - 1 - rows.first) * shape.batch + row + i;
-            const Floats normal = O::load_saved(static_cast<const Saved*>(rows.n) + saved * padded + c, shape.norm);
-            block[i] = activated<kSwish>(load(vectors.gamma + c) * normal + load(vectors.beta + c)) + load(kept);
+            const Floats normal =
+                O::load_saved(static_cast<const Saved*>(rows.n) + saved * padded + c, shape.norm);
+            block[i] = output<kSwish, true>(vectors, c, normal, kept - c);
           }
           store(kept, block[i]);
         }
@@ -271,8 +314,8 @@ struct Stack {
     }
   }
 
-  // From the gradient of the layer's output to du, of rows `row` and `row` + 1; du goes to `work` as a left operand
-  // and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
+  // From the gradient of the layer's output to du, of rows `row` and `row` + 1; du goes to `work` as a left
+  // operand and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
   template <bool kSwish>
   static void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
                             int64_t in_block, float* sums) {
@@ -291,7 +334,8 @@ struct Stack {
     for (int64_t i = 0; i < 2; ++i) {
       const bool real = row + i < rows.end;
       const int64_t saved = local * shape.batch + row + i;
-      n[i] = real ? static_cast<const Saved*>(rows.n) + saved * padded : reinterpret_cast<const Saved*>(zeros);
+      n[i] =
+          real ? static_cast<const Saved*>(rows.n) + saved * padded : reinterpret_cast<const Saved*>(zeros);
       da[i] = real ? rows.da + (row + i) * padded : zeros;
       dblock[i] = rows.dblock + (row + i) * padded;
       operand[i] = rows.work + (in_block + i) * row_words(shape);
@@ -360,8 +404,8 @@ struct Stack {
     for (int64_t i = 0; i < count; i += 2) gradient_rows<kSwish>(shape, rows, layer, row + i, i, sums);
     if (layer == rows.first && !rows.needs_input) return;
     P::product(shape, std::min(kRowBlock, rows.end - row), rows.work, row_words(shape),
-               rows.packed + local * padded * k, k, joins ? rows.dblock + row * padded : zeros, joins ? padded : 0,
-               rows.da + row * padded);
+               rows.packed + local * padded * k, k, joins ? rows.dblock + row * padded : zeros,
+               joins ? padded : 0, rows.da + row * padded);
   }
 
   static void backward(const StackShape& shape, const BackwardRows& rows) {
@@ -374,12 +418,14 @@ struct Stack {
 
   static void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel,
                               float* dweight) {
-    const int64_t width = shape.width, words = batch_words(shape), rows = std::min(kPad, width - panel * kPad);
+    const int64_t width = shape.width, words = batch_words(shape),
+                  rows = std::min(kPad, width - panel * kPad);
     for (int64_t column = 0; column < width; column += kPad) {
       alignas(64) float c[kPad * kPad] = {};
       P::outer(a + panel * words * kPad, du + column * words, words, c);
       for (int64_t i = 0; i < rows; ++i) {
-        std::copy_n(c + i * kPad, std::min(kPad, width - column), dweight + (panel * kPad + i) * width + column);
+        std::copy_n(c + i * kPad, std::min(kPad, width - column),
+                    dweight + (panel * kPad + i) * width + column);
       }
     }
   }

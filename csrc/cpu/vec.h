@@ -57,16 +57,20 @@ DEEPRES_INLINE Floats splat(float s) { return Floats{} + s; }
 DEEPRES_INLINE Floats as_floats(Ints v) { return reinterpret_cast<Floats>(v); }
 DEEPRES_INLINE Ints as_ints(Floats v) { return reinterpret_cast<Ints>(v); }
 
-// A fixed order of additions: halves onto halves.
+using Lanes = std::make_integer_sequence<int, DEEPRES_LANES>;
+
+template <int kDistance, int... kLane>
+DEEPRES_INLINE Floats swapped(Floats v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
+}
+
+// The sum of the lanes, halves onto halves: the order of additions is fixed.
 DEEPRES_INLINE float sum(Floats v) {
-  float t[kLanes];
-  store(t, v);
-  DEEPRES_UNROLL
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    DEEPRES_UNROLL
-    for (int64_t i = 0; i < half; ++i) t[i] += t[i + half];
-  }
-  return t[0];
+  if constexpr (kLanes == 16) v += swapped<8>(v, Lanes{});
+  if constexpr (kLanes >= 8) v += swapped<4>(v, Lanes{});
+  v += swapped<2>(v, Lanes{});
+  v += swapped<1>(v, Lanes{});
+  return v[0];
 }
 
 // All bits set in the first `count` lanes, none in the others.
@@ -97,9 +101,17 @@ DEEPRES_INLINE Floats exp(Floats x) {
   return p * as_floats((as_ints(shifted) - as_ints(magic) + 127) << 23);
 }
 
-DEEPRES_INLINE Floats sigmoid(Floats z) { return 1.0f / (1.0f + exp(-z)); }
+// 1 / d for d >= 1, to about 1 ulp.
+DEEPRES_INLINE Floats reciprocal(Floats d) {
+#if DEEPRES_LANES == 16
+  const Floats r = reinterpret_cast<Floats>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(d)));
+  return r + r * (1.0f - d * r);
+#else
+  return 1.0f / d;
+#endif
+}
 
-using Lanes = std::make_integer_sequence<int, DEEPRES_LANES>;
+DEEPRES_INLINE Floats sigmoid(Floats z) { return reciprocal(1.0f + exp(-z)); }
 
 // a[0], b[0], a[1], b[1], ...: the first halves of both, and the second halves.
 template <int... kLane>

@@ -1,0 +1,111 @@
+"""What the residual stack keeps for backward, in bytes, and the checkpointing that fits the free memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from deepres.kernels import dispatch
+
+if TYPE_CHECKING:
+    from deepres.kernels.residual_stack import StackOptions
+
+SHARE = 0.5  # of the free memory, what "auto" lets activations take
+
+
+def kept_bytes(
+    backend: ModuleType, batch: int, width: int, depth: int, options: StackOptions
+) -> tuple[int, int]:
+    """Bytes (kept from forward to backward, computed again and dropped inside backward) of one call."""
+
+    def saved(layers: int, options: StackOptions) -> int:
+        specs = backend.saved_spec(batch, width, layers, options)
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+
+    if not options.checkpoint:
+        return saved(depth, options), 0
+    segment = min(options.checkpoint * options.skip_every, depth)
+    return saved(depth, options), saved(segment, replace(options, checkpoint=0))
+
+
+def saved_bytes(
+    batch: int, width: int, depth: int, options: StackOptions, *, impl: str = "auto", device: str = "cpu"
+) -> tuple[int, int]:
+    """`kept_bytes` of the backend that would serve such a call, for plans made before anything is allocated.
+
+    device: "cpu" or "cuda". Raises what `dispatch.choose` raises.
+    """
+    x = torch.empty((0, width), device=device)
+    chosen = dispatch.choose("residual_stack", impl, lambda backend: backend.unsupported(x, depth, options))
+    return kept_bytes(dispatch.load("residual_stack", chosen), batch, width, depth, options)
+
+
+@cache
+def planned_checkpoint(
+    impl: str, batch: int, width: int, depth: int, options: StackOptions, device: str
+) -> int:
+    """What checkpoint="auto" stands for in such calls: picked, and told to logger "deepres", once in a process."""
+    backend, room = dispatch.load("residual_stack", impl), int(SHARE * free_bytes(torch.device(device)))
+    picked = fitting_checkpoint(backend, batch, width, depth, options, room)
+    need, whole = (
+        sum(kept_bytes(backend, batch, width, depth, replace(options, checkpoint=k))) for k in (picked, 0)
+    )
+    logging.getLogger("deepres").info(
+        "residual_stack of %d layers, width %d, batch %d: checkpoint='auto' picks %s (%.0f MB of activations; "
+        "%.0f MB allowed, %.0f MB without checkpoints)",
+        depth, width, batch, picked or "none", need / 1e6, room / 1e6, whole / 1e6,
+    )  # fmt: skip
+    return picked
+
+
+def fitting_checkpoint(
+    backend: ModuleType, batch: int, width: int, depth: int, options: StackOptions, room: int
+) -> int:
+    """0 (keep every layer) if that takes at most `room` bytes, else the smallest power of two of blocks to a
+    checkpoint that does; if none does, the one that needs least."""
+
+    def total(checkpoint: int) -> int:
+        return sum(kept_bytes(backend, batch, width, depth, replace(options, checkpoint=checkpoint)))
+
+    blocks = depth // options.skip_every if options.skip_every else 0
+    candidates = [0, *(2**i for i in range(blocks.bit_length()))]
+    return next((k for k in candidates if total(k) <= room), min(candidates, key=total))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`: of the machine or of the container, whichever is less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    candidates = [_available(), _container_left()]
+    known = [size for size in candidates if size is not None]
+    return min(known) if known else 1 << 62
+
+
+def _available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _container_left() -> int | None:
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return None
