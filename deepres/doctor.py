@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -13,8 +12,10 @@ import torch
 
 from deepres._version import __version__
 from deepres.config import Config
-from deepres.kernels import backends, dispatch
+from deepres.kernels import backends
 from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels.stack_memory import AUTO, saved_bytes
+from deepres.run import pick_device
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -34,37 +35,31 @@ def memory_plan(config: Config, *, state_dim: int, action_dim: int, goal_dim: in
     critic = sum(_encoder_numbers(config, n, config.feature_dim, config.critic_depth) for n in critic_inputs)
     actor = _encoder_numbers(config, state_dim + goal_dim, 2 * action_dim, config.actor_depth)
     parameters = 4 * (critic + actor)
-    # alive at once: phi and psi for the critic's loss, the actor, and phi again under the actor's action
-    stacks = [config.critic_depth] * 3 + [config.actor_depth]
-    activations = sum(_saved_bytes(config, depth) for depth in stacks)
     row = 4 * (state_dim + action_dim + 1)
     return {
         "parameters": parameters,
         "gradients": parameters,
         "optimiser (Adam, two moments)": 2 * parameters,
-        "activations kept for backward": activations,
+        "activations kept for backward": _activation_bytes(config),
         "replay buffer": config.num_envs * config.buffer_steps * row,
     }
 
 
-def _saved_bytes(config: Config, depth: int) -> int:
-    """What one stack keeps for its backward, under the backend that would serve it here."""
-    blocks = config.checkpoint_blocks if isinstance(config.checkpoint_blocks, int) else 0
+def _activation_bytes(config: Config) -> int:
+    """What the stacks of a gradient step keep for backward, plus what one of them computes again at a time."""
+    words = {"none": 0, "auto": AUTO}
+    blocks = words[config.checkpoint] if config.checkpoint in words else int(config.checkpoint)
     options = StackOptions(
-        config.skip_every,
-        config.activation,
-        config.norm,
-        precision=config.precision,
-        checkpoint=blocks,
+        config.skip_every, config.activation, config.norm, precision=config.precision, checkpoint=blocks
     )
-    x = torch.empty(config.batch_size, config.width)
-    impl = dispatch.choose("residual_stack", config.impl, lambda b: b.unsupported(x, depth, options))
-    if impl == "reference":  # autograd keeps each product's input, LayerNorm's and Swish's
-        layers = blocks * config.skip_every if blocks else depth
-        kept = 3 * layers + (depth // layers if blocks else 0)
-        return 4 * kept * config.batch_size * config.width
-    specs = dispatch.load("residual_stack", impl).saved_spec(config.batch_size, config.width, depth, options)
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+    # alive at once: phi and psi for the critic's loss, phi again under the actor's action, and the actor
+    depths = [config.critic_depth] * 3 + [config.actor_depth]
+    device = pick_device(config.device).type
+    sizes = [
+        saved_bytes(config.batch_size, config.width, depth, options, impl=config.impl, device=device)
+        for depth in depths
+    ]
+    return sum(kept for kept, _ in sizes) + max(again for _, again in sizes)
 
 
 def _encoder_numbers(config: Config, in_dim: int, out_dim: int, depth: int) -> int:

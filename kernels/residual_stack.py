@@ -36,11 +36,10 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch, reference
-from deepres.kernels.stack_memory import planned_checkpoint
+from deepres.kernels.stack_memory import AUTO, planned_checkpoint
 
 ACTIVATIONS = ("swish", "relu")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-AUTO = -1  # checkpoint="auto", until the backend is chosen
 
 
 @dataclass(frozen=True)

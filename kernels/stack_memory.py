@@ -18,6 +18,7 @@ from deepres.kernels import dispatch
 if TYPE_CHECKING:
     from deepres.kernels.residual_stack import StackOptions
 
+AUTO = -1  # StackOptions.checkpoint for "auto", until the backend is chosen
 SHARE = 0.5  # of the free memory, what "auto" lets activations take
 
 
@@ -41,10 +42,14 @@ def saved_bytes(
 ) -> tuple[int, int]:
     """`kept_bytes` of the backend that would serve such a call, for plans made before anything is allocated.
 
-    device: "cpu" or "cuda". Raises what `dispatch.choose` raises.
+    options.checkpoint: AUTO stands for what "auto" would pick. device: "cpu" or "cuda". Raises what
+    `dispatch.choose` raises.
     """
     x = torch.empty((0, width), device=device)
     chosen = dispatch.choose("residual_stack", impl, lambda backend: backend.unsupported(x, depth, options))
+    if options.checkpoint == AUTO:
+        picked = planned_checkpoint(chosen, batch, width, depth, options, device)
+        options = replace(options, checkpoint=picked)
     return kept_bytes(dispatch.load("residual_stack", chosen), batch, width, depth, options)
 
 

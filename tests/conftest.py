@@ -7,10 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+
+from deepres.envs import xla
+
+
+with suppress(ImportError):  # before any test computes with JAX
+    xla.prepare()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
