@@ -15,7 +15,6 @@ import torch
 
 from deepres.envs import xla
 
-
 with suppress(ImportError):  # before any test computes with JAX
     xla.prepare()
 
