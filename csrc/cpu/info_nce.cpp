@@ -7,7 +7,8 @@
 //     gradients    dpsi a block of columns each, dphi a block of rows each
 //
 // Forms with a softmax over columns need one sweep for the statistics before one for the gradients; the
-// others are done in one. Every number is summed by one thread in an order that no thread count changes.
+// others are done in one. Every number is summed by one thread in an order that no thread count changes, so
+// work may be handed out as threads ask for it: a thread that the system has put aside delays nobody else.
 
 #include "info_nce.h"
 
@@ -142,13 +143,13 @@ class InfoNce {
   // The steps of a sweep. Each is entered by all threads, shares its loop among them and ends in a barrier.
 
   void pack() {
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t c = 0; c < col_tiles_; ++c)
       k_.pack(p_.psi + c * kTileCols * p_.d, cols_in(c), p_.d, panels_.get() + c * kTileCols * p_.d);
   }
 
   void logits(int64_t first, int64_t last, bool statistics) {
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(dynamic)
     for (int64_t r = first; r < last; ++r)
       for (int64_t c = 0; c < col_tiles_; ++c) {
         k_.logits(p_.energy, p_.phi + r * kTileRows * p_.d, rows_in(r), panels_.get() + c * kTileCols * p_.d,
@@ -161,7 +162,7 @@ class InfoNce {
   }
 
   void finish_rows(int64_t first, int64_t last) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 32)
     for (int64_t i = first * kTileRows; i < std::min(last * kTileRows, p_.b); ++i) {
       const RowSums sums = k_.row_sums(partials(i - first * kTileRows), col_tiles_);
       const double lse = sums.largest + std::log(sums.sum);
@@ -174,7 +175,7 @@ class InfoNce {
   }
 
   void update_columns(int64_t first, int64_t last) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t c = 0; c < col_tiles_; ++c)
       for (int64_t r = first; r < last && holds_positives(c); ++r)
         k_.col_sums(tile(r, c), rows_in(r), &col_largest_[c * kTileCols], &col_sum_[c * kTileCols]);
@@ -204,7 +205,7 @@ class InfoNce {
   void weights(int64_t first, int64_t last) {
     const bool rows = row_share() > 0 || p_.penalty > 0;
     const float binary = p_.form == Form::kBinary ? static_cast<float>(1 / pairs()) : 0.f;
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(dynamic)
     for (int64_t r = first; r < last; ++r)
       for (int64_t c = 0; c < col_tiles_; ++c) {
         const Softmaxes softmaxes{&row_largest_[r * kTileRows], rows ? &row_scale_[r * kTileRows] : nullptr,
@@ -233,7 +234,7 @@ class InfoNce {
 
   void accumulate_dpsi(int64_t first, int64_t last) {
     constexpr int64_t cols = 64;  // a share of the work: whole cache lines of a tile, small enough to spread
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
     for (int64_t j = 0; j < p_.m; j += cols)
       for (int64_t r = first; r < last; ++r)
         k_.accumulate(p_.energy, p_.psi + j * p_.d, std::min(cols, p_.m - j), p_.phi + r * kTileRows * p_.d,
@@ -246,7 +247,7 @@ class InfoNce {
 
   void accumulate_dphi(int64_t first, int64_t last) {
     constexpr int64_t rows = 24;  // divides a tile
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t i = first * kTileRows; i < std::min(last * kTileRows, p_.b); i += rows)
       for (int64_t c = 0; c < col_tiles_; ++c)
         k_.accumulate(p_.energy, p_.phi + i * p_.d, std::min(rows, p_.b - i), p_.psi + c * kTileCols * p_.d,
