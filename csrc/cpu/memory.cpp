@@ -7,6 +7,10 @@
 #include <mutex>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace deepres {
 namespace {
 
@@ -50,14 +54,31 @@ void* taken(size_t bytes) {
   return nullptr;
 }
 
+constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+
+// On huge pages where it pays: walking gigabytes in small ones misses the address cache at every other step.
+void* allocated(size_t bytes) {
+  const bool huge = bytes >= 2 * kHugePage;
+  void* data = std::aligned_alloc(huge ? kHugePage : kLine, bytes);
+#if defined(__linux__)
+  if (huge && data) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+size_t rounded(size_t bytes) {
+  const size_t unit = bytes >= 2 * kHugePage ? kHugePage : kLine;
+  return (bytes / unit + 1) * unit;
+}
+
 }  // namespace
 
-Memory::Memory(size_t bytes) : bytes_((bytes + 63) / 64 * 64 + 64) {
+Memory::Memory(size_t bytes) : bytes_(rounded(bytes)) {
   data_ = taken(bytes_);
-  if (!data_) data_ = std::aligned_alloc(64, bytes_);
+  if (!data_) data_ = allocated(bytes_);
   if (!data_) {
     release();
-    data_ = std::aligned_alloc(64, bytes_);
+    data_ = allocated(bytes_);
   }
   if (!data_) throw std::bad_alloc();
   if (poisoned) std::memset(data_, 0xff, bytes_);

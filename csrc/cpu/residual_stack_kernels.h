@@ -423,11 +423,18 @@ struct Stack {
     for (int64_t column = 0; column < width; column += kPad) {
       alignas(64) float c[kPad * kPad] = {};
       P::outer(a + panel * words * kPad, du + column * words, words, c);
+      const int64_t columns = std::min(kPad, width - column);
       for (int64_t i = 0; i < rows; ++i) {
-        std::copy_n(c + i * kPad, std::min(kPad, width - column),
-                    dweight + (panel * kPad + i) * width + column);
+        const float* sums = c + i * kPad;
+        float* out = dweight + (panel * kPad + i) * width + column;
+        if (columns < kPad) {
+          std::copy_n(sums, columns, out);
+          continue;
+        }
+        for (int64_t j = 0; j < kPad; j += kLanes) stream(out + j, load(sums + j));
       }
     }
+    finish_streams();
   }
 
   static constexpr StackKernels table() {

@@ -40,6 +40,23 @@ DEEPRES_INLINE Floats load(const float* p) {
 
 DEEPRES_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
+// For what this core will not read soon: past the caches where p is aligned. finish_streams() before others read it.
+DEEPRES_INLINE void stream(float* p, Floats v) {
+#if DEEPRES_LANES == 16
+  if (reinterpret_cast<uintptr_t>(p) % sizeof v == 0) {
+    _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+    return;
+  }
+#endif
+  store(p, v);
+}
+
+DEEPRES_INLINE void finish_streams() {
+#if DEEPRES_LANES == 16
+  _mm_sfence();
+#endif
+}
+
 DEEPRES_INLINE Halves load_halves(const uint16_t* p) {
   Halves v;
   std::memcpy(&v, p, sizeof v);
