@@ -9,6 +9,8 @@ from deepres.evaluate import Evaluation
 from deepres.run import Run
 
 _LINGER = 1.0  # seconds that a video stays with an episode after its goal is reached
+_LONGEST = 15.0  # seconds of an episode whose goal is not
+_FPS = 12.0  # about; every frame costs a software renderer 50 ms
 
 
 def show_policy(
@@ -30,7 +32,8 @@ def show_policy(
     walks = [walk[~walk[:, 0].isnan()].cpu().numpy() for walk in paths.achieved.unbind(dim=1)]
     title = f"{run.config.env}: {figures.success_any:.0%} of {len(walks)} episodes reach their goal"
     picture = plot_paths(run.eval_env, walks, list(paths.goal.cpu().numpy()), out / "paths.png", title)
-    video = render_rollout(run.eval_env, camera.film([len(w) for w in walks]), out / f"policy.{format}")
+    film = camera.film([len(w) for w in walks])
+    video = render_rollout(run.eval_env, film, out / f"policy.{format}", fps=camera.fps)
     return figures, [picture, video]
 
 
@@ -39,15 +42,20 @@ class _Camera:
 
     def __init__(self, env: Any, episodes: int):
         self.env, self.episodes = env, episodes
+        self.every = max(1, round(1 / (_FPS * env.dt)))
+        self.fps = 1 / (self.every * env.dt)
         self.frames: dict[int, list[Any]] = {}
+        self.step = 0
 
     def __call__(self, state: Any) -> None:
         from deepres.render import snapshot
 
         if not self.frames:
             self.frames = {index: [] for index in self._choose(state)}
-        for index, frames in self.frames.items():
-            frames.append(snapshot(self.env, state, index))
+        if self.step % self.every == 0 and self.step * self.env.dt < _LONGEST:
+            for index, frames in self.frames.items():
+                frames.append(snapshot(self.env, state, index))
+        self.step += 1
 
     def _choose(self, state: Any) -> list[int]:
         import numpy as np
@@ -60,10 +68,10 @@ class _Camera:
 
     def film(self, lengths: list[int]) -> list[Any]:
         """The episodes' frames one after another, each up to its end or a moment after its goal is reached."""
-        linger = max(1, round(_LINGER / self.env.dt))
+        linger = max(1, round(_LINGER * self.fps))
         film: list[Any] = []
         for index, frames in self.frames.items():
-            episode = frames[: lengths[index]]
+            episode = frames[: -(-lengths[index] // self.every)]
             reached = next((t for t, frame in enumerate(episode) if frame.success), len(episode))
             film += episode[: reached + linger]
         return film
