@@ -85,7 +85,7 @@ def backward(
     activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     grads = [
-        torch.empty_like(t) if need else None
+        _pooled(tuple(t.shape), t.dtype) if need else None
         for t, need in zip((x, weight, bias, gamma, beta), needs, strict=True)
     ]
     _C.residual_stack_backward(

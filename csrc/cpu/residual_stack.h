@@ -77,7 +77,8 @@ struct StackKernels {
   void (*rebuild)(const StackShape&, const RebuildRows&);
   void (*backward)(const StackShape&, const BackwardRows&);
   // Rows kPad * panel and the kPad - 1 after it of one layer's dweight [width, width] = a^T du, from panels.
-  void (*weight_gradient)(const StackShape&, const float* a, const float* du, int64_t panel, float* dweight);
+  void (*weight_gradient)(const StackShape&, const float* a, const float* du, int64_t panel, float* dweight,
+                          float* work);
 
   // Words along k of a product over the width, and over the batch.
   int64_t width_words(const StackShape& shape) const {

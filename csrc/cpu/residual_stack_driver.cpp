@@ -200,7 +200,7 @@ class BackwardRun : public Run {
       const int64_t block = shape_.skip_every ? (layer - span) / shape_.skip_every : 0;
       kernels_.weight_gradient(shape_, opens ? inputs() + block * panels_ : left_.at(local * panels_),
                                left_.at((stretch_ + local) * panels_), panel,
-                               gradients_.dweight + layer * shape_.width * shape_.width);
+                               gradients_.dweight + layer * shape_.width * shape_.width, work());
     }
   }
 

@@ -53,7 +53,7 @@ DEEPRES_INLINE void put_in_panels(float* panels, int64_t words, int64_t row, int
 // Products by vector instructions: register tiles of kRows x kPanel sums.
 template <class O>
 struct VectorProducts {
-  // sums [kRows, kPanel] of a^T-like words against panel words: sum_k a[i][k] panel[k][j].
+  // sum_j left_word(i, j) * right_row(j)[0 .. kPanel) for kRows values of i, handed to finish(i, low, high).
   template <class Left, class Right, class Finish>
   DEEPRES_INLINE static void tile(int64_t k, Left&& left_word, Right&& right_row, Finish&& finish) {
     Floats low[kRows] = {}, high[kRows] = {};
@@ -101,20 +101,23 @@ struct VectorProducts {
 
   static constexpr int64_t kBatchWords = 128;  // rows of panels that stay in L1 together
 
-  // c [kPad, kPad] = a^T du over `words` rows of panels.
-  static void outer(const float* a, const float* du, int64_t words, float* c) {
+  // c [kPad, width], row stride `padded`, = a^T du over the words of a panel of a and of all panels of du.
+  static void outer(const StackShape& shape, const float* a, const float* du, int64_t words, float* c) {
+    std::fill_n(c, kPad * shape.padded, 0.0f);
     for (int64_t word = 0; word < words; word += kBatchWords) {
       const int64_t count = std::min(kBatchWords, words - word);
-      for (int64_t row = 0; row < kPad; row += kRows) {
-        for (int64_t column = 0; column < kPad; column += kPanel) {
-          const float *left = a + word * kPad + row, *right = du + word * kPad + column;
-          float* out = c + row * kPad + column;
+      for (int64_t column = 0; column < shape.width; column += kPanel) {
+        for (int64_t row = 0; row < kPad; row += kRows) {
+          const float* left = a + word * kPad + row;
+          const float* right = du + (column / kPad * words + word) * kPad + column % kPad;
+          float* out = c + row * shape.padded + column;
           tile(
               count, [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[j * kPad + i]; },
               [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPad; },
               [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-                store(out + i * kPad, low + load(out + i * kPad));
-                store(out + i * kPad + kLanes, high + load(out + i * kPad + kLanes));
+                float* sums = out + i * shape.padded;
+                store(sums, low + load(sums));
+                store(sums + kLanes, high + load(sums + kLanes));
               });
         }
       }
@@ -230,7 +233,7 @@ struct Stack {
     return kSkips ? y + load(block + c) : y;
   }
 
-  template <bool kSwish, bool kSkips>
+  template <bool kSwish, bool kNorm, bool kSkips>
   static void forward_layer(const StackShape& shape, const ForwardRows& rows, int64_t layer, int64_t row,
                             int64_t count) {
     const int64_t padded = shape.padded, width = covered(shape), words = row_words(shape);
@@ -241,7 +244,7 @@ struct Stack {
                0, rows.work);
     for (int64_t group = 0; group < count; group += kGroup) {
       float rstd[kGroup] = {1.0f, 1.0f, 1.0f, 1.0f};
-      if (shape.norm) centre(shape, rows.work + group * padded, rstd);
+      if (kNorm) centre(shape, rows.work + group * padded, rstd);
       for (int64_t i = 0; i < std::min(kGroup, count - group); ++i) {
         const int64_t saved = local * shape.batch + row + group + i;
         Saved* n = rows.n ? static_cast<Saved*>(rows.n) + saved * padded : nullptr;
@@ -253,7 +256,7 @@ struct Stack {
         float *a = rows.a + (row + group + i) * words, *block = rows.block + (row + group + i) * padded;
         for (int64_t c = 0; c < width; c += kLanes) {
           const Floats normal = load(u + c) * rstd[i];
-          if (n) O::store_saved(n + c, normal, shape.norm);
+          if (n) O::store_saved(n + c, normal, kNorm);
           const Floats y = output<kSwish, kSkips>(vectors, c, normal, block);
           O::put_row(a, c, y);
           if (kSkips || leaves) store(block + c, y);
@@ -262,18 +265,19 @@ struct Stack {
     }
   }
 
-  static void forward(const StackShape& shape, const ForwardRows& rows) {
+  template <bool kSwish, bool kNorm>
+  static void forward_layers(const StackShape& shape, const ForwardRows& rows) {
     const int64_t padded = shape.padded, words = row_words(shape);
     const int64_t end = (rows.end + kRowBlock - 1) / kRowBlock * kRowBlock;
     for (int64_t row = rows.row; row < end && rows.enters; ++row) {
-      for (int64_t c = 0; c < padded; c += kLanes)
+      for (int64_t c = 0; c < padded; c += kLanes) {
         O::put_row(rows.a + row * words, c, load(rows.block + row * padded + c));
+      }
     }
     for (int64_t layer = rows.first; layer < rows.last; ++layer) {
       const bool skips = shape.skip_every && shape.ends_block(layer);
+      const auto step = skips ? forward_layer<kSwish, kNorm, true> : forward_layer<kSwish, kNorm, false>;
       for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
-        const auto step = shape.swish ? (skips ? forward_layer<true, true> : forward_layer<true, false>)
-                                      : (skips ? forward_layer<false, true> : forward_layer<false, false>);
         step(shape, rows, layer, row, std::min(kRowBlock, rows.end - row));
       }
     }
@@ -281,7 +285,13 @@ struct Stack {
 
   // The inputs of blocks, by the same additions as in the forward pass: where n was saved exactly, to the
   // same bits.
-  template <bool kSwish>
+  template <bool kSwish, bool kNorm>
+  static void rebuild_blocks(const StackShape& shape, const RebuildRows& rows) {
+    const int64_t end = (rows.end + kRowBlock - 1) / kRowBlock * kRowBlock;
+    for (int64_t row = rows.row; row < end; row += 2) rebuild_rows<kSwish, kNorm>(shape, rows, row);
+  }
+
+  template <bool kSwish, bool kNorm>
   static void rebuild_rows(const StackShape& shape, const RebuildRows& rows, int64_t row) {
     const int64_t padded = shape.padded, width = covered(shape), words = batch_words(shape);
     const int64_t every = shape.skip_every ? shape.skip_every : rows.last - rows.first;
@@ -297,7 +307,7 @@ struct Stack {
           } else {
             const int64_t saved = (layer - 1 - rows.first) * shape.batch + row + i;
             const Floats normal =
-                O::load_saved(static_cast<const Saved*>(rows.n) + saved * padded + c, shape.norm);
+                O::load_saved(static_cast<const Saved*>(rows.n) + saved * padded + c, kNorm);
             block[i] = output<kSwish, true>(vectors, c, normal, kept - c);
           }
           store(kept, block[i]);
@@ -307,16 +317,9 @@ struct Stack {
     }
   }
 
-  static void rebuild(const StackShape& shape, const RebuildRows& rows) {
-    const int64_t end = (rows.end + kRowBlock - 1) / kRowBlock * kRowBlock;
-    for (int64_t row = rows.row; row < end; row += 2) {
-      (shape.swish ? rebuild_rows<true> : rebuild_rows<false>)(shape, rows, row);
-    }
-  }
-
   // From the gradient of the layer's output to du, of rows `row` and `row` + 1; du goes to `work` as a left
   // operand and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
-  template <bool kSwish>
+  template <bool kSwish, bool kNorm>
   static void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
                             int64_t in_block, float* sums) {
     const int64_t padded = shape.padded, width = covered(shape), words = batch_words(shape);
@@ -348,7 +351,7 @@ struct Stack {
       Floats y[2], scale{}, shift{};
       DEEPRES_UNROLL
       for (int64_t i = 0; i < 2; ++i) {
-        const Floats dy = load(da[i] + c), normal = O::load_saved(n[i] + c, shape.norm);
+        const Floats dy = load(da[i] + c), normal = O::load_saved(n[i] + c, kNorm);
         if (ends) store(dblock[i] + c, dy);
         const Floats z = gamma * normal + beta;
         Floats dz;
@@ -372,7 +375,7 @@ struct Stack {
       if (leaves) put_in_panels<O>(a, words, row, c, y);
     }
     float mean[2] = {}, slope[2] = {};
-    for (int64_t i = 0; i < 2 && shape.norm; ++i) {
+    for (int64_t i = 0; i < 2 && kNorm; ++i) {
       mean[i] = sum(total[i]) / float(shape.width);
       slope[i] = sum(along[i]) / float(shape.width);
     }
@@ -380,7 +383,7 @@ struct Stack {
       Floats du[2];
       DEEPRES_UNROLL
       for (int64_t i = 0; i < 2; ++i) {
-        const Floats normal = O::load_saved(n[i] + c, shape.norm);
+        const Floats normal = O::load_saved(n[i] + c, kNorm);
         du[i] = (load(scratch + i * padded + c) - mean[i] - normal * slope[i]) * rstd[i];
         O::put_row(operand[i], c, du[i]);
       }
@@ -392,7 +395,7 @@ struct Stack {
     }
   }
 
-  template <bool kSwish>
+  template <bool kSwish, bool kNorm>
   static void backward_layer(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row) {
     const int64_t padded = shape.padded, local = layer - rows.first, k = width_words(shape);
     const bool joins = shape.skip_every && shape.opens_block(layer);
@@ -401,38 +404,58 @@ struct Stack {
     std::fill_n(sums, 3 * padded, 0.0f);
     // Panels want whole row blocks.
     const int64_t count = rows.du ? kRowBlock : std::min(kRowBlock, rows.end - row);
-    for (int64_t i = 0; i < count; i += 2) gradient_rows<kSwish>(shape, rows, layer, row + i, i, sums);
+    for (int64_t i = 0; i < count; i += 2) gradient_rows<kSwish, kNorm>(shape, rows, layer, row + i, i, sums);
     if (layer == rows.first && !rows.needs_input) return;
     P::product(shape, std::min(kRowBlock, rows.end - row), rows.work, row_words(shape),
                rows.packed + local * padded * k, k, joins ? rows.dblock + row * padded : zeros,
                joins ? padded : 0, rows.da + row * padded);
   }
 
-  static void backward(const StackShape& shape, const BackwardRows& rows) {
+  template <bool kSwish, bool kNorm>
+  static void backward_layers(const StackShape& shape, const BackwardRows& rows) {
     for (int64_t layer = rows.last - 1; layer >= rows.first; --layer) {
       for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
-        (shape.swish ? backward_layer<true> : backward_layer<false>)(shape, rows, layer, row);
+        backward_layer<kSwish, kNorm>(shape, rows, layer, row);
       }
     }
   }
 
+  // One of four instances, by the options that reach into inner loops.
+  template <class Rows>
+  using Step = void (*)(const StackShape&, const Rows&);
+
+  template <class Rows>
+  static void choose(const StackShape& shape, const Rows& rows, Step<Rows> swish_norm, Step<Rows> swish,
+                     Step<Rows> norm, Step<Rows> neither) {
+    (shape.swish ? (shape.norm ? swish_norm : swish) : (shape.norm ? norm : neither))(shape, rows);
+  }
+
+  static void forward(const StackShape& shape, const ForwardRows& rows) {
+    choose(shape, rows, forward_layers<true, true>, forward_layers<true, false>, forward_layers<false, true>,
+           forward_layers<false, false>);
+  }
+
+  static void rebuild(const StackShape& shape, const RebuildRows& rows) {
+    choose(shape, rows, rebuild_blocks<true, true>, rebuild_blocks<true, false>, rebuild_blocks<false, true>,
+           rebuild_blocks<false, false>);
+  }
+
+  static void backward(const StackShape& shape, const BackwardRows& rows) {
+    choose(shape, rows, backward_layers<true, true>, backward_layers<true, false>,
+           backward_layers<false, true>, backward_layers<false, false>);
+  }
+
   static void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel,
-                              float* dweight) {
+                              float* dweight, float* work) {
     const int64_t width = shape.width, words = batch_words(shape),
                   rows = std::min(kPad, width - panel * kPad);
-    for (int64_t column = 0; column < width; column += kPad) {
-      alignas(64) float c[kPad * kPad] = {};
-      P::outer(a + panel * words * kPad, du + column * words, words, c);
-      const int64_t columns = std::min(kPad, width - column);
-      for (int64_t i = 0; i < rows; ++i) {
-        const float* sums = c + i * kPad;
-        float* out = dweight + (panel * kPad + i) * width + column;
-        if (columns < kPad) {
-          std::copy_n(sums, columns, out);
-          continue;
-        }
-        for (int64_t j = 0; j < kPad; j += kLanes) stream(out + j, load(sums + j));
-      }
+    P::outer(shape, a + panel * words * kPad, du, words, work);
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* sums = work + i * shape.padded;
+      float* out = dweight + (panel * kPad + i) * width;
+      const int64_t whole = width / kLanes * kLanes;
+      for (int64_t c = 0; c < whole; c += kLanes) stream(out + c, load(sums + c));
+      std::copy(sums + whole, sums + width, out + whole);
     }
     finish_streams();
   }

@@ -40,7 +40,8 @@ DEEPRES_INLINE Floats load(const float* p) {
 
 DEEPRES_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
-// For what this core will not read soon: past the caches where p is aligned. finish_streams() before others read it.
+// For what this core will not read soon: past the caches where p is aligned. finish_streams() before others
+// read it.
 DEEPRES_INLINE void stream(float* p, Floats v) {
 #if DEEPRES_LANES == 16
   if (reinterpret_cast<uintptr_t>(p) % sizeof v == 0) {
@@ -69,7 +70,8 @@ DEEPRES_INLINE void store_halves(uint16_t* p, Ints v) {
   std::memcpy(p, &h, sizeof h);
 }
 
-DEEPRES_INLINE Floats splat(float s) { return Floats{} + s; }
+// s - 0 is s whatever s is, so this is a plain broadcast; 0 + s would turn -0 into 0 and cost an addition.
+DEEPRES_INLINE Floats splat(float s) { return s - Floats{}; }
 
 DEEPRES_INLINE Floats as_floats(Ints v) { return reinterpret_cast<Floats>(v); }
 DEEPRES_INLINE Ints as_ints(Floats v) { return reinterpret_cast<Ints>(v); }
@@ -99,23 +101,39 @@ DEEPRES_INLINE Ints first_lanes(int64_t count) {
 
 DEEPRES_INLINE Floats keep(Floats v, Ints mask) { return as_floats(as_ints(v) & mask); }
 
-// exp(x) to about 1 ulp for x in [-87.3, 88], clamped outside; NaN stays NaN.
-DEEPRES_INLINE Floats exp(Floats x) {
-  x = x < -87.3f ? splat(-87.3f) : x;
-  x = x > 88.0f ? splat(88.0f) : x;
+// Both bounds let NaN through.
+DEEPRES_INLINE Floats clamp(Floats v, float least, float most) {
+#if DEEPRES_LANES == 16
+  const __m512 low = _mm512_max_ps(_mm512_set1_ps(least), reinterpret_cast<__m512>(v));
+  return reinterpret_cast<Floats>(_mm512_min_ps(_mm512_set1_ps(most), low));
+#else
+  v = v < least ? splat(least) : v;
+  return v > most ? splat(most) : v;
+#endif
+}
+
+// 2^t for t in [-126, 126], to 1e-7 of its value; NaN stays NaN.
+DEEPRES_INLINE Floats exp2(Floats t) {
+#if DEEPRES_LANES == 16
+  const Floats n =
+      reinterpret_cast<Floats>(_mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(t), 0));
+#else
   const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const Floats shifted = x * 1.44269504088896341f + magic;
-  const Floats n = shifted - magic;
-  Floats r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  Floats p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const Floats shifted = t + magic, n = shifted - magic;
+#endif
+  const Floats f = t - n;  // in [-1/2, 1/2]: the polynomial is the best one of its degree there, exact at 0
+  Floats p = splat(1.3264726838e-3f);
+  p = p * f + 9.6715126653e-3f;
+  p = p * f + 5.5507337444e-2f;
+  p = p * f + 2.4022242085e-1f;
+  p = p * f + 6.9314697760e-1f;
+  p = p * f + 1.0f;
+#if DEEPRES_LANES == 16
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
   return p * as_floats((as_ints(shifted) - as_ints(magic) + 127) << 23);
+#endif
 }
 
 // 1 / d for d >= 1, to about 1 ulp.
@@ -128,7 +146,9 @@ DEEPRES_INLINE Floats reciprocal(Floats d) {
 #endif
 }
 
-DEEPRES_INLINE Floats sigmoid(Floats z) { return reciprocal(1.0f + exp(-z)); }
+DEEPRES_INLINE Floats sigmoid(Floats z) {
+  return reciprocal(1.0f + exp2(clamp(z * -1.44269504088896341f, -126.0f, 126.0f)));
+}
 
 // a[0], b[0], a[1], b[1], ...: the first halves of both, and the second halves.
 template <int... kLane>
