@@ -8,8 +8,10 @@ the reference (`deepres.backends()` tells why).
 import sys
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
+
+ParallelCompile("NPY_NUM_BUILD_JOBS", default=0).install()  # a file on each core
 
 sources = ["csrc/bindings.cpp", *sorted(str(p) for p in Path("csrc/cpu").glob("*.cpp"))]
 headers = sorted(str(p) for p in Path("csrc").rglob("*.h"))
