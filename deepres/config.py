@@ -78,6 +78,8 @@ class Config:
     """Rounds between evaluations (ours); one also runs before the first round and after the last."""
     eval_envs: int = 128
     """Episodes in an evaluation, one for each environment."""
+    stop_at_success: float | None = None
+    """End the run at an evaluation in which this share of the episodes reached their goal (ours); None never does."""
     checkpoint_every: int = 50
     """Rounds between checkpoints (ours); one is also written at the end."""
     keep_checkpoints: int = 2
@@ -109,6 +111,9 @@ class Config:
             raise ValueError(
                 f"target_entropy_per_action must be finite, got {self.target_entropy_per_action!r}"
             )
+        stop = self.stop_at_success
+        if stop is not None and not (_finite(stop) and 0 < stop <= 1):
+            raise ValueError(f"stop_at_success must be a share above 0 and up to 1, or None, got {stop!r}")
         if not (_finite(self.gamma) and 0 < self.gamma < 1):
             raise ValueError(f"gamma must lie strictly between 0 and 1, got {self.gamma!r}")
         for name in ("critic_depth", "actor_depth"):
@@ -179,8 +184,8 @@ class Config:
 
 # Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
 CHANGEABLE = frozenset({
-    "total_steps", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints", "save_buffer",
-    "precision", "checkpoint", "impl", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
+    "save_buffer", "precision", "checkpoint", "impl", "device", "actor_lr", "critic_lr", "alpha_lr",
 })  # fmt: skip
 
 _AT_LEAST = {

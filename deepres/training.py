@@ -58,15 +58,17 @@ def train(
         if run.before is None:
             run.before = examine()
         figures = run.before
-        while not run.done and not interrupt.asked:
+        reached = False
+        while not (run.done or reached or interrupt.asked):
             row = run.round()
             log.write("train", row)
             bar.round(row)
             last = run.done or interrupt.asked
             if last or run.rounds % config.eval_every == 0:
                 figures = examine()
-            if last or run.rounds % config.checkpoint_every == 0:
-                _save(run, last)
+                reached = config.stop_at_success is not None and figures.success_any >= config.stop_at_success
+            if last or reached or run.rounds % config.checkpoint_every == 0:
+                _save(run, last or reached)
         log.close()
     return Result(folder, run.before, figures, run.env_steps, interrupted=interrupt.asked)
 

@@ -160,6 +160,14 @@ def test_a_longer_run_goes_on_where_it_ended(finished, tmp_path):
     assert [int(r["env_steps"]) for r in rows(run / "metrics.csv")] == list(range(80, 481, 40))
 
 
+def test_a_run_ends_early_at_the_success_it_was_asked_for(tmp_path):
+    """The reacher's goals include some within reach of any policy, so a low bar is met at the first look."""
+    config = replace(TINY, env="reacher", stop_at_success=0.01, eval_every=1, eval_envs=64, total_steps=10**6)
+    result = train(config, tmp_path / "run", progress=False)
+    assert result.env_steps < 10**6 and result.after.success_any >= 0.01
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints")[-1] == f"{result.env_steps:012d}"
+
+
 def test_a_full_disk_costs_the_unsaved_steps_only(small_disk):
     """The ring (a megabyte a checkpoint) fills 4 MB; the run trains to its end and then says what it could not do."""
     config = replace(
