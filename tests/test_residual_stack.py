@@ -155,7 +155,7 @@ def test_strided_inputs_and_no_grad() -> None:
     assert torch.equal(y, deepres.residual_stack(*args, impl="cpu"))
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "base"])
+@pytest.mark.parametrize("isa", ["amx", "amx_plain", "avx512_bf16", "avx512", "avx2", "base"])
 def test_every_instruction_set_of_this_processor(isa: str) -> None:
     """The whole range of kernels is in one binary: each that the processor can run agrees with the truth."""
     program = (
