@@ -71,18 +71,19 @@ std::vector<Isa> isas() {
   return present;
 }
 
-// The fastest, or the one that DEEPRES_CPU_ISA names.
-const Isa& isa() {
-  static const Isa chosen = [] {
-    const char* wanted = std::getenv("DEEPRES_CPU_ISA");
-    std::string names;
-    for (const Isa& each : isas()) {
-      if (wanted ? std::string(wanted) == each.name : !each.for_tests) return each;
-      names += std::string(names.empty() ? "" : ", ") + each.name;
-    }
-    throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" +
-                                wanted + "'");
-  }();
+// The instruction set called `name`, or the fastest if that is null.
+Isa find_isa(const char* name) {
+  std::string names;
+  for (const Isa& each : isas()) {
+    if (name ? name == std::string(each.name) : !each.for_tests) return each;
+    names += std::string(names.empty() ? "" : ", ") + each.name;
+  }
+  throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" + name +
+                              "'");
+}
+
+Isa& isa() {
+  static Isa chosen = find_isa(std::getenv("DEEPRES_CPU_ISA"));
   return chosen;
 }
 
@@ -119,6 +120,10 @@ void bind_residual_stack(py::module_& m) {
       .def_property_readonly("span", &stack_span, "Layers between the inputs that are saved.")
       .def_property_readonly("segment", &stack_segment,
                              "Layers between the inputs that checkpointing saves.");
+
+  m.def(
+      "use_isa", [](const std::string& name) { isa() = find_isa(name.c_str()); },
+      "For tests: lets another instruction set serve. ValueError names those there are.");
 
   m.def(
       "isa", [] { return isa().name; },
