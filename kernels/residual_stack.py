@@ -180,8 +180,8 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     return checkpoint
 
 
-# The op as PyTorch sees it. Choosing a backend is not something torch.compile can trace, so the choice stands in
-# a composite op: tracing runs it, and sees either the reference's operations or the fused forward and backward.
+# The op as PyTorch sees it. torch.compile cannot trace the choice of a backend, so it stands in a composite op:
+# tracing runs it, and sees either the reference's operations or the fused forward and backward.
 
 torch.library.define(
     "deepres::residual_stack",

@@ -1,8 +1,8 @@
 """The residual stack on the CPU: `deepres._C` behind the contract of residual_stack.py.
 
-Saved for backward: n of every layer, padded to `StackShape.padded` columns; and in a flat tensor rstd [D, B], then
-the inputs of spans of layers, from which backward rebuilds the inputs of the blocks inside. With checkpoints: the
-inputs of the segments of layers between them, and nothing else.
+Saved for backward: n of every layer, padded to `StackShape.padded` columns; and in a flat tensor rstd [D, B],
+then the inputs of spans of layers, from which backward rebuilds those of the blocks inside. With checkpoints:
+the inputs of the segments of layers between them, and nothing else.
 """
 
 from __future__ import annotations

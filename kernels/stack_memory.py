@@ -57,15 +57,15 @@ def saved_bytes(
 def planned_checkpoint(
     impl: str, batch: int, width: int, depth: int, options: StackOptions, device: str
 ) -> int:
-    """What checkpoint="auto" stands for in such calls: picked, and told to logger "deepres", once in a process."""
+    """What checkpoint="auto" stands for in such calls: picked, and logged ("deepres"), once in a process."""
     backend, room = dispatch.load("residual_stack", impl), int(SHARE * free_bytes(torch.device(device)))
     picked = fitting_checkpoint(backend, batch, width, depth, options, room)
     need, whole = (
         sum(kept_bytes(backend, batch, width, depth, replace(options, checkpoint=k))) for k in (picked, 0)
     )
     logging.getLogger("deepres").info(
-        "residual_stack of %d layers, width %d, batch %d: checkpoint='auto' picks %s (%.0f MB of activations; "
-        "%.0f MB allowed, %.0f MB without checkpoints)",
+        "residual_stack of %d layers, width %d, batch %d: checkpoint='auto' picks %s "
+        "(%.0f MB of activations; %.0f MB allowed, %.0f MB without checkpoints)",
         depth, width, batch, picked or "none", need / 1e6, room / 1e6, whole / 1e6,
     )  # fmt: skip
     return picked
@@ -86,7 +86,7 @@ def fitting_checkpoint(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`: of the machine or of the container, whichever is less."""
+    """Bytes that can still be allocated on `device`: of the machine or the container, whichever is less."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     candidates = [_available(), _container_left()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import deepres
+from deepres import _C
 from deepres.kernels import dispatch
 from deepres.kernels.residual_stack import StackOptions
 from deepres.kernels.stack_memory import fitting_checkpoint, kept_bytes
@@ -155,27 +157,31 @@ def test_strided_inputs_and_no_grad() -> None:
     assert torch.equal(y, deepres.residual_stack(*args, impl="cpu"))
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "base"])
-def test_every_instruction_set_of_this_processor(isa: str) -> None:
-    """The whole range of kernels is in one binary: each that the processor can run agrees with the truth."""
-    program = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from test_residual_stack import arguments, assert_matches\n"
-        "from deepres import _C\n"
-        "try: print(_C.isa())\n"
-        "except ValueError as error: print(error); raise SystemExit\n"
-        "for precision in ('fp32', 'bf16'):\n"
-        "    assert_matches(arguments(70, 100, 8), precision=precision)\n"
-        "    assert_matches(arguments(5, 16, 8), activation='relu', skip_every=2, precision=precision)\n"
-    )
-    done = run_python(program, DEEPRES_CPU_ISA=isa)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == isa or "DEEPRES_CPU_ISA must be one of" in done.stdout
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("isa", ["amx", "amx_plain", "avx512_bf16", "avx512", "avx2", "base"])
+def test_every_instruction_set_of_this_processor(isa: str, precision: str) -> None:
+    """One binary holds the kernels of all: those that this processor can run agree with the truth."""
+    fastest = _C.isa()
+    try:
+        _C.use_isa(isa)
+    except ValueError as error:
+        assert f"got '{isa}'" in str(error) and "base" in str(error)
+        return
+    try:
+        assert_matches(arguments(70, 100, 8), precision=precision)
+        assert_matches(arguments(5, 16, 8), activation="relu", skip_every=2, precision=precision)
+    finally:
+        _C.use_isa(fastest)
+
+
+def test_instruction_set_can_be_named_from_outside() -> None:
+    program = "from deepres import _C\ntry: print(_C.isa())\nexcept ValueError as error: print(error)"
+    assert run_python(program, DEEPRES_CPU_ISA="base").stdout.strip() == "base"
+    refused = run_python(program, DEEPRES_CPU_ISA="mmx").stdout
+    assert refused.startswith("DEEPRES_CPU_ISA must be one of") and "got 'mmx'" in refused
 
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **environment},

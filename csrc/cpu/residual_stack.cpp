@@ -5,9 +5,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <array>
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -15,7 +25,7 @@ namespace deepres {
 
 extern const StackKernels kStackBase[2];
 #if defined(__x86_64__)
-extern const StackKernels kStackAvx512[2], kStackAvx2[2], kStackAvx512Bf16;
+extern const StackKernels kStackAvx512[2], kStackAvx2[2], kStackAvx512Bf16, kStackAmx, kStackAmxPlain;
 #endif
 
 namespace {
@@ -23,7 +33,23 @@ namespace {
 struct Isa {
   const char* name;
   const StackKernels* kernels[2];  // fp32, bf16
+  bool for_tests = false;          // serves only when named
 };
+
+#if defined(__x86_64__)
+// Whether the processor has AMX for bf16 and the system lets this process use it.
+bool amx_granted() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kBf16) && (edx & kTile) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Those that this processor has, the fastest first.
 std::vector<Isa> isas() {
@@ -34,6 +60,8 @@ std::vector<Isa> isas() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+    if (amx_granted()) present.push_back({"amx", {&kStackAvx512[0], &kStackAmx}});
+    present.push_back({"amx_plain", {&kStackAvx512[0], &kStackAmxPlain}, true});
     present.push_back({"avx512_bf16", {&kStackAvx512[0], &kStackAvx512Bf16}});
   }
   if (avx512) present.push_back({"avx512", {&kStackAvx512[0], &kStackAvx512[1]}});
@@ -43,18 +71,19 @@ std::vector<Isa> isas() {
   return present;
 }
 
-// The fastest, or the one that DEEPRES_CPU_ISA names; a null name where there is no such one.
-const Isa& isa() {
-  static const Isa chosen = [] {
-    const char* wanted = std::getenv("DEEPRES_CPU_ISA");
-    std::string names;
-    for (const Isa& each : isas()) {
-      if (!wanted || std::string(wanted) == each.name) return each;
-      names += std::string(names.empty() ? "" : ", ") + each.name;
-    }
-    throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" +
-                                wanted + "'");
-  }();
+// The instruction set called `name`, or the fastest if that is null.
+Isa find_isa(const char* name) {
+  std::string names;
+  for (const Isa& each : isas()) {
+    if (name ? name == std::string(each.name) : !each.for_tests) return each;
+    names += std::string(names.empty() ? "" : ", ") + each.name;
+  }
+  throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" + name +
+                              "'");
+}
+
+Isa& isa() {
+  static Isa chosen = find_isa(std::getenv("DEEPRES_CPU_ISA"));
   return chosen;
 }
 
@@ -91,6 +120,10 @@ void bind_residual_stack(py::module_& m) {
       .def_property_readonly("span", &stack_span, "Layers between the inputs that are saved.")
       .def_property_readonly("segment", &stack_segment,
                              "Layers between the inputs that checkpointing saves.");
+
+  m.def(
+      "use_isa", [](const std::string& name) { isa() = find_isa(name.c_str()); },
+      "For tests: lets another instruction set serve. ValueError names those there are.");
 
   m.def(
       "isa", [] { return isa().name; },
