@@ -29,9 +29,9 @@ def on_host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(residual_stack_cuda, "unsupported", lambda *_: None)
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
-    dispatch._unavailable.cache_clear()
+    dispatch._reason.cache_clear()
     yield monkeypatch
-    dispatch._unavailable.cache_clear()
+    dispatch._reason.cache_clear()
 
 
 def _poisoning(allocate):
