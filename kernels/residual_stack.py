@@ -180,8 +180,8 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
     return checkpoint
 
 
-# The op as PyTorch sees it. torch.compile cannot trace the choice of a backend, so it stands in a composite op:
-# tracing runs it, and sees either the reference's operations or the fused forward and backward.
+# The op as PyTorch sees it. torch.compile cannot trace the choice of a backend, so it stands in a composite
+# op: tracing runs it, and sees either the reference's operations or the fused forward and backward.
 
 torch.library.define(
     "deepres::residual_stack",
@@ -258,6 +258,7 @@ def _setup_context(ctx, inputs, output):
     x, weight, bias, gamma, beta, *ctx.options, _save = inputs
     y, activations, statistics = output
     ctx.mark_non_differentiable(activations, statistics)
+    ctx.set_materialize_grads(False)  # no zeros of the size of the activations
     ctx.save_for_backward(x, y, weight, bias, gamma, beta, activations, statistics)
 
 

@@ -41,7 +41,7 @@ class Run {
         tile_(std::clamp(rounded_up(divided_up(shape.batch, threads), kRowBlock), kRowBlock, kTileRows)),
         rows_(rounded_up(shape.batch, tile_)),
         state_(rows_ * shape.padded),
-        packed_(stretch_ * kernels_.packed_size(shape)),
+        packed_(2 * stretch_ * kernels_.packed_size(shape)),
         vectors_(3 * shape.depth * shape.padded),
         states_(2 * state_),
         works_(threads * work_size(shape)) {}
@@ -68,30 +68,41 @@ class Run {
   // if given, gets the output.
   void forward(int64_t first, int64_t last, const float* in, int64_t in_width, float* y,
                const StackSaved& saved) const {
-    const int64_t saved_row = shape_.batch * shape_.padded;
-    float *a = states_.at(), *block = states_.at(state_);
+    pack(first, std::min(first + stretch_, last), false);
     for (int64_t start = first; start < last; start += stretch_) {
       const int64_t end = std::min(start + stretch_, last);
-      pack(start, end, false);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic) nowait
       for (int64_t row = 0; row < rows_; row += tile_) {
-        const int64_t row_end = std::min(row + tile_, shape_.batch);
-        if (start == first && in) load_rows(in, in_width, row, block);
-        if (saved.streams && (saved.n ? (start - first) % span_ == 0 : start == first)) {
-          std::copy_n(block + row * shape_.padded, (row_end - row) * shape_.padded,
-                      saved.streams + (start - first) / span_ * saved_row + row * shape_.padded);
-        }
-        ForwardRows rows{common(row, row_end, start, end), a, block, start == first};
-        if (saved.n) save_at(&rows, saved, start - first);
-        kernels_.forward(shape_, rows);
-        if (y && end == last) store_rows(block, row, row_end, y);
+        if (start == first && in) load_rows(in, in_width, row, block());
+        walk(first, start, end, row, saved);
+        if (y && end == last) store_rows(block(), row, std::min(row + tile_, shape_.batch), y);
       }
+      pack(end, std::min(end + stretch_, last), false);  // the next ones, while others still walk
     }
   }
 
  protected:
+  float* block() const { return states_.at(state_); }
+
+  // One tile of rows through layers [start, end) of a run that began at `first`.
+  void walk(int64_t first, int64_t start, int64_t end, int64_t row, const StackSaved& saved) const {
+    const int64_t row_end = std::min(row + tile_, shape_.batch), inside = shape_.batch * shape_.padded;
+    if (saved.streams && (saved.n ? (start - first) % span_ == 0 : start == first)) {
+      std::copy_n(block() + row * shape_.padded, (row_end - row) * shape_.padded,
+                  saved.streams + (start - first) / span_ * inside + row * shape_.padded);
+    }
+    ForwardRows rows{common(row, row_end, start, end), states_.at(), block(), start == first};
+    if (saved.n) save_at(&rows, saved, start - first);
+    kernels_.forward(shape_, rows);
+  }
+
+  // Stretches follow each other through two buffers, so that one can be packed while the other is in use.
+  float* packed(int64_t first) const {
+    return packed_.at(first / stretch_ % 2 * stretch_ * kernels_.packed_size(shape_));
+  }
+
   StackRows common(int64_t row, int64_t row_end, int64_t first, int64_t last) const {
-    return {row,     row_end, first, last, packed_.at(), vectors_.at(3 * first * shape_.padded),
+    return {row,     row_end, first, last, packed(first), vectors_.at(3 * first * shape_.padded),
             nullptr, nullptr, work()};
   }
 
@@ -100,11 +111,12 @@ class Run {
     rows->rstd = saved.rstd + layer * shape_.batch;
   }
 
+  // All threads, who leave together; no layers are no work.
   void pack(int64_t first, int64_t last, bool transposed) const {
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t layer = first; layer < last; ++layer) {
       kernels_.pack(shape_, parameters_.weight + layer * shape_.width * shape_.width, transposed,
-                    packed_.at((layer - first) * kernels_.packed_size(shape_)), work());
+                    packed(first) + (layer - first) * kernels_.packed_size(shape_), work());
     }
   }
 
@@ -143,24 +155,27 @@ class BackwardRun : public Run {
 
   // All threads: from dy, which the first call loads, back through layers [first, last).
   void backward(int64_t first, int64_t last, const float* dy, const StackSaved& saved) const {
+    pack(stretch_of(first, last - 1), last, true);
     for (int64_t span = first + (last - first - 1) / span_ * span_; span >= first; span -= span_) {
       const int64_t span_end = std::min(span + span_, last);
       if (gradients_.dweight) rebuild(first, span, span_end, saved);
-      for (int64_t start = span + (span_end - span - 1) / stretch_ * stretch_; start >= span;
-           start -= stretch_) {
-        const int64_t end = std::min(start + stretch_, span_end);
-        pack(start, end, true);
-        chain(first, start, end, dy, saved);
-        finish(span, start, end);
+      for (int64_t start = stretch_of(first, span_end - 1); start >= span; start -= stretch_) {
+        chain(first, start, std::min(start + stretch_, last), dy, saved);
+        finish(span, start, std::min(start + stretch_, last));
+        pack(std::max(start - stretch_, first), start, true);  // the next ones, while others still finish
       }
     }
   }
 
  private:
+  int64_t stretch_of(int64_t first, int64_t layer) const {
+    return first + (layer - first) / stretch_ * stretch_;
+  }
+
   float* inputs() const { return left_.at(2 * stretch_ * panels_); }
 
   void rebuild(int64_t first, int64_t span, int64_t span_end, const StackSaved& saved) const {
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t row = 0; row < rows_; row += tile_) {
       const int64_t row_end = std::min(row + tile_, shape_.batch);
       const float* stream = saved.streams + (span - first) / span_ * shape_.batch * shape_.padded;
@@ -174,7 +189,7 @@ class BackwardRun : public Run {
     float *da = gradient_states_.at(), *dblock = gradient_states_.at(state_);
     float* a = gradients_.dweight ? left_.at() : nullptr;
     float* du = gradients_.dweight ? left_.at(stretch_ * panels_) : nullptr;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t row = 0; row < rows_; row += tile_) {
       const int64_t row_end = std::min(row + tile_, shape_.batch);
       if (end == shape_.depth) load_rows(dy, shape_.width, row, da);
@@ -189,7 +204,7 @@ class BackwardRun : public Run {
   // The gradients of the parameters, out of what the rows left behind.
   void finish(int64_t span, int64_t start, int64_t end) const {
     const int64_t tasks = 1 + (gradients_.dweight ? shape_.padded / kPad : 0);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t task = 0; task < (end - start) * tasks; ++task) {
       const int64_t layer = start + task / tasks, local = layer - start, panel = task % tasks - 1;
       if (panel < 0) {
