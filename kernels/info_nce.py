@@ -202,6 +202,7 @@ def _(dloss, dphi, dpsi, phi, psi):
 def _setup_context(ctx, inputs, output):
     _, *statistics_and_gradients = output
     ctx.mark_non_differentiable(*statistics_and_gradients)
+    ctx.set_materialize_grads(False)  # or autograd fills zeros as large as what was saved
     ctx.save_for_backward(*statistics_and_gradients[2:], *inputs[:2])
 
 
