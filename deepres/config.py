@@ -95,6 +95,8 @@ class Config:
     """Activations kept for backward: none recomputed, "auto", or a number of blocks between those kept."""
     impl: str = "auto"
     """Kernels: auto, reference, or a backend that `deepres doctor` lists."""
+    threads: int = 0
+    """CPU threads of PyTorch and the CPU kernels; 0 leaves PyTorch's choice. The same number, the same bits."""
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 
@@ -185,14 +187,14 @@ class Config:
 # Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
 CHANGEABLE = frozenset({
     "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
-    "save_buffer", "precision", "checkpoint", "impl", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
 })  # fmt: skip
 
 _AT_LEAST = {
     "num_envs": 1, "episode_length": 2, "critic_depth": 1, "actor_depth": 1, "width": 1, "feature_dim": 1,
     "skip_every": 0, "batch_size": 2, "total_steps": 1, "unroll_length": 1, "gradient_steps": 1,
     "buffer_steps": 2, "min_buffer_steps": 2, "eval_every": 1, "eval_envs": 1, "checkpoint_every": 1,
-    "keep_checkpoints": 1, "seed": 0,
+    "keep_checkpoints": 1, "seed": 0, "threads": 0,
 }  # fmt: skip
 
 _CHOICES = {

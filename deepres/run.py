@@ -40,6 +40,8 @@ class Run:
         self.config, self.run_dir = config, run_dir
         restored = self._find_checkpoint() if resume else None
         self.device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.env = make_env(config, config.num_envs)
         self.eval_env = make_env(config, config.eval_envs)
         dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}

@@ -279,7 +279,7 @@ def bad(**changes) -> dict:
         (
             {"impl": "fast"},
             ValueError,
-            "impl must be one of auto, cpu, reference for residual_stack, got 'fast'",
+            "impl must be one of auto, cuda, triton, cpu, reference for residual_stack, got 'fast'",
         ),
         ({"activation": "gelu"}, ValueError, "activation must be one of swish, relu, got 'gelu'"),
         ({"precision": "fp8"}, ValueError, "precision must be one of fp32, tf32, bf16, fp16, got 'fp8'"),
