@@ -22,14 +22,18 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python bench/throughput.py
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[envs,bench]'
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+$(VENV)/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[envs,bench]'
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[envs,bench,dev]'
-	touch $@
+$(VENV)/.installed-dev: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[envs,bench,dev]'
+	touch $@ $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build deepres/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
