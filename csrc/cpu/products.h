@@ -19,12 +19,16 @@ static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
 // Products by vector instructions: register tiles of kRows x kPanel sums.
 template <class O>
 struct VectorProducts {
+  static constexpr int64_t kAhead = 12;  // rows of a panel from the prefetch to the use
+
   // sum_j left_word(i, j) * right_row(j)[0 .. kPanel) for kRows values of i, handed to finish(i, low, high).
   template <class Left, class Right, class Finish>
   DEEPRES_INLINE static void tile(int64_t k, Left&& left_word, Right&& right_row, Finish&& finish) {
     Floats low[kRows] = {}, high[kRows] = {};
     for (int64_t j = 0; j < k; ++j) {
       const float* right = right_row(j);
+      __builtin_prefetch(right_row(j + kAhead));
+      __builtin_prefetch(right_row(j + kAhead) + kLanes);
       const Floats b0 = load(right), b1 = load(right + kLanes);
       DEEPRES_UNROLL
       for (int64_t i = 0; i < kRows; ++i) {
