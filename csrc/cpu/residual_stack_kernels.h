@@ -8,16 +8,12 @@
 #include <cmath>
 
 #include "cpu/operands.h"
+#include "cpu/products.h"
 #include "cpu/residual_stack.h"
 #include "cpu/vec.h"
 
 namespace deepres {
 namespace {
-
-constexpr int64_t kPanel = 2 * kLanes;   // columns of a register tile
-constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
-static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
-              "tiles must fit the padding");
 
 // Columns that hold values, rounded up to whole vectors.
 int64_t covered(const StackShape& shape) { return (shape.width + kLanes - 1) / kLanes * kLanes; }
@@ -49,81 +45,6 @@ DEEPRES_INLINE void put_in_panels(float* panels, int64_t words, int64_t row, int
     store(panels + in_panels(words, row + 1, c), O::word(v[1], v[1]));
   }
 }
-
-// Products by vector instructions: register tiles of kRows x kPanel sums.
-template <class O>
-struct VectorProducts {
-  // sum_j left_word(i, j) * right_row(j)[0 .. kPanel) for kRows values of i, handed to finish(i, low, high).
-  template <class Left, class Right, class Finish>
-  DEEPRES_INLINE static void tile(int64_t k, Left&& left_word, Right&& right_row, Finish&& finish) {
-    Floats low[kRows] = {}, high[kRows] = {};
-    for (int64_t j = 0; j < k; ++j) {
-      const float* right = right_row(j);
-      const Floats b0 = load(right), b1 = load(right + kLanes);
-      DEEPRES_UNROLL
-      for (int64_t i = 0; i < kRows; ++i) {
-        const Floats a = splat(left_word(i, j));
-        low[i] = O::dot(low[i], a, b0);
-        high[i] = O::dot(high[i], a, b1);
-      }
-    }
-    DEEPRES_UNROLL
-    for (int64_t i = 0; i < kRows; ++i) finish(i, low[i], high[i]);
-  }
-
-  static constexpr int64_t kChunk =
-      256;  // words of k added up before they join the others: shorter sums err less
-
-  // c [rows, width] = a [rows, k words] @ packed + added. The sum comes first: small terms added one by one
-  // to a large value would each be rounded at its scale. c has row stride `padded`, a `a_stride`.
-  static void product(const StackShape& shape, int64_t rows, const float* a, int64_t a_stride,
-                      const float* packed, int64_t k, const float* added, int64_t added_stride, float* c) {
-    for (int64_t column = 0; column < shape.width; column += kPanel) {
-      const float* panel = packed + column * k;
-      for (int64_t row = 0; row < rows; row += kRows) {
-        float* out = c + row * shape.padded + column;
-        for (int64_t first = 0; first < k; first += kChunk) {
-          const float *left = a + row * a_stride + first, *right = panel + first * kPanel;
-          const float* plus = first ? out : added + row * added_stride + column;
-          const int64_t plus_stride = first ? shape.padded : added_stride;
-          tile(
-              std::min(kChunk, k - first),
-              [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[i * a_stride + j]; },
-              [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPanel; },
-              [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-                store(out + i * shape.padded, low + load(plus + i * plus_stride));
-                store(out + i * shape.padded + kLanes, high + load(plus + i * plus_stride + kLanes));
-              });
-        }
-      }
-    }
-  }
-
-  static constexpr int64_t kBatchWords = 128;  // rows of panels that stay in L1 together
-
-  // c [kPad, width], row stride `padded`, = a^T du over the words of a panel of a and of all panels of du.
-  static void outer(const StackShape& shape, const float* a, const float* du, int64_t words, float* c) {
-    std::fill_n(c, kPad * shape.padded, 0.0f);
-    for (int64_t word = 0; word < words; word += kBatchWords) {
-      const int64_t count = std::min(kBatchWords, words - word);
-      for (int64_t column = 0; column < shape.width; column += kPanel) {
-        for (int64_t row = 0; row < kPad; row += kRows) {
-          const float* left = a + word * kPad + row;
-          const float* right = du + (column / kPad * words + word) * kPad + column % kPad;
-          float* out = c + row * shape.padded + column;
-          tile(
-              count, [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[j * kPad + i]; },
-              [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPad; },
-              [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-                float* sums = out + i * shape.padded;
-                store(sums, low + load(sums));
-                store(sums + kLanes, high + load(sums + kLanes));
-              });
-        }
-      }
-    }
-  }
-};
 
 // The residual stack with operands O, by the products of P.
 template <class O, class P>
