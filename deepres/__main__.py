@@ -1,9 +1,12 @@
 """The `deepres` command, also as `python -m deepres`."""
 
+import os
 import sys
 
 
 def main() -> None:
+    # Read once, when torch loads OpenMP: its workers sleep after their work, so that XLA's find a core (CONTRIBUTING).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from deepres.cli import main as run
     except ModuleNotFoundError as error:
