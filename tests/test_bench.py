@@ -14,7 +14,8 @@ from bench import measure, registry, table, timing, worker
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TINY = ("--batch", "12", "--width", "16", "--seconds", "0.05", "--device", "cpu", "--threads", "1")
+# not tinier: the worst of a few hundred errors is luck, and the check before the clock compares worst errors
+TINY = ("--batch", "64", "--width", "64", "--seconds", "0.05", "--device", "cpu", "--threads", "1")
 
 
 def bench(script, *arguments, folder=ROOT, **options):
