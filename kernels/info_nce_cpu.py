@@ -5,10 +5,12 @@ to scale them. A strip of logits (96 rows or more against all goals: 4 MB, or M 
 exists at a time. See csrc/cpu/info_nce.cpp for the order of the sums: it depends on neither the number of
 threads nor the run, so the same input gives the same bits.
 
-Distances are sums of squared differences, never |phi|^2 + |psi|^2 - 2 phi.psi, and gradients are sums of
-weighted differences: near pairs lose no digits. With u = 2^-24 and d features, summed in runs of 64, each
-distance is within (min(d, 64) / 2 + d / 128 + 3) u of the exact one, relative to itself and however close the
-pair, as long as its square does not underflow (differences above 1e-18).
+Distances are sums of squared differences, never |phi|^2 + |psi|^2 - 2 phi.psi: near pairs lose no digits.
+With u = 2^-24 and d features, summed in runs of 64, each distance is within (min(d, 64) / 2 + d / 128 + 3) u
+of the exact one, relative to itself and however close the pair, as long as its square does not underflow
+(differences above 1e-18). Gradients are sums of weighted differences, too, except in blocks of 24 x 64 pairs
+that are all far, |phi - psi|^2 >= (|phi|^2 + |psi|^2) / 4: there x sum_j w_j - sum_j w_j y_j costs half and
+each term is at most 4 times the difference that it stands for.
 """
 
 from __future__ import annotations

@@ -166,6 +166,16 @@ def test_near_pairs_lose_no_digits():
         assert max(map(rows_error, fused[3:], truth[3:])) < 2e-6
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0, 100.0])
+def test_far_and_near_blocks(shift):
+    """Features away from the origin are near each other: gradients then sum differences, not products."""
+    phi, psi = features(200, 200, 64)
+    phi, psi = phi + shift, psi + shift
+    psi[::7] = phi[::7] + 1e-3 * psi[::7]
+    for energy in ("norm", "l2"):
+        assert_all_no_worse(phi, psi, energy=energy)
+
+
 def test_a_row_that_meets_its_goal():
     phi, psi = features(40, 40, 16)
     psi[3] = phi[3]

@@ -75,6 +75,9 @@ class InfoNce {
         panels_(col_tiles_ * kTileCols * p_.d),
         partial_floats_(2 * strip_ * kTileRows * col_tiles_),
         partial_doubles_(2 * strip_ * kTileRows * col_tiles_),
+        near_(strip_ * col_tiles_ * kTileBlocks),
+        phi_squares_(row_tiles_ * kTileRows),
+        psi_squares_(col_tiles_ * kTileCols),
         row_largest_(row_tiles_ * kTileRows),
         row_scale_(row_tiles_ * kTileRows),
         rows_(p_.b),
@@ -106,6 +109,9 @@ class InfoNce {
   int64_t cols_in(int64_t col_tile) const { return std::min(kTileCols, p_.m - col_tile * kTileCols); }
   float* tile(int64_t row_tile, int64_t col_tile) const {
     return tiles_.get() + ((row_tile % strip_) * col_tiles_ + col_tile) * kTile;
+  }
+  bool* near(int64_t row_tile, int64_t col_tile) const {
+    return near_.get() + ((row_tile % strip_) * col_tiles_ + col_tile) * kTileBlocks;
   }
   // The logit (later: the weight) of row i's own goal, in the strip that holds row i.
   float* positive(int64_t i) const {
@@ -143,9 +149,14 @@ class InfoNce {
   // The steps of a sweep. Each is entered by all threads, shares its loop among them and ends in a barrier.
 
   void pack() {
-#pragma omp for schedule(dynamic)
-    for (int64_t c = 0; c < col_tiles_; ++c)
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t c = 0; c < col_tiles_; ++c) {
       k_.pack(p_.psi + c * kTileCols * p_.d, cols_in(c), p_.d, panels_.get() + c * kTileCols * p_.d);
+      k_.square(p_.psi + c * kTileCols * p_.d, cols_in(c), p_.d, &psi_squares_[c * kTileCols]);
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t r = 0; r < row_tiles_; ++r)
+      k_.square(p_.phi + r * kTileRows * p_.d, rows_in(r), p_.d, &phi_squares_[r * kTileRows]);
   }
 
   void logits(int64_t first, int64_t last, bool statistics) {
@@ -211,7 +222,8 @@ class InfoNce {
         const Softmaxes softmaxes{&row_largest_[r * kTileRows], rows ? &row_scale_[r * kTileRows] : nullptr,
                                   col_softmax() ? &col_largest_[c * kTileCols] : nullptr,
                                   col_softmax() ? &col_scale_[c * kTileCols] : nullptr, binary};
-        k_.weights(p_.energy, softmaxes, rows_in(r), tile(r, c));
+        const Squares squares{&phi_squares_[r * kTileRows], &psi_squares_[c * kTileCols]};
+        k_.weights(p_.energy, softmaxes, squares, rows_in(r), tile(r, c), near(r, c));
         const int64_t begin = std::max(r * kTileRows, c * kTileCols - p_.offset);
         const int64_t end = std::min({(r + 1) * kTileRows, (c + 1) * kTileCols - p_.offset, p_.b});
         for (int64_t i = begin; i < end; ++i) *positive(i) = positive_weight(i);
@@ -233,26 +245,44 @@ class InfoNce {
   }
 
   void accumulate_dpsi(int64_t first, int64_t last) {
-    constexpr int64_t cols = 64;  // a share of the work: whole cache lines of a tile, small enough to spread
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t j = 0; j < p_.m; j += cols)
-      for (int64_t r = first; r < last; ++r)
-        k_.accumulate(p_.energy, p_.psi + j * p_.d, std::min(cols, p_.m - j), p_.phi + r * kTileRows * p_.d,
-                      rows_in(r), p_.d, tile(r, j / kTileCols) + j % kTileCols, 1, kTileCols,
-                      dpsi_ + j * p_.d);
+    for (int64_t j = 0; j < p_.m; j += kBlockCols)
+      for (int64_t r = first; r < last; ++r) {
+        const int64_t inside = j % kTileCols;
+        const bool* flags = near(r, j / kTileCols) + inside / kBlockCols;
+        for_runs(flags, kTileCols / kBlockCols, kBlockRows, rows_in(r), [&](int64_t i, int64_t n, bool near) {
+          k_.accumulate(p_.energy, near, p_.psi + j * p_.d, std::min(kBlockCols, p_.m - j),
+                        p_.phi + (r * kTileRows + i) * p_.d, n, p_.d,
+                        tile(r, j / kTileCols) + i * kTileCols + inside, 1, kTileCols, dpsi_ + j * p_.d);
+        });
+      }
     if (!dphi_) {
 #pragma omp barrier
     }
   }
 
   void accumulate_dphi(int64_t first, int64_t last) {
-    constexpr int64_t rows = 24;  // divides a tile
 #pragma omp for schedule(dynamic)
-    for (int64_t i = first * kTileRows; i < std::min(last * kTileRows, p_.b); i += rows)
-      for (int64_t c = 0; c < col_tiles_; ++c)
-        k_.accumulate(p_.energy, p_.phi + i * p_.d, std::min(rows, p_.b - i), p_.psi + c * kTileCols * p_.d,
-                      cols_in(c), p_.d, tile(i / kTileRows, c) + (i % kTileRows) * kTileCols, kTileCols, 1,
-                      dphi_ + i * p_.d);
+    for (int64_t i = first * kTileRows; i < std::min(last * kTileRows, p_.b); i += kBlockRows)
+      for (int64_t c = 0; c < col_tiles_; ++c) {
+        const int64_t r = i / kTileRows, inside = i % kTileRows;
+        const bool* flags = near(r, c) + inside / kBlockRows * (kTileCols / kBlockCols);
+        for_runs(flags, 1, kBlockCols, cols_in(c), [&](int64_t j, int64_t n, bool near) {
+          k_.accumulate(p_.energy, near, p_.phi + i * p_.d, std::min(kBlockRows, p_.b - i),
+                        p_.psi + (c * kTileCols + j) * p_.d, n, p_.d, tile(r, c) + inside * kTileCols + j,
+                        kTileCols, 1, dphi_ + i * p_.d);
+        });
+      }
+  }
+
+  // f(begin, length, flag) for the runs of equal flags among n things, a flag to `block` of them.
+  template <typename F>
+  static void for_runs(const bool* flags, int64_t stride, int64_t block, int64_t n, F f) {
+    for (int64_t begin = 0, end; begin < n; begin = end) {
+      const bool flag = flags[begin / block * stride];
+      for (end = begin; end < n && flags[end / block * stride] == flag;) end = std::min(end + block, n);
+      f(begin, end - begin, flag);
+    }
   }
 
   void summarise(double col_loss, float* loss, float* lse, float* metrics) const {
@@ -284,7 +314,9 @@ class InfoNce {
   Array<float> tiles_, panels_;                  // [strip_, col_tiles_] tiles; psi, packed
   Array<float> partial_floats_;                  // see Partials: 2 x [rows of a strip, col_tiles_]
   Array<double> partial_doubles_;
-  Array<float> row_largest_, row_scale_;  // see Softmaxes
+  Array<bool> near_;                        // [strip_, col_tiles_, kTileBlocks], see Kernels::weights
+  Array<float> phi_squares_, psi_squares_;  // see Squares
+  Array<float> row_largest_, row_scale_;    // see Softmaxes
   std::vector<RowLog> rows_;
   Array<float> col_largest_, col_sum_, col_scale_;
 };

@@ -13,6 +13,9 @@ enum class Form : int { kForward, kBackward, kSymmetric, kBinary };
 
 constexpr int64_t kTileRows = 96, kTileCols = 128;  // 48 KB of logits: a tile stays in L2 between its steps
 constexpr int64_t kTile = kTileRows * kTileCols;
+// Blocks of a tile that are told near or far on their own, and are a share of the gradients' work.
+constexpr int64_t kBlockRows = 24, kBlockCols = 64;
+constexpr int64_t kTileBlocks = (kTileRows / kBlockRows) * (kTileCols / kBlockCols);
 constexpr int64_t kLane = 16;  // the widest vector; d comes padded to a multiple of it
 
 // What a row of one tile adds to the row's statistics: the largest logit, sum_j exp(logit - largest),
@@ -37,6 +40,11 @@ struct Softmaxes {
   float binary_scale;
 };
 
+// |phi_i|^2 and |psi_j|^2 of a tile's rows and columns.
+struct Squares {
+  const float *phi, *psi;
+};
+
 struct Kernels {
   const char* name;
   bool (*usable)();
@@ -56,12 +64,19 @@ struct Kernels {
   // largest [kTileCols] and sum [kTileCols] brought up to date with `rows` more rows.
   void (*col_sums)(const float* tile, int64_t rows, float* largest, float* sum);
 
-  // tile = dL/dlogit * slope, in place, where dlogit/dphi = slope (phi - psi), or slope psi for kDot.
-  void (*weights)(Energy energy, const Softmaxes& softmaxes, int64_t rows, float* tile);
+  // squares[i] = |x_i|^2
+  void (*square)(const float* x, int64_t rows, int64_t d, float* squares);
 
-  // dx[i] += sum_j w[i wx + j wy] (x[i] - y[j]), or sum_j w y[j] for kDot; x, y, dx have rows of d floats.
-  void (*accumulate)(Energy energy, const float* x, int64_t nx, const float* y, int64_t ny, int64_t d,
-                     const float* w, int64_t wx, int64_t wy, float* dx);
+  // tile = dL/dlogit * slope, in place, where dlogit/dphi = slope (phi - psi), or slope psi for kDot.
+  // near [kTileBlocks]: whether a block, [row / kBlockRows][column / kBlockCols], holds a pair with
+  // |x - y|^2 < (|x|^2 + |y|^2) / 4.
+  void (*weights)(Energy energy, const Softmaxes& softmaxes, const Squares& squares, int64_t rows,
+                  float* tile, bool* near);
+
+  // dx[i] += sum_j w[i wx + j wy] (x[i] - y[j]), or sum_j w y[j] for kDot; x, y, dx have rows of d floats;
+  // nx is at most a block's rows or columns; one of wx and wy is 1.
+  void (*accumulate)(Energy energy, bool near, const float* x, int64_t nx, const float* y, int64_t ny,
+                     int64_t d, const float* w, int64_t wx, int64_t wy, float* dx);
 };
 
 extern const Kernels kGeneric, kAvx2, kAvx512;

@@ -26,8 +26,8 @@ const Kernels kAvx2{
     "avx2",       [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
     pack,         logits,
     row_partials, row_sums,
-    col_sums,     weights,
-    accumulate};
+    col_sums,     square,
+    weights,      accumulate};
 }  // namespace deepres::nce
 
 #endif

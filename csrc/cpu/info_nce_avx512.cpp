@@ -34,6 +34,7 @@ const Kernels kAvx512{"avx512",
                       row_partials,
                       row_sums,
                       col_sums,
+                      square,
                       weights,
                       accumulate};
 }  // namespace deepres::nce

@@ -12,8 +12,9 @@ namespace deepres::nce {
 namespace {
 
 constexpr int kWidth = DEEPRES_NCE_WIDTH, kPanels = DEEPRES_NCE_PANELS;
-constexpr int kRows = 4;                             // rows to a register block of logits
-constexpr int kGradientRows = kWidth == 16 ? 6 : 3;  // and of gradients, where x stays in registers as well
+constexpr int kRows = 4;                         // rows to a register block of logits
+constexpr int kNearRows = kWidth == 16 ? 6 : 3;  // and of gradients by differences, which hold x as well
+constexpr int kFarRows = 6, kFarVecs = kWidth == 16 ? 4 : 2;  // and of gradients by products
 constexpr int64_t kRun = 64;  // features summed in a row; longer sums are sums of runs, which round less
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
@@ -188,72 +189,127 @@ void col_sums(const float* tile, int64_t rows, float* largest, float* sum) {
 }
 
 template <Energy energy>
-void weights_of(const Softmaxes& softmaxes, int64_t rows, float* tile) {
+void weights_of(const Softmaxes& softmaxes, const Squares& squares, int64_t rows, float* tile, bool* near) {
   for (int64_t r = 0; r < rows; ++r, tile += kTileCols)
-    for (int64_t j = 0; j < kTileCols; j += kWidth) {
-      const Vec s = load(tile + j);
-      Vec g{};
-      if (softmaxes.row_scale) g = exponential(s - softmaxes.row_largest[r]) * softmaxes.row_scale[r];
-      if (softmaxes.col_scale)
-        g += exponential(s - load(softmaxes.col_largest + j)) * load(softmaxes.col_scale + j);
-      if (softmaxes.binary_scale != 0.f) {
-        const Vec e = exponential(s > 0.f ? -s : s);
-        g += (s > 0.f ? splat(1.f) : e) / (e + 1.f) * softmaxes.binary_scale;
+    for (int64_t block = 0; block < kTileCols / kBlockCols; ++block) {
+      Int close{};
+      for (int64_t j = block * kBlockCols; j < (block + 1) * kBlockCols; j += kWidth) {
+        const Vec s = load(tile + j);
+        Vec g{};
+        if (softmaxes.row_scale) g = exponential(s - softmaxes.row_largest[r]) * softmaxes.row_scale[r];
+        if (softmaxes.col_scale)
+          g += exponential(s - load(softmaxes.col_largest + j)) * load(softmaxes.col_scale + j);
+        if (softmaxes.binary_scale != 0.f) {
+          const Vec e = exponential(s > 0.f ? -s : s);
+          g += (s > 0.f ? splat(1.f) : e) / (e + 1.f) * softmaxes.binary_scale;
+        }
+        if constexpr (energy == Energy::kNorm) g = s == 0.f ? Vec{} : g / s;
+        if constexpr (energy == Energy::kL2) g = g * -2.f;
+        if constexpr (energy != Energy::kDot) {
+          const Vec squared = energy == Energy::kNorm ? s * s : -s;
+          close |= squared * 4.f < load(squares.psi + j) + squares.phi[r];
+        }
+        store(tile + j, g);
       }
-      if constexpr (energy == Energy::kNorm) g = s == 0.f ? Vec{} : g / s;
-      if constexpr (energy == Energy::kL2) g = g * -2.f;
-      store(tile + j, g);
+      int32_t any = 0;
+      for (int l = 0; l < kWidth; ++l) any |= close[l];
+      if (any) near[r / kBlockRows * (kTileCols / kBlockCols) + block] = true;
     }
 }
 
-void weights(Energy energy, const Softmaxes& softmaxes, int64_t rows, float* tile) {
-  if (energy == Energy::kNorm) weights_of<Energy::kNorm>(softmaxes, rows, tile);
-  if (energy == Energy::kL2) weights_of<Energy::kL2>(softmaxes, rows, tile);
-  if (energy == Energy::kDot) weights_of<Energy::kDot>(softmaxes, rows, tile);
+void weights(Energy energy, const Softmaxes& softmaxes, const Squares& squares, int64_t rows, float* tile,
+             bool* near) {
+  for (int64_t block = 0; block < kTileBlocks; ++block) near[block] = false;
+  if (energy == Energy::kNorm) weights_of<Energy::kNorm>(softmaxes, squares, rows, tile, near);
+  if (energy == Energy::kL2) weights_of<Energy::kL2>(softmaxes, squares, rows, tile, near);
+  if (energy == Energy::kDot) weights_of<Energy::kDot>(softmaxes, squares, rows, tile, near);
 }
 
-// kVecs vectors of features of kGradientRows rows of dx stay in registers while all of y passes.
-template <bool kDifference, int kVecs>
+void square(const float* x, int64_t rows, int64_t d, float* squares) {
+  for (int64_t i = 0; i < rows; ++i, x += d) {
+    Vec sum{};
+    for (int64_t k = 0; k < d; k += kWidth) sum += load(x + k) * load(x + k);
+    squares[i] = sum_of<float>(sum);
+  }
+}
+
+// How a block of gradients is summed: pairs that are near lose no digits as weighted differences; where all
+// are far, sum_j w (x - y_j) = x sum_j w - sum_j w y_j costs half and cancels little.
+enum class Sum { kDot, kFar, kNear };
+
+// kVecs vectors of features of `count` rows of dx stay in registers while all of y passes.
+template <Sum how, int count, int kVecs>
 void accumulate_features(const float* x, int64_t nx, const float* y, int64_t ny, int64_t d, const float* w,
-                         int64_t wx, int64_t wy, float* dx) {
-  for (int64_t row = 0; row < nx; row += kGradientRows) {
-    const int rows = nx - row < kGradientRows ? (int)(nx - row) : kGradientRows;
-    const float* scale[kGradientRows];
-    Vec here[kGradientRows][kVecs], sum[kGradientRows][kVecs] = {};
-    for (int r = 0; r < kGradientRows; ++r) {
+                         int64_t wx, int64_t wy, const float* w_sum, float* dx) {
+  constexpr bool near = how == Sum::kNear;
+  for (int64_t row = 0; row < nx; row += count) {
+    const int rows = nx - row < count ? (int)(nx - row) : count;
+    const float* scale[count];
+    Vec here[count][near ? kVecs : 1], sum[count][kVecs] = {};
+    for (int r = 0; r < count; ++r) {
       const int64_t at = row + (r < rows ? r : rows - 1);
       scale[r] = w + at * wx;
-      for (int v = 0; v < kVecs; ++v) here[r][v] = load(x + at * d + v * kWidth);
+      if constexpr (near)
+        for (int v = 0; v < kVecs; ++v) here[r][v] = load(x + at * d + v * kWidth);
     }
     for (int64_t j = 0; j < ny; ++j) {
       Vec there[kVecs];
       for (int v = 0; v < kVecs; ++v) there[v] = load(y + j * d + v * kWidth);
-      for (int r = 0; r < kGradientRows; ++r) {
+      for (int r = 0; r < count; ++r) {
         const Vec g = splat(scale[r][j * wy]);
-        for (int v = 0; v < kVecs; ++v) sum[r][v] += g * (kDifference ? here[r][v] - there[v] : there[v]);
+        for (int v = 0; v < kVecs; ++v) {
+          if constexpr (near)
+            sum[r][v] += g * (here[r][v] - there[v]);
+          else
+            sum[r][v] += g * there[v];
+        }
       }
     }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < kVecs; ++v) {
-        float* out = dx + (row + r) * d + v * kWidth;
-        store(out, load(out) + sum[r][v]);
+        const int64_t at = (row + r) * d + v * kWidth;
+        Vec s = sum[r][v];
+        if constexpr (how == Sum::kFar) s = load(x + at) * w_sum[row + r] - s;
+        store(dx + at, load(dx + at) + s);
       }
   }
 }
 
-void accumulate(Energy energy, const float* x, int64_t nx, const float* y, int64_t ny, int64_t d,
-                const float* w, int64_t wx, int64_t wy, float* dx) {
+template <Sum how>
+void accumulate_as(const float* x, int64_t nx, const float* y, int64_t ny, int64_t d, const float* w,
+                   int64_t wx, int64_t wy, const float* w_sum, float* dx) {
+  constexpr int rows = how == Sum::kNear ? kNearRows : kFarRows, vecs = how == Sum::kNear ? 2 : kFarVecs;
   int64_t k = 0;
-  for (; k + 2 * kWidth <= d; k += 2 * kWidth)
-    if (energy == Energy::kDot)
-      accumulate_features<false, 2>(x + k, nx, y + k, ny, d, w, wx, wy, dx + k);
-    else
-      accumulate_features<true, 2>(x + k, nx, y + k, ny, d, w, wx, wy, dx + k);
+  for (; k + vecs * kWidth <= d; k += vecs * kWidth)
+    accumulate_features<how, rows, vecs>(x + k, nx, y + k, ny, d, w, wx, wy, w_sum, dx + k);
   for (; k < d; k += kWidth)
-    if (energy == Energy::kDot)
-      accumulate_features<false, 1>(x + k, nx, y + k, ny, d, w, wx, wy, dx + k);
-    else
-      accumulate_features<true, 1>(x + k, nx, y + k, ny, d, w, wx, wy, dx + k);
+    accumulate_features<how, rows, 1>(x + k, nx, y + k, ny, d, w, wx, wy, w_sum, dx + k);
+}
+
+// sums[i] = sum_j w[i wx + j wy]; one of wx and wy is 1.
+void sum_weights(const float* w, int64_t nx, int64_t ny, int64_t wx, int64_t wy, float* sums) {
+  for (int64_t i = 0; i < nx; ++i) sums[i] = 0;
+  if (wx == 1) {
+    for (int64_t j = 0; j < ny; ++j)
+      for (int64_t i = 0; i < nx; ++i) sums[i] += w[i + j * wy];
+    return;
+  }
+  for (int64_t i = 0; i < nx; ++i, w += wx) {
+    Vec sum{};
+    int64_t j = 0;
+    for (; j + kWidth <= ny; j += kWidth) sum += load(w + j);
+    sums[i] = sum_of<float>(sum);
+    for (; j < ny; ++j) sums[i] += w[j];
+  }
+}
+
+void accumulate(Energy energy, bool near, const float* x, int64_t nx, const float* y, int64_t ny, int64_t d,
+                const float* w, int64_t wx, int64_t wy, float* dx) {
+  if (energy == Energy::kDot) return accumulate_as<Sum::kDot>(x, nx, y, ny, d, w, wx, wy, nullptr, dx);
+  if (near) return accumulate_as<Sum::kNear>(x, nx, y, ny, d, w, wx, wy, nullptr, dx);
+  float w_sum[kBlockCols > kBlockRows ? kBlockCols : kBlockRows];
+  sum_weights(w, nx, ny, wx, wy, w_sum);
+  accumulate_as<Sum::kFar>(x, nx, y, ny, d, w, wx, wy, w_sum, dx);
 }
 
 }  // namespace
