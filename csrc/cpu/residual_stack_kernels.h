@@ -238,6 +238,8 @@ struct Stack {
     }
   }
 
+  static constexpr int64_t kAhead = 8;  // rows from the prefetch of a saved value to its use
+
   // From the gradient of the layer's output to du, of rows `row` and `row` + 1; du goes to `work` as a left
   // operand and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
   template <bool kSwish, bool kNorm>
@@ -273,6 +275,7 @@ struct Stack {
       DEEPRES_UNROLL
       for (int64_t i = 0; i < 2; ++i) {
         const Floats dy = load(da[i] + c), normal = O::load_saved(n[i] + c, kNorm);
+        __builtin_prefetch(n[i] + c + kAhead * padded);
         if (ends) store(dblock[i] + c, dy);
         const Floats z = gamma * normal + beta;
         Floats dz;
