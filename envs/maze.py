@@ -3,10 +3,10 @@
 A grid has one character a cell: `#` wall, `R` a start, `G` a possible goal, `.` free. Row i, column j is
 centred at world (x, y) = (i, j) * cell. A wall cell is a box as high as half a cell.
 
-Physics never holds all the walls: a robot whose reach from its centre is under half a cell can touch only the
-three cells around the quadrant of the cell that it stands in. So three boxes serve every maze (the "window"),
-put
-there at each control step: exact, and the cost of a maze does not grow with its size.
+Physics never holds all the walls. A few boxes serve every maze (the "window"), put at each control step on the
+wall cells nearest to the robot, so that one compiled model serves all layouts and a maze's cost does not grow with
+its size. That is exact where no more walls than boxes can be touched at once: a robot whose reach from its centre
+is under half a cell meets only the three cells around the quadrant of its cell, and needs three.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from deepres.envs.base import View
 from deepres.envs.layouts import LAYOUTS
 
-WINDOW = 3  # boxes
+AROUND = np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], indexing="ij"), axis=-1).reshape(9, 2)  # a cell, its eight
 WALL_BIT = 2  # robots' geoms that walls stop have this contype
 PARKED_Z = -100.0  # metres: where a box of the window waits that no wall needs
 WALL_RGBA = (0.55, 0.60, 0.68, 1.0)
@@ -66,22 +66,42 @@ class Maze:
         """A goal cell's centre [2], uniformly."""
         return jnp.asarray(self.goals)[jax.random.randint(key, (), 0, len(self.goals))]
 
-    def window(self, xy: jax.Array) -> jax.Array:
-        """[WINDOW, 3]: centres of the wall cells that a robot at `xy` [2] can touch; spares are parked."""
-        own = jnp.round(xy / self.cell).astype(jnp.int32)
-        towards = jnp.where(xy >= own * self.cell, 1, -1)
-        walls = jnp.asarray(self.walls)
-        # The corner cell matters least; its box serves a robot that was pressed into its own cell's wall.
-        own_is_wall = walls[own[0], own[1]]
-        corner = own + jnp.where(own_is_wall, 0, towards)
-        cells = jnp.stack([own.at[0].add(towards[0]), own.at[1].add(towards[1]), corner])
-        cells = jnp.clip(cells, 0, jnp.array(self.walls.shape) - 1)
-        z = jnp.where(walls[cells[:, 0], cells[:, 1]], self.cell / 4, PARKED_Z)
-        return jnp.concatenate([cells * self.cell, z[:, None]], axis=1)
+    def path(self) -> np.ndarray:
+        """[L, 2] float32: the centres of all free cells, in the order of a walk from the start.
 
-    def add_window(self, spec: mujoco.MjSpec) -> None:
+        Raises ValueError unless the maze is one corridor that begins at its only start.
+        """
+        free = {tuple(cell) for cell in np.argwhere(~self.walls).tolist()}
+        beside = {(i, j): [c for c in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)) if c in free] for i, j in free}
+        walk = [tuple(np.round(self.starts[0] / self.cell).astype(int).tolist())]
+        while onward := [cell for cell in beside[walk[-1]] if cell not in walk]:
+            walk.append(onward[0])
+        links = sum(map(len, beside.values())) // 2
+        if len(self.starts) > 1 or len(walk) < len(free) or links >= len(free):
+            raise ValueError(
+                "goals at a chosen distance along the path need a maze that is a single corridor from its only "
+                f"start, got {len(self.starts)} starts and {len(free)} free cells of which one walk takes {len(walk)}"
+            )
+        return (np.array(walk) * self.cell).astype(np.float32)
+
+    def window(self, parts: jax.Array, boxes: int) -> jax.Array:
+        """[boxes, 3]: centres of the wall cells nearest to any of `parts`; boxes that no wall needs are parked.
+
+        parts: [P, 2], x and y of the robot's parts, its centre first; walls are sought in the centre's cell and
+        the eight around it.
+        """
+        cells = jnp.round(parts[0] / self.cell).astype(jnp.int32) + AROUND
+        inside = ((cells >= 0) & (cells < jnp.array(self.walls.shape))).all(axis=1)
+        wall = inside & jnp.asarray(self.walls)[cells[:, 0], cells[:, 1]]
+        outside = jnp.maximum(jnp.abs(parts[:, None] - cells * self.cell) - self.cell / 2, 0)  # [P, 9, 2]
+        gap = jnp.where(wall, (outside**2).sum(axis=-1).min(axis=0), jnp.inf)
+        nearest = jax.lax.top_k(-gap, boxes)[1]
+        z = jnp.where(wall[nearest], self.cell / 4, PARKED_Z)
+        return jnp.concatenate([cells[nearest] * self.cell, z[:, None]], axis=1)
+
+    def add_window(self, spec: mujoco.MjSpec, boxes: int) -> None:
         """Give `spec` the window's boxes, as mocap bodies that pictures leave out."""
-        for k in range(WINDOW):
+        for k in range(boxes):
             body = spec.worldbody.add_body(name=f"window_{k}", mocap=True, pos=[0, 0, PARKED_Z])
             geom = self._add_box(body)
             geom.contype, geom.conaffinity, geom.rgba = 0, WALL_BIT, [0, 0, 0, 0]
