@@ -102,16 +102,18 @@ class AntMaze(Walled, Ant):
     def __init__(
         self, layout: str | Sequence[str] = "u_maze", apart: Sequence[int] = (), parity: bool = False
     ) -> None:
-        super().__init__(parity=parity)
+        Ant.__init__(self, parity=parity)
         self.maze = Maze.parse(layout, cell=4.0, layouts=ANT_LAYOUTS)
         self.pairs = _pairs(self.maze.path(), apart) if apart else None
 
-    def spec(self) -> mujoco.MjSpec:
-        spec = super().spec()
+    def robot(self) -> mujoco.MjSpec:
+        spec = Ant.spec(self)
         spec.add_numeric(name="max_contact_points", data=[12])  # MJX: of 31 candidates, the nearest
         torso = spec.body("torso")
         for x, y in ((1, 1), (-1, 1), (-1, -1), (1, -1)):
-            root = torso.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.08, 0, 0], pos=[0.2 * x, 0.2 * y, 0])
+            root = torso.add_geom(
+                type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.08, 0, 0], pos=[0.2 * x, 0.2 * y, 0]
+            )
             root.mass, root.contype = 0, WALL_BIT
         for name in ("torso", *FEET):
             spec.geom(name).contype |= WALL_BIT

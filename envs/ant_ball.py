@@ -40,8 +40,7 @@ class AntBall(Ant):
         spec = super().spec()
         ball = spec.worldbody.add_body(name="ball", pos=[0, 0, RADIUS])
         for name, axis in (("ball_x", [1, 0, 0]), ("ball_y", [0, 1, 0])):
-            joint = ball.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, range=[-10.3, 10.3])
-            joint.armature, joint.damping = 1, 0
+            ball.add_joint(spec.find_default("ball"), name=name, axis=axis)
         geom = ball.add_geom(name="ball", type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[RADIUS, 0, 0])
         geom.mass, geom.contype, geom.conaffinity, geom.rgba = 0.576, 0, BALL_BIT, [0.95, 0.61, 0.07, 1]
         for name in ("torso", *FEET):

@@ -56,8 +56,7 @@ class AntPush(Ant):
             geom.density = 40
         block = spec.worldbody.add_body(name="block", pos=[*BLOCK, BLOCK_SIZE[2]])
         for name, axis in (("block_x", [1, 0, 0]), ("block_y", [0, 1, 0])):
-            joint = block.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis)
-            joint.armature, joint.damping = 0, 0
+            joint = block.add_joint(spec.find_default("block"), name=name, axis=axis)
             joint.frictionloss = BLOCK_MASS * 9.81
         body = block.add_geom(name="block", type=box, size=BLOCK_SIZE, mass=BLOCK_MASS)
         body.contype, body.conaffinity, body.rgba = 0, BLOCK_BIT, [0.95, 0.61, 0.07, 1]

@@ -44,18 +44,15 @@ class Humanoid(Task):
     dt = 0.03  # seconds: what the published runs took, though they meant half of it
     threshold = 0.5
     threshold_easy = 2.0
-    action_dim = JOINTS
 
     def __init__(self, parity: bool = False) -> None:
         self.parity = parity
-        model = Humanoid.spec(self).compile()
-        bodies = range(1, model.nbody)
-        self._mass = model.body_mass[1:].astype(np.float32)
-        self._inertia = model.body_inertia[1:].astype(np.float32)  # [links, 3], about principal axes
-        assert len(bodies) == LINKS + parity
-        self._qpos = np.zeros(model.nq, np.float32)
+        links = slice(1, 1 + LINKS + parity)
+        self._mass = self.model.body_mass[links].astype(np.float32)
+        self._inertia = self.model.body_inertia[links].astype(np.float32)  # [links, 3], about principal axes
+        self._qpos = np.zeros(self.model.nq, np.float32)
         self._qpos[[2, 3]] = HEIGHT, 1.0
-        self._sensors = resting_sensors(model, self._qpos)
+        self._sensors = resting_sensors(self.model, self._qpos)
 
     def spec(self) -> mujoco.MjSpec:
         spec = mujoco.MjSpec.from_file(str(ASSETS / "humanoid.xml"))
@@ -66,11 +63,18 @@ class Humanoid(Task):
             ball = target.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.5, 0, 0], mass=1)
             ball.contype, ball.rgba = 0, [0, 0, 0, 0]
         kinds = mujoco.mjtSensor
-        for kind in (kinds.mjSENS_FRAMEPOS, kinds.mjSENS_FRAMEQUAT, kinds.mjSENS_FRAMELINVEL, kinds.mjSENS_FRAMEANGVEL):
+        for kind in (
+            kinds.mjSENS_FRAMEPOS,
+            kinds.mjSENS_FRAMEQUAT,
+            kinds.mjSENS_FRAMELINVEL,
+            kinds.mjSENS_FRAMEANGVEL,
+        ):
             for body in spec.bodies[1:]:  # at a body's centre of mass, along its principal axes
                 spec.add_sensor(type=kind, objtype=mujoco.mjtObj.mjOBJ_BODY, objname=body.name)
         for joint in spec.joints[1 : JOINTS + 1]:
-            spec.add_sensor(type=kinds.mjSENS_JOINTACTFRC, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint.name)
+            spec.add_sensor(
+                type=kinds.mjSENS_JOINTACTFRC, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint.name
+            )
         return spec
 
     def view(self) -> View:
@@ -98,7 +102,9 @@ class Humanoid(Task):
 
     def observe(self, physics: PhysicsState) -> jax.Array:
         n = len(self._mass)
-        place, turn, velocity, spin, force = jnp.split(physics.sensors, np.cumsum([3 * n, 4 * n, 3 * n, 3 * n]))
+        place, turn, velocity, spin, force = jnp.split(
+            physics.sensors, np.cumsum([3 * n, 4 * n, 3 * n, 3 * n])
+        )
         place, velocity, spin = (values.reshape(n, 3) for values in (place, velocity, spin))
         mass = jnp.asarray(self._mass)
         share = (mass / mass.sum())[:, None]
@@ -107,13 +113,22 @@ class Humanoid(Task):
         inertia = inertia + mass[:, None, None] * (
             (arm**2).sum(axis=1)[:, None, None] * jnp.eye(3) - arm[:, :, None] * arm[:, None, :]
         )
-        target = slice(n, LINKS + 1)  # the links' entries that are missing without parity
         links = jnp.concatenate([inertia.reshape(n, 9), mass[:, None]], axis=1)
         motion = jnp.concatenate([share * velocity, spin], axis=1)
         spare = jnp.zeros(2)
         blank = () if self.parity else (spare,)
         return jnp.concatenate(
-            [physics.qpos, *blank, physics.qvel, *blank, _padded(links), _padded(motion), jnp.zeros(6), force, spare]
+            [
+                physics.qpos,
+                *blank,
+                physics.qvel,
+                *blank,
+                _padded(links),
+                _padded(motion),
+                jnp.zeros(6),
+                force,
+                spare,
+            ]
         )
 
     def terminated(self, state: jax.Array) -> jax.Array:
@@ -136,11 +151,11 @@ class HumanoidMaze(Walled, Humanoid):
     boxes = 4
 
     def __init__(self, layout: str | Sequence[str] = "u_maze", parity: bool = False) -> None:
-        super().__init__(parity)
         self.maze = Maze.parse(layout, cell=2.0)
+        Humanoid.__init__(self, parity)
 
-    def spec(self) -> mujoco.MjSpec:
-        spec = super().spec()
+    def robot(self) -> mujoco.MjSpec:
+        spec = Humanoid.spec(self)
         for geom in spec.geoms:
             if geom.contype:
                 geom.contype |= WALL_BIT
@@ -151,7 +166,9 @@ class HumanoidMaze(Walled, Humanoid):
         return self.stand(self.maze.draw_start(start_key), self.maze.draw_goal(goal_key))
 
     def parts(self, physics: PhysicsState) -> jax.Array:
-        return jnp.concatenate([physics.qpos[None, :2], physics.sensors[: 3 * LINKS].reshape(LINKS, 3)[:, :2]])
+        return jnp.concatenate(
+            [physics.qpos[None, :2], physics.sensors[: 3 * LINKS].reshape(LINKS, 3)[:, :2]]
+        )
 
 
 def _turned(inertia: np.ndarray, quaternion: jax.Array) -> jax.Array:

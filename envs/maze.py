@@ -11,18 +11,23 @@ is under half a cell meets only the three cells around the quadrant of its cell,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import View
+from deepres.envs.base import Task, View
 from deepres.envs.layouts import LAYOUTS
+from deepres.envs.physics import PhysicsState
 
-AROUND = np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], indexing="ij"), axis=-1).reshape(9, 2)  # a cell, its eight
+AROUND = np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], indexing="ij"), axis=-1).reshape(
+    9, 2
+)  # a cell, its eight
 WALL_BIT = 2  # robots' geoms that walls stop have this contype
 PARKED_Z = -100.0  # metres: where a box of the window waits that no wall needs
 WALL_RGBA = (0.55, 0.60, 0.68, 1.0)
@@ -39,17 +44,17 @@ class Maze:
     cell: float
 
     @classmethod
-    def parse(cls, layout: str | Sequence[str], cell: float) -> Maze:
-        """The maze of a name in LAYOUTS or of a grid's rows; cell: metres to a cell's side.
+    def parse(cls, layout: str | Sequence[str], cell: float, layouts: Mapping[str, str] = LAYOUTS) -> Maze:
+        """The maze of a name in `layouts` or of a grid's rows; cell: metres to a cell's side.
 
         Raises ValueError with the reason if the grid is not a closed maze in which every goal can be reached.
         """
         if isinstance(layout, str):
-            if layout not in LAYOUTS:
+            if layout not in layouts:
                 raise ValueError(
-                    f"layout must be one of {', '.join(sorted(LAYOUTS))}, or rows, got {layout!r}"
+                    f"layout must be one of {', '.join(sorted(layouts))}, or rows, got {layout!r}"
                 )
-            layout = LAYOUTS[layout].split()
+            layout = layouts[layout].split()
         rows = tuple(layout)
         _check_grid(rows)
         grid = np.array([list(row) for row in rows])
@@ -72,7 +77,10 @@ class Maze:
         Raises ValueError unless the maze is one corridor that begins at its only start.
         """
         free = {tuple(cell) for cell in np.argwhere(~self.walls).tolist()}
-        beside = {(i, j): [c for c in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)) if c in free] for i, j in free}
+        beside = {
+            (i, j): [c for c in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)) if c in free]
+            for i, j in free
+        }
         walk = [tuple(np.round(self.starts[0] / self.cell).astype(int).tolist())]
         while onward := [cell for cell in beside[walk[-1]] if cell not in walk]:
             walk.append(onward[0])
@@ -122,6 +130,37 @@ class Maze:
     def _add_box(self, body: mujoco.MjsBody) -> mujoco.MjsGeom:
         size = [self.cell / 2, self.cell / 2, self.cell / 4]
         return body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=size)
+
+
+class Walled(Task):
+    """A robot in a maze. Subclasses give `robot`, and `maze` before they ask for the model."""
+
+    maze: Maze
+    boxes: ClassVar[int]  # of the window: at least as many walls as the robot can touch at once
+
+    @abstractmethod
+    def robot(self) -> mujoco.MjSpec:
+        """The model without walls, whose geoms that walls stop have WALL_BIT in their contype."""
+
+    def spec(self) -> mujoco.MjSpec:
+        spec = self.robot()
+        self.maze.add_window(spec, self.boxes)
+        return spec
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = self.spec()
+        self.maze.add_walls(spec)
+        return spec
+
+    def view(self) -> View:
+        return self.maze.view()
+
+    def parts(self, physics: PhysicsState) -> jax.Array:
+        """[P, 2]: x and y of the robot's parts that walls are shown to, its centre first."""
+        return physics.qpos[None, :2]
+
+    def mocap(self, physics: PhysicsState) -> jax.Array:
+        return self.maze.window(self.parts(physics), self.boxes)
 
 
 def _check_grid(rows: tuple[str, ...]) -> None:
