@@ -27,6 +27,7 @@ from deepres.envs.physics import PhysicsState, at_rest, resting_sensors
 HEIGHT = 1.4  # metres, of the torso at the start
 GOAL_HEIGHT = 1.25
 HEALTHY = (1.0, 2.0)  # metres: the episode goes on while the torso's height is within
+WALL_HEIGHT = 2.5  # metres: above any torso of a running episode
 STRENGTH = 0.4  # the control that an action of 1 stands for
 JOINTS, LINKS = 17, 11
 
@@ -140,18 +141,19 @@ class Humanoid(Task):
 
 
 class HumanoidMaze(Walled, Humanoid):
-    """The humanoid in a maze of 2 m cells with walls of 1 m: `layout` names one of LAYOUTS, or is a grid's rows.
+    """The humanoid in a maze of 2 m cells: `layout` names one of LAYOUTS, or is a grid's rows.
 
     All its geoms meet the walls. Legs reach farther than half a cell when it falls, so the window follows its bodies.
 
-    Parity: as Humanoid.
+    Parity: walls are 1 m high, and the humanoid can lean over them; by default 2.5 m, which no torso gets over (pictures
+    show 1 m all the same). And as Humanoid.
     """
 
     dt = 0.015
     boxes = 4
 
     def __init__(self, layout: str | Sequence[str] = "u_maze", parity: bool = False) -> None:
-        self.maze = Maze.parse(layout, cell=2.0)
+        self.maze = Maze.parse(layout, cell=2.0, height=1.0 if parity else WALL_HEIGHT)
         Humanoid.__init__(self, parity)
 
     def robot(self) -> mujoco.MjSpec:

@@ -1,7 +1,7 @@
 """Mazes from text grids, and the walls that physics sees of them.
 
 A grid has one character a cell: `#` wall, `R` a start, `G` a possible goal, `.` free. Row i, column j is
-centred at world (x, y) = (i, j) * cell. A wall cell is a box as high as half a cell.
+centred at world (x, y) = (i, j) * cell. A wall cell is a box, half a cell high unless a task says otherwise.
 
 Physics never holds all the walls. A few boxes serve every maze (the "window"), put at each control step on the
 wall cells nearest to the robot, so that one compiled model serves all layouts and a maze's cost does not grow with
@@ -35,17 +35,27 @@ WALL_RGBA = (0.55, 0.60, 0.68, 1.0)
 
 @dataclass(frozen=True)
 class Maze:
-    """A checked grid. walls: bool [rows, columns]; starts, goals: float32 [n, 2], cell centres in metres."""
+    """A checked grid. walls: bool [rows, columns]; starts, goals: float32 [n, 2], cell centres in metres.
+
+    cell: metres to a cell's side. height: metres, of the walls.
+    """
 
     rows: tuple[str, ...]
     walls: np.ndarray
     starts: np.ndarray
     goals: np.ndarray
     cell: float
+    height: float
 
     @classmethod
-    def parse(cls, layout: str | Sequence[str], cell: float, layouts: Mapping[str, str] = LAYOUTS) -> Maze:
-        """The maze of a name in `layouts` or of a grid's rows; cell: metres to a cell's side.
+    def parse(
+        cls,
+        layout: str | Sequence[str],
+        cell: float,
+        height: float | None = None,
+        layouts: Mapping[str, str] = LAYOUTS,
+    ) -> Maze:
+        """The maze of a name in `layouts` or of a grid's rows; height: by default half a cell.
 
         Raises ValueError with the reason if the grid is not a closed maze in which every goal can be reached.
         """
@@ -61,7 +71,7 @@ class Maze:
         starts, goals = np.argwhere(grid == "R"), np.argwhere(grid == "G")
         _check_reachable(grid == "#", starts, goals)
         centres = (starts * cell).astype(np.float32), (goals * cell).astype(np.float32)
-        return cls(rows, grid == "#", *centres, cell)
+        return cls(rows, grid == "#", *centres, cell, height or cell / 2)
 
     def draw_start(self, key: jax.Array) -> jax.Array:
         """A start cell's centre [2], uniformly."""
@@ -104,21 +114,23 @@ class Maze:
         outside = jnp.maximum(jnp.abs(parts[:, None] - cells * self.cell) - self.cell / 2, 0)  # [P, 9, 2]
         gap = jnp.where(wall, (outside**2).sum(axis=-1).min(axis=0), jnp.inf)
         nearest = jax.lax.top_k(-gap, boxes)[1]
-        z = jnp.where(wall[nearest], self.cell / 4, PARKED_Z)
+        z = jnp.where(wall[nearest], self.height / 2, PARKED_Z)
         return jnp.concatenate([cells[nearest] * self.cell, z[:, None]], axis=1)
 
     def add_window(self, spec: mujoco.MjSpec, boxes: int) -> None:
         """Give `spec` the window's boxes, as mocap bodies that pictures leave out."""
         for k in range(boxes):
             body = spec.worldbody.add_body(name=f"window_{k}", mocap=True, pos=[0, 0, PARKED_Z])
-            geom = self._add_box(body)
+            geom = self._add_box(body, self.height)
             geom.contype, geom.conaffinity, geom.rgba = 0, WALL_BIT, [0, 0, 0, 0]
 
     def add_walls(self, spec: mujoco.MjSpec) -> None:
-        """Give `spec` a box for every wall cell, for pictures: nothing collides with it."""
+        """Give `spec` a box for every wall cell, for pictures: nothing collides with it, and it is never higher
+        than half a cell, lest it hide what is behind.
+        """
         for i, j in np.argwhere(self.walls):
             body = spec.worldbody.add_body(pos=[i * self.cell, j * self.cell, self.cell / 4])
-            geom = self._add_box(body)
+            geom = self._add_box(body, self.cell / 2)
             geom.contype, geom.conaffinity, geom.rgba = 0, 0, WALL_RGBA
 
     def view(self) -> View:
@@ -127,8 +139,8 @@ class Maze:
         middle = (size - self.cell) / 2
         return View(distance=1.25 * float(size.max()), elevation=-68.0, lookat=(*middle.tolist(), 0.0))
 
-    def _add_box(self, body: mujoco.MjsBody) -> mujoco.MjsGeom:
-        size = [self.cell / 2, self.cell / 2, self.cell / 4]
+    def _add_box(self, body: mujoco.MjsBody, height: float) -> mujoco.MjsGeom:
+        size = [self.cell / 2, self.cell / 2, height / 2]
         return body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=size)
 
 
