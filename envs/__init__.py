@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from deepres.envs import xla
 
 if TYPE_CHECKING:
+    from deepres.envs.adapter import GymnasiumEnv
     from deepres.envs.base import GoalSampler, Task
     from deepres.envs.vector import VectorEnv
+
+EPISODE_LENGTH = 1000  # control periods, the published time limit of every task
 
 # name -> module, class of the task, and the arguments that make this variant of it.
 _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -32,7 +35,7 @@ def make(
     name: str,
     num_envs: int = 64,
     seed: int = 0,
-    episode_length: int = 1000,
+    episode_length: int = EPISODE_LENGTH,
     auto_reset: str = "fresh",
     impl: str = "auto",
     goal_sampler: GoalSampler | None = None,
@@ -72,6 +75,16 @@ def make(
     return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, impl)
 
 
+def gymnasium_env(env: VectorEnv) -> GymnasiumEnv:
+    """`env`, as `make` returns it, as a `gymnasium.vector.VectorEnv` of numpy arrays; see GymnasiumEnv.
+
+    Raises: ImportError without gymnasium.
+    """
+    from deepres.envs.adapter import GymnasiumEnv
+
+    return GymnasiumEnv(env)
+
+
 def make_task(name: str, **options: Any) -> Task:
     """The task called `name` alone, without physics: sizes, start and goal draws, thresholds, scenes."""
     if name not in _REGISTRY:
@@ -92,4 +105,4 @@ def make_task(name: str, **options: Any) -> Task:
     return task
 
 
-__all__ = ["make", "make_task", "names"]
+__all__ = ["EPISODE_LENGTH", "gymnasium_env", "make", "make_task", "names"]
