@@ -65,10 +65,10 @@ class VectorEnv:
             )
         return self._reset(key)
 
-    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+    def step(self, state: EnvState, action: jax.Array | np.ndarray) -> EnvState:
         """All environments one control period later; where an episode ended, at the start of its next.
 
-        action: [num_envs, action_dim] float32 in [-1, 1], a JAX array (see deepres.bridge for torch's).
+        action: [num_envs, action_dim] float32 in [-1, 1], of JAX or numpy (see deepres.bridge for torch's).
         """
         if action.shape != (self.num_envs, self.action_dim):
             raise ValueError(
