@@ -5,11 +5,13 @@ Nothing here imports JAX until an environment is made.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from deepres.envs import xla
+from deepres.envs.layouts import ANT_LAYOUTS
 
 if TYPE_CHECKING:
     from deepres.envs.adapter import GymnasiumEnv
@@ -21,14 +23,47 @@ EPISODE_LENGTH = 1000  # control periods, the published time limit of every task
 # name -> module, class of the task, and the arguments that make this variant of it.
 _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ant": ("ant", "Ant", {}),
-    "point_u_maze": ("point", "PointMaze", {"layout": "u_maze"}),
+    "ant_ball": ("ant_ball", "AntBall", {}),
+    "ant_push": ("ant_push", "AntPush", {}),
+    "humanoid": ("humanoid", "Humanoid", {}),
     "reacher": ("reacher", "Reacher", {}),
 }
+_MAZES = {
+    "ant": ("ant", "AntMaze"),
+    "humanoid": ("humanoid", "HumanoidMaze"),
+    "point": ("point", "PointMaze"),
+}
+_REGISTRY |= {f"ant_{layout}": (*_MAZES["ant"], {"layout": layout}) for layout in ANT_LAYOUTS}
+_REGISTRY |= {
+    f"{robot}_{layout}": (*_MAZES[robot], {"layout": layout})
+    for robot in ("humanoid", "point")
+    for layout in ("u_maze", "u_maze_eval", "big_maze", "big_maze_eval", "hardest_maze")
+}
+# Starts and goals so many cells apart: trained on near ones, evaluated on farther ones; `make` takes any such name.
+_APART = re.compile(r"ant_(?P<layout>\w+_maze)_gen_(?P<apart>(\d+f)+)")
+_GENERALIZATION = [
+    f"ant_{u}_maze_gen_{apart}"
+    for u in ("u", "u2", "u3", "u4", "u5")
+    for apart in ("1f2f3f", "4f", "5f", "6f")
+]
 
 
 def names() -> list[str]:
-    """The names that `make` knows, sorted."""
-    return sorted(_REGISTRY)
+    """The names that `make` knows, sorted. It takes more: ROBOT_maze with a layout, and ant_LAYOUT_gen_1f2f..."""
+    return sorted([*_REGISTRY, *_GENERALIZATION])
+
+
+def _variant(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Module, class and arguments of the task called `name`."""
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    apart = _APART.fullmatch(name)
+    if apart:
+        cells = tuple(int(k) for k in re.findall(r"\d+", apart["apart"]))
+        return (*_MAZES["ant"], {"layout": apart["layout"], "apart": cells})
+    if name.removesuffix("_maze") in _MAZES and name.endswith("_maze"):
+        return (*_MAZES[name.removesuffix("_maze")], {})
+    raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
 
 
 def make(
@@ -87,11 +122,9 @@ def gymnasium_env(env: VectorEnv) -> GymnasiumEnv:
 
 def make_task(name: str, **options: Any) -> Task:
     """The task called `name` alone, without physics: sizes, start and goal draws, thresholds, scenes."""
-    if name not in _REGISTRY:
-        raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
+    module, class_name, variant = _variant(name)
     xla.prepare()
     xla.keep_compiled()
-    module, class_name, variant = _REGISTRY[name]
     task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
     known_options = set(signature(task_class).parameters)
     if "parity" not in known_options:

@@ -52,7 +52,7 @@ class Task(ABC):
 
     name: str
     state_dim: ClassVar[int]
-    goal_slice: ClassVar[slice]
+    goal_slice: slice
     dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
     threshold: ClassVar[float]  # success below this distance to the goal
     threshold_easy: ClassVar[float | None] = None  # and the published easier and harder ones, where there are
