@@ -1,4 +1,4 @@
-"""Goal-conditioned environments on MuJoCo MJX: `make(name, num_envs=...)`; `names()` lists what there is.
+"""Goal-conditioned environments on MuJoCo: `make(name, num_envs=...)`; `names()` lists what there is.
 
 Nothing here imports JAX until an environment is made.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deepres.envs import xla
 
 if TYPE_CHECKING:
-    from deepres.envs.base import Task
+    from deepres.envs.base import GoalSampler, Task
     from deepres.envs.vector import VectorEnv
 
 # name -> module, class of the task, and the arguments that make this variant of it.
@@ -34,6 +34,8 @@ def make(
     seed: int = 0,
     episode_length: int = 1000,
     auto_reset: str = "fresh",
+    impl: str = "auto",
+    goal_sampler: GoalSampler | None = None,
     **options: Any,
 ) -> VectorEnv:
     """`num_envs` environments of the task called `name`.
@@ -47,18 +49,27 @@ def make(
         num_envs: environments stepped together, >= 1. seed: >= 0, decides every start and goal.
         episode_length: time limit in control periods of env.dt seconds.
         auto_reset: what follows a done: "fresh", a new start and goal; or "first", the environment's own
-        first
-            ones again (the published runs').
-        options: of the task itself, e.g. layout=... for a maze; see its class.
+        first ones again (the published runs').
+        impl: the physics: "c", MuJoCo's C engine on threads (DEEPRES_ENV_THREADS, by default every core);
+        "jax" or "warp", MJX's two engines; "auto", C on a CPU, on a GPU Warp if it is installed, else JAX.
+        goal_sampler: a JAX function key -> goal [goal_dim] that draws goals in the task's place.
+        options: of the task itself, e.g. layout=... for a maze; see its class. parity=True, on any task, brings
+        back the quirks of its published form that are mended otherwise.
 
-    Raises: ValueError in one sentence for what does not fit; ImportError without JAX and MuJoCo MJX.
+    Raises: ValueError in one sentence for what does not fit; ImportError without JAX, MuJoCo MJX or the engine.
     Source: arXiv 2503.14858, appendix on environments.
     """
+    for what, value, least in (("num_envs", num_envs, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{what} must be a whole number >= {least}, got {value!r}")
     task = make_task(name, **options)
     from deepres.envs.base import GoalEnv
+    from deepres.envs.physics import MjxPhysics, pick_engine
     from deepres.envs.vector import VectorEnv
 
-    return VectorEnv(GoalEnv(task, episode_length, auto_reset), num_envs, seed)
+    impl = pick_engine(impl)
+    physics = None if impl == "c" else MjxPhysics(task.model, task.dt, impl, num_envs)
+    return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, impl)
 
 
 def make_task(name: str, **options: Any) -> Task:
@@ -69,7 +80,10 @@ def make_task(name: str, **options: Any) -> Task:
     xla.keep_compiled()
     module, class_name, variant = _REGISTRY[name]
     task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
-    unknown = sorted(set(options) - set(signature(task_class).parameters))
+    known_options = set(signature(task_class).parameters)
+    if "parity" not in known_options:
+        options.pop("parity", None)  # this task's published form has no quirk
+    unknown = sorted(set(options) - known_options)
     if unknown:
         known = ", ".join(signature(task_class).parameters) or "none"
         raise ValueError(f"{name} has no option {unknown[0]!r}, its options: {known}")

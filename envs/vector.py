@@ -1,13 +1,17 @@
-"""Many environments of one task, stepped together: one jitted call a step."""
+"""Many environments of one task, stepped together: by one jitted call, or around a call of the C engine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepres.envs.base import EnvState, GoalEnv
+from deepres.envs.physics import BatchPhysics, PhysicsState
 
 
 class VectorEnv:
@@ -21,10 +25,7 @@ class VectorEnv:
     has the same environment as pure functions of a single state, for jit, vmap and scan.
     """
 
-    def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0) -> None:
-        for name, value, least in (("num_envs", num_envs, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0, impl: str = "jax") -> None:
         task = functional.task
         self.functional = functional
         self.task = task
@@ -37,6 +38,9 @@ class VectorEnv:
         self.action_dim = functional.action_dim
         self.goal_slice = task.goal_slice
         self.threshold = task.threshold
+        self.threshold_easy = task.threshold_easy
+        self.threshold_hard = task.threshold_hard
+        self.impl = impl
         self.episode_length = functional.episode_length
         self.auto_reset = functional.auto_reset
         self.dt = task.dt
@@ -44,7 +48,10 @@ class VectorEnv:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placed_jit = partial(jax.jit, in_shardings=place, out_shardings=place)
         self._reset = placed_jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
-        self._step = placed_jit(jax.vmap(functional.step))
+        if impl == "c":
+            self._step = _CStep(functional, num_envs, placed_jit)
+        else:
+            self._step = placed_jit(jax.vmap(functional.step))
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
         """First states of all environments, each from its own share of `key` (by default the seed's key)."""
@@ -75,3 +82,23 @@ class VectorEnv:
 
     def __repr__(self) -> str:
         return f"VectorEnv({self.name!r}, num_envs={self.num_envs}, seed={self.seed})"
+
+
+class _CStep:
+    """A step whose physics is the C engine's; the task's own code before and after it is jitted."""
+
+    def __init__(self, functional: GoalEnv, num_envs: int, jit: Callable[..., Any]) -> None:
+        self._physics = BatchPhysics(functional.model, functional.task.dt, num_envs)
+        self._drive = jit(jax.vmap(functional.drive))
+        self._arrive = jit(partial(_arrive, functional))
+
+    def __call__(self, state: EnvState, action: jax.Array) -> EnvState:
+        ctrl, mocap_pos = self._drive(state.physics, action)
+        physics = self._physics.step(*jax.tree.map(np.asarray, (state.physics, ctrl, mocap_pos)))
+        return self._arrive(state, action, physics)
+
+
+def _arrive(functional: GoalEnv, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:
+    reached = jax.vmap(functional.arrive)(state, action, physics)
+    # Most steps end no episode, and on a CPU a branch that is not taken costs nothing.
+    return jax.lax.cond(reached.done.any(), jax.vmap(functional.renew), lambda same: same, reached)

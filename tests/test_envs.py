@@ -179,8 +179,8 @@ def test_one_compiled_step_serves_wherever_state_and_action_come_from():
 
 
 def test_functional_form_runs_under_jit_vmap_and_scan():
-    env, rollout = environment("reacher"), random_rollout("reacher")
-    single = env.functional
+    rollout = random_rollout("reacher")
+    single = envs.make("reacher", impl="jax").functional
 
     def unroll(state, actions):
         return jax.lax.scan(lambda s, a: (single.step(s, a), s.obs), state, actions)
