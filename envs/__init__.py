@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 # name -> module, class of the task, and the arguments that make this variant of it.
 _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ant": ("ant", "Ant", {}),
+    "arm_binpick_easy": ("arm", "ArmBinpick", {}),
+    "arm_binpick_hard": ("arm", "ArmBinpick", {"hard": True}),
+    "arm_grasp": ("arm", "ArmGrasp", {}),
+    "arm_push_easy": ("arm", "ArmPush", {}),
+    "arm_push_hard": ("arm", "ArmPush", {"hard": True}),
+    "arm_reach": ("arm", "ArmReach", {}),
+    "half_cheetah": ("half_cheetah", "HalfCheetah", {}),
     "point_u_maze": ("point", "PointMaze", {"layout": "u_maze"}),
+    "pusher_easy": ("pusher", "Pusher", {}),
+    "pusher_hard": ("pusher", "Pusher", {"hard": True}),
     "reacher": ("reacher", "Reacher", {}),
 }
 

@@ -137,7 +137,9 @@ class Places:
     def draw(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The cube's first x, y and its goal x, y, z."""
         start_key, goal_key = jax.random.split(key)
-        start = jnp.array(self.start) + jax.random.uniform(start_key, (2,), minval=-self.half, maxval=self.half)
+        start = jnp.array(self.start) + jax.random.uniform(
+            start_key, (2,), minval=-self.half, maxval=self.half
+        )
         goal = jnp.array(self.goal) + jax.random.uniform(goal_key, (2,), minval=-self.half, maxval=self.half)
         return start, jnp.append(goal, CUBE_HALF)
 
@@ -155,7 +157,9 @@ class ArmPush(Arm):
 
     def __init__(self, hard: bool = False, parity: bool = False) -> None:
         super().__init__(parity)
-        self.places = Places((-0.25, 0.65), (0.25, 0.65), 0.25) if hard else Places((-0.1, 0.6), (0.1, 0.6), 0.1)
+        self.places = (
+            Places((-0.25, 0.65), (0.25, 0.65), 0.25) if hard else Places((-0.1, 0.6), (0.1, 0.6), 0.1)
+        )
 
     def scene(self) -> mujoco.MjSpec:
         spec = self.spec()
@@ -187,7 +191,9 @@ class ArmBinpick(ArmPush):
 
     def __init__(self, hard: bool = False, parity: bool = False) -> None:
         super().__init__(parity=parity)
-        self.places = Places((-0.3, 0.6), (0.3, 0.6), 0.15) if hard else Places((-0.15, 0.6), (0.17, 0.6), 0.09)
+        self.places = (
+            Places((-0.3, 0.6), (0.3, 0.6), 0.15) if hard else Places((-0.15, 0.6), (0.17, 0.6), 0.09)
+        )
         self.bins = ((-0.3, 0.6), (0.3, 0.6)) if hard else ((-0.17, 0.6), (0.17, 0.6))
         self.bin_half = 0.19 if hard else 0.14  # metres: a bin's centre to the middle of its walls
 
@@ -201,10 +207,18 @@ class ArmBinpick(ArmPush):
     def _add_bin(self, spec: mujoco.MjSpec, name: str, centre: tuple[float, float]) -> None:
         (x, y), half = centre, self.bin_half
         along_x, along_y = (half + 0.005, 0.005, 0.033), (0.005, half - 0.005, 0.033)
-        walls = ((x, y - half, along_x), (x, y + half, along_x), (x - half, y, along_y), (x + half, y, along_y))
+        walls = (
+            (x, y - half, along_x),
+            (x, y + half, along_x),
+            (x - half, y, along_y),
+            (x + half, y, along_y),
+        )
         for k, (wall_x, wall_y, size) in enumerate(walls):
             wall = spec.worldbody.add_geom(
-                name=f"{name}_bin_{k}", type=mujoco.mjtGeom.mjGEOM_BOX, pos=[wall_x, wall_y, size[2]], size=size
+                name=f"{name}_bin_{k}",
+                type=mujoco.mjtGeom.mjGEOM_BOX,
+                pos=[wall_x, wall_y, size[2]],
+                size=size,
             )
             wall.rgba = WALL_RGBA
             for other in ("cube", "hand", "left_finger", "right_finger"):
@@ -301,6 +315,8 @@ def _publish(spec: mujoco.MjSpec) -> None:
 
 def _add_mat(spec: mujoco.MjSpec, centre: tuple[float, float], half: float, rgba: tuple[float, ...]) -> None:
     """A coloured square on the table, for pictures: nothing collides with it."""
-    mat = spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=[*centre, 0.0], size=[half, half, 0.001])
+    mat = spec.worldbody.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_BOX, pos=[*centre, 0.0], size=[half, half, 0.001]
+    )
     mat.contype = mat.conaffinity = 0
     mat.rgba = rgba

@@ -59,7 +59,9 @@ class Pusher(Task):
         qpos = jnp.concatenate([jnp.zeros(7), thing[::-1]])
         speeds = jax.random.uniform(speed_key, (7,), minval=-0.005, maxval=0.005)
         z = PUBLISHED_GOAL_Z if self.parity else ORIGIN[2]
-        return at_rest(qpos, jnp.append(speeds, jnp.zeros(2)), self._resting), jnp.append(goal + jnp.array(ORIGIN[:2]), z)
+        return at_rest(qpos, jnp.append(speeds, jnp.zeros(2)), self._resting), jnp.append(
+            goal + jnp.array(ORIGIN[:2]), z
+        )
 
     def _apart(self, thing: jax.Array, goal: jax.Array) -> jax.Array:
         """`thing` [2], moved off where it is nearer than APART to `goal` [2]."""
