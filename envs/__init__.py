@@ -26,6 +26,15 @@ _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ant_ball": ("ant_ball", "AntBall", {}),
     "ant_push": ("ant_push", "AntPush", {}),
     "humanoid": ("humanoid", "Humanoid", {}),
+    "arm_binpick_easy": ("arm", "ArmBinpick", {}),
+    "arm_binpick_hard": ("arm", "ArmBinpick", {"hard": True}),
+    "arm_grasp": ("arm", "ArmGrasp", {}),
+    "arm_push_easy": ("arm", "ArmPush", {}),
+    "arm_push_hard": ("arm", "ArmPush", {"hard": True}),
+    "arm_reach": ("arm", "ArmReach", {}),
+    "half_cheetah": ("half_cheetah", "HalfCheetah", {}),
+    "pusher_easy": ("pusher", "Pusher", {}),
+    "pusher_hard": ("pusher", "Pusher", {"hard": True}),
     "reacher": ("reacher", "Reacher", {}),
 }
 _MAZES = {
