@@ -14,8 +14,11 @@ from deepres.envs import xla
 from deepres.envs.layouts import ANT_LAYOUTS
 
 if TYPE_CHECKING:
+    from deepres.envs.adapter import GymnasiumEnv
     from deepres.envs.base import GoalSampler, Task
     from deepres.envs.vector import VectorEnv
+
+EPISODE_LENGTH = 1000  # control periods, the published time limit of every task
 
 # name -> module, class of the task, and the arguments that make this variant of it.
 _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -23,6 +26,15 @@ _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ant_ball": ("ant_ball", "AntBall", {}),
     "ant_push": ("ant_push", "AntPush", {}),
     "humanoid": ("humanoid", "Humanoid", {}),
+    "arm_binpick_easy": ("arm", "ArmBinpick", {}),
+    "arm_binpick_hard": ("arm", "ArmBinpick", {"hard": True}),
+    "arm_grasp": ("arm", "ArmGrasp", {}),
+    "arm_push_easy": ("arm", "ArmPush", {}),
+    "arm_push_hard": ("arm", "ArmPush", {"hard": True}),
+    "arm_reach": ("arm", "ArmReach", {}),
+    "half_cheetah": ("half_cheetah", "HalfCheetah", {}),
+    "pusher_easy": ("pusher", "Pusher", {}),
+    "pusher_hard": ("pusher", "Pusher", {"hard": True}),
     "reacher": ("reacher", "Reacher", {}),
 }
 _MAZES = {
@@ -67,7 +79,7 @@ def make(
     name: str,
     num_envs: int = 64,
     seed: int = 0,
-    episode_length: int = 1000,
+    episode_length: int = EPISODE_LENGTH,
     auto_reset: str = "fresh",
     impl: str = "auto",
     goal_sampler: GoalSampler | None = None,
@@ -107,6 +119,16 @@ def make(
     return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, impl)
 
 
+def gymnasium_env(env: VectorEnv) -> GymnasiumEnv:
+    """`env`, as `make` returns it, as a `gymnasium.vector.VectorEnv` of numpy arrays; see GymnasiumEnv.
+
+    Raises: ImportError without gymnasium.
+    """
+    from deepres.envs.adapter import GymnasiumEnv
+
+    return GymnasiumEnv(env)
+
+
 def make_task(name: str, **options: Any) -> Task:
     """The task called `name` alone, without physics: sizes, start and goal draws, thresholds, scenes."""
     module, class_name, variant = _variant(name)
@@ -125,4 +147,4 @@ def make_task(name: str, **options: Any) -> Task:
     return task
 
 
-__all__ = ["make", "make_task", "names"]
+__all__ = ["EPISODE_LENGTH", "gymnasium_env", "make", "make_task", "names"]

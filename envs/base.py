@@ -125,8 +125,10 @@ class Task(ABC):
 
     @cached_property
     def model(self) -> mujoco.MjModel:
-        """`spec`, compiled."""
-        return self.spec().compile()
+        """`spec`, compiled without the geoms that nothing collides with: they have a mass, but cost every step."""
+        spec = self.spec()
+        spec.compiler.discardvisual = True
+        return spec.compile()
 
 
 @jax.tree_util.register_dataclass
