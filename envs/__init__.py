@@ -5,19 +5,27 @@ Nothing here imports JAX until an environment is made.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from deepres.envs import xla
+from deepres.envs.layouts import ANT_LAYOUTS
 
 if TYPE_CHECKING:
+    from deepres.envs.adapter import GymnasiumEnv
     from deepres.envs.base import GoalSampler, Task
     from deepres.envs.vector import VectorEnv
+
+EPISODE_LENGTH = 1000  # control periods, the published time limit of every task
 
 # name -> module, class of the task, and the arguments that make this variant of it.
 _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ant": ("ant", "Ant", {}),
+    "ant_ball": ("ant_ball", "AntBall", {}),
+    "ant_push": ("ant_push", "AntPush", {}),
+    "humanoid": ("humanoid", "Humanoid", {}),
     "arm_binpick_easy": ("arm", "ArmBinpick", {}),
     "arm_binpick_hard": ("arm", "ArmBinpick", {"hard": True}),
     "arm_grasp": ("arm", "ArmGrasp", {}),
@@ -25,23 +33,53 @@ _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "arm_push_hard": ("arm", "ArmPush", {"hard": True}),
     "arm_reach": ("arm", "ArmReach", {}),
     "half_cheetah": ("half_cheetah", "HalfCheetah", {}),
-    "point_u_maze": ("point", "PointMaze", {"layout": "u_maze"}),
     "pusher_easy": ("pusher", "Pusher", {}),
     "pusher_hard": ("pusher", "Pusher", {"hard": True}),
     "reacher": ("reacher", "Reacher", {}),
 }
+_MAZES = {
+    "ant": ("ant", "AntMaze"),
+    "humanoid": ("humanoid", "HumanoidMaze"),
+    "point": ("point", "PointMaze"),
+}
+_REGISTRY |= {f"ant_{layout}": (*_MAZES["ant"], {"layout": layout}) for layout in ANT_LAYOUTS}
+_REGISTRY |= {
+    f"{robot}_{layout}": (*_MAZES[robot], {"layout": layout})
+    for robot in ("humanoid", "point")
+    for layout in ("u_maze", "u_maze_eval", "big_maze", "big_maze_eval", "hardest_maze")
+}
+# Starts and goals so many cells apart: trained on near ones, evaluated on farther ones; `make` takes any such name.
+_APART = re.compile(r"ant_(?P<layout>\w+_maze)_gen_(?P<apart>(\d+f)+)")
+_GENERALIZATION = [
+    f"ant_{u}_maze_gen_{apart}"
+    for u in ("u", "u2", "u3", "u4", "u5")
+    for apart in ("1f2f3f", "4f", "5f", "6f")
+]
 
 
 def names() -> list[str]:
-    """The names that `make` knows, sorted."""
-    return sorted(_REGISTRY)
+    """The names that `make` knows, sorted. It takes more: ROBOT_maze with a layout, and ant_LAYOUT_gen_1f2f..."""
+    return sorted([*_REGISTRY, *_GENERALIZATION])
+
+
+def _variant(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Module, class and arguments of the task called `name`."""
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    apart = _APART.fullmatch(name)
+    if apart:
+        cells = tuple(int(k) for k in re.findall(r"\d+", apart["apart"]))
+        return (*_MAZES["ant"], {"layout": apart["layout"], "apart": cells})
+    if name.removesuffix("_maze") in _MAZES and name.endswith("_maze"):
+        return (*_MAZES[name.removesuffix("_maze")], {})
+    raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
 
 
 def make(
     name: str,
     num_envs: int = 64,
     seed: int = 0,
-    episode_length: int = 1000,
+    episode_length: int = EPISODE_LENGTH,
     auto_reset: str = "fresh",
     impl: str = "auto",
     goal_sampler: GoalSampler | None = None,
@@ -81,13 +119,21 @@ def make(
     return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, impl)
 
 
+def gymnasium_env(env: VectorEnv) -> GymnasiumEnv:
+    """`env`, as `make` returns it, as a `gymnasium.vector.VectorEnv` of numpy arrays; see GymnasiumEnv.
+
+    Raises: ImportError without gymnasium.
+    """
+    from deepres.envs.adapter import GymnasiumEnv
+
+    return GymnasiumEnv(env)
+
+
 def make_task(name: str, **options: Any) -> Task:
     """The task called `name` alone, without physics: sizes, start and goal draws, thresholds, scenes."""
-    if name not in _REGISTRY:
-        raise ValueError(f"env must be one of {', '.join(names())}, got {name!r}")
+    module, class_name, variant = _variant(name)
     xla.prepare()
     xla.keep_compiled()
-    module, class_name, variant = _REGISTRY[name]
     task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
     known_options = set(signature(task_class).parameters)
     if "parity" not in known_options:
@@ -101,4 +147,4 @@ def make_task(name: str, **options: Any) -> Task:
     return task
 
 
-__all__ = ["make", "make_task", "names"]
+__all__ = ["EPISODE_LENGTH", "gymnasium_env", "make", "make_task", "names"]

@@ -52,7 +52,7 @@ class Task(ABC):
 
     name: str
     state_dim: ClassVar[int]
-    goal_slice: ClassVar[slice]
+    goal_slice: slice
     dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
     threshold: ClassVar[float]  # success below this distance to the goal
     threshold_easy: ClassVar[float | None] = None  # and the published easier and harder ones, where there are
@@ -125,8 +125,10 @@ class Task(ABC):
 
     @cached_property
     def model(self) -> mujoco.MjModel:
-        """`spec`, compiled."""
-        return self.spec().compile()
+        """`spec`, compiled without the geoms that nothing collides with: they have a mass, but cost every step."""
+        spec = self.spec()
+        spec.compiler.discardvisual = True
+        return spec.compile()
 
 
 @jax.tree_util.register_dataclass

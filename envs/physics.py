@@ -125,8 +125,10 @@ class BatchPhysics:
     def __init__(self, model: mujoco.MjModel, dt: float, num_envs: int) -> None:
         from mujoco.batch import Batch
 
-        model = copy.copy(model)  # a NaN stays one, as in MJX, and is not put back to the model's first pose
-        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET.value
+        model = copy.copy(model)
+        # As MJX has it: all constraints are solved as one, and a NaN is not put back to the model's first pose.
+        flags = mujoco.mjtDisableBit.mjDSBL_ISLAND.value | mujoco.mjtDisableBit.mjDSBL_AUTORESET.value
+        model.opt.disableflags |= flags
         self._batch = Batch(model, num_envs, min(threads(), num_envs))
         self._substeps = substeps(model, dt)
         self._ctrl = self._batch.bind("ctrl")

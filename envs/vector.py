@@ -48,10 +48,9 @@ class VectorEnv:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         placed_jit = partial(jax.jit, in_shardings=place, out_shardings=place)
         self._reset = placed_jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
-        if impl == "c":
-            self._step = _CStep(functional, num_envs, placed_jit)
-        else:
-            self._step = placed_jit(jax.vmap(functional.step))
+        self._step: Callable[[EnvState, jax.Array], EnvState] = (
+            _CStep(functional, num_envs, placed_jit) if impl == "c" else placed_jit(jax.vmap(functional.step))
+        )
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
         """First states of all environments, each from its own share of `key` (by default the seed's key)."""
@@ -66,10 +65,10 @@ class VectorEnv:
             )
         return self._reset(key)
 
-    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+    def step(self, state: EnvState, action: jax.Array | np.ndarray) -> EnvState:
         """All environments one control period later; where an episode ended, at the start of its next.
 
-        action: [num_envs, action_dim] float32 in [-1, 1], a JAX array (see deepres.bridge for torch's).
+        action: [num_envs, action_dim] float32 in [-1, 1], of JAX or numpy (see deepres.bridge for torch's).
         """
         if action.shape != (self.num_envs, self.action_dim):
             raise ValueError(
