@@ -76,7 +76,7 @@ class Arm(Task):
         return spec
 
     def view(self) -> View:
-        return View(distance=1.7, azimuth=-50.0, elevation=-28.0, lookat=(0.0, 0.45, 0.2))
+        return View(distance=1.6, azimuth=-50.0, elevation=-28.0, lookat=(0.0, 0.45, 0.2))
 
     def control(self, action: jax.Array) -> jax.Array:
         action = jnp.clip(action, -1.0, 1.0)
