@@ -13,8 +13,6 @@ import pytest
 from envs_fixtures import NUM_ENVS, environment
 
 from deepres import envs
-from deepres.envs.layouts import LAYOUTS
-from deepres.envs.maze import Maze
 
 
 def body_mass(model, name):
@@ -77,7 +75,8 @@ def test_mjx_agrees_with_the_c_engine_over_ten_steps(name):
         for data, ctrl in zip(datas, action, strict=True):
             data.ctrl[:] = ctrl
             if model.nmocap:
-                data.mocap_pos[:] = env.task.maze.window(jnp.asarray(data.qpos[:2], jnp.float32))
+                xy = jnp.asarray(data.qpos[None, :2], jnp.float32)
+                data.mocap_pos[:] = env.task.maze.window(xy, env.task.boxes)
             for _ in range(round(env.dt / model.opt.timestep)):
                 mujoco.mj_step(model, data)
                 contacts += data.ncon
@@ -98,46 +97,6 @@ def test_an_ant_left_alone_stands_and_settles():
     assert (state.traj_id == 0).all()
     assert float(jnp.abs(state.physics.qvel).max()) < 0.1
     assert bool(((state.obs[:, 2] > 0.3) & (state.obs[:, 2] < 0.8)).all())
-
-
-def test_nobody_passes_a_wall_at_full_power():
-    env = environment("point_u_maze")
-    maze = env.task.maze
-    bearings = np.arange(NUM_ENVS) * 2 * np.pi / NUM_ENVS + 0.1
-    fresh = env.reset()
-    deepest = 0.0
-    for cell in np.argwhere(~maze.walls):
-        bearings = bearings + 0.11  # other directions from every cell
-        push = np.stack([np.cos(bearings), np.sin(bearings)], 1)
-        push = jnp.asarray(push / np.abs(push).max(1, keepdims=True), jnp.float32)
-        qpos = jnp.tile(jnp.asarray(cell * maze.cell, jnp.float32), (NUM_ENVS, 1))
-        state = replace(fresh, physics=replace(fresh.physics, qpos=qpos))
-        paths = []
-        for _ in range(env.episode_length - 1):
-            state = env.step(state, push)
-            paths.append(state.obs[:, :2])
-        deepest = max(deepest, wall_depth(maze, np.stack(paths).reshape(-1, 2), radius=0.25))
-    assert deepest < 0.1, f"the sphere sank {deepest:.3f} m into a wall"
-
-
-def wall_depth(maze, xy, radius):
-    """How deep, in metres, the worst of spheres centred at `xy` [T, 2] is inside some wall cell."""
-    centres = np.argwhere(maze.walls) * maze.cell
-    outside = np.maximum(np.abs(xy[:, None] - centres) - maze.cell / 2, 0)  # [T, walls, 2]
-    return float((radius - np.linalg.norm(outside, axis=-1)).max())
-
-
-def test_the_window_holds_every_wall_within_reach():
-    maze = Maze.parse("hardest_maze", 4.0)
-    rng = np.random.default_rng(2)
-    free = np.argwhere(~maze.walls)
-    xy = (free[rng.integers(len(free), size=4000)] + rng.uniform(-0.5, 0.5, (4000, 2))) * 4.0
-    windows = np.asarray(jax.jit(jax.vmap(maze.window))(jnp.asarray(xy, jnp.float32)))
-    centres = np.argwhere(maze.walls) * 4.0
-    gap = np.linalg.norm(np.maximum(np.abs(xy[:, None] - centres) - 2.0, 0), axis=-1)
-    for n, near in enumerate(gap < 1.9):
-        shown = {tuple(w[:2]) for w in windows[n] if w[2] > 0}
-        assert {tuple(c) for c in centres[near]} <= shown <= {tuple(c) for c in centres}
 
 
 def route(maze, start, goal):
@@ -221,7 +180,7 @@ def test_starts_and_goals_are_drawn_from_the_published_ranges():
     np.testing.assert_allclose(np.linalg.norm(goals, axis=1), 10.0, rtol=1e-5)
     assert abs(np.exp(1j * np.arctan2(goals[:, 1], goals[:, 0])).mean()) < 0.05
     start = np.array([0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1])
-    joints = np.r_[0:3, 7:15]
+    joints = np.r_[0:2, 7:15]
     assert 0.099 < np.abs(physics.qpos - start)[:, joints].max() <= 0.1 + 1e-6
     np.testing.assert_allclose(np.linalg.norm(physics.qpos[:, 3:7], axis=1), 1, rtol=1e-5)
     assert abs(physics.qvel.std() - 0.1) < 0.002
@@ -240,44 +199,3 @@ def test_rewards_are_the_published_ones():
     assert float(ant) == pytest.approx(0.1 / 0.05 + 1 - 0.5 * 8 * 0.25)
     point = envs.make_task("point_u_maze").reward(None, None, np.array([4.0, 4, 0, 0]), np.array([4.0, 12]))
     assert float(point) == -8.0
-
-
-@pytest.mark.parametrize(
-    ("layout", "walls", "goals"),
-    [("u_maze", 18, 6), ("u_maze_eval", 18, 3), ("u2_maze", 21, 8), ("u3_maze", 24, 10), ("u4_maze", 24, 10),
-     ("u4_maze_eval", 24, 4), ("u5_maze", 39, 16), ("u5_maze_eval", 39, 8), ("u6_maze", 34, 14),
-     ("u6_maze_eval", 34, 7), ("u7_maze", 29, 12), ("u7_maze_eval", 29, 6), ("big_maze", 38, 25),
-     ("big_maze_eval", 38, 10), ("hardest_maze", 62, 45)],
-)  # fmt: skip
-def test_published_layouts_have_their_walls_and_goals(layout, walls, goals):
-    maze = Maze.parse(layout, 4.0)
-    assert (int(maze.walls.sum()), len(maze.goals), len(maze.starts)) == (walls, goals, 1)
-
-
-def test_every_layout_is_a_good_maze():
-    for layout in LAYOUTS:
-        Maze.parse(layout, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("rows", "reason"),
-    [
-        (["####", "#R.#", "####"], r"must have a goal cell \(G\), got none"),
-        (["####", "#G.#", "####"], r"must have a start cell \(R\), got none"),
-        (["####", "#RG.", "####"], "border must be closed by #"),
-        (["####", "#RG#", "#.##"], "border must be closed by #"),
-        (["#####", "#R#G#", "#####"], "got one at row 1, column 3 that walls cut off from the start"),
-        (["####", "#RG#", "###"], "equally long, got 4 cells in row 0 and 3 in row 2"),
-        (["####", "#RX#", "####"], "cells must be # R G or ., got 'X' in row 1"),
-        ([], "at least one row"),
-        ("v_maze", "layout must be one of big_maze, .*u_maze.*, got 'v_maze'"),
-    ],
-)  # fmt: skip
-def test_bad_grids_are_refused_with_the_reason(rows, reason):
-    with pytest.raises(ValueError, match=reason):
-        envs.make_task("point_u_maze", layout=rows)
-
-
-def test_a_grid_of_ones_own_is_a_maze():
-    task = envs.make_task("point_u_maze", layout=["#####", "#R.G#", "#####"])
-    assert task.maze.goals.tolist() == [[4.0, 12.0]] and task.maze.starts.tolist() == [[4.0, 4.0]]
