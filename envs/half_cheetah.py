@@ -37,7 +37,7 @@ class HalfCheetah(Task):
         return mujoco.MjSpec.from_file(str(ASSETS / "half_cheetah.xml"))
 
     def view(self) -> View:
-        return View(distance=4.5, elevation=-15.0, follow=True)
+        return View(distance=7.5, elevation=-12.0, lookat=(2.5, 0.0, 0.6))
 
     def marker(self, goal: np.ndarray) -> np.ndarray:
         return np.array([goal[0], 0.0, 0.5])
