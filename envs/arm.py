@@ -8,7 +8,7 @@ Physics. The servos' damping is written into the model as joint armature (kv tim
 Euler step): while a servo is within its force limit that is the implicit step of the published runs, digit for
 digit, and beyond it what their engine, MJX, did as well, whereas MuJoCo's C engine drops a saturated servo's damping
 and lets the wrist fly off. So the arms' truth is MJX's published behaviour, and here every engine shows it.
-The fingers' pads are capsules with the published boxes' thickness, length and inner face: 17 contact points in place
+The fingers' pads are capsules with the published boxes' thickness, length and inner face: 16 contact points in place
 of 28, and a cube between them stays put. Contacts between the two fingers are left out, since the joints' limits stop
 them 1 mm apart.
 """
@@ -49,7 +49,7 @@ class Arm(Task):
 
     Parity: published servos of joints 3 to 7 multiply the command by a smaller gain than the angle, so that joints 3
     and 4 come to rest at 4/7 of the angle they are told and joints 5 to 7 at 1/2. By default a joint goes where it is
-    told, which also puts all but a few of arm_reach's goals within reach (most were not). parity=True brings back
+    told, which also puts every goal of arm_reach within its threshold of some pose (about half were not). parity=True brings back
     the gains, the implicit step (with which the engines differ while a servo is saturated; impl="jax" or "warp"
     is the published one) and the fingers' boxes. Left out always: the last obs's body positions are one substep
     (2 ms) older than its joint angles, as published.
