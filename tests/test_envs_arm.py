@@ -78,8 +78,8 @@ def test_sizes_and_thresholds_are_the_published_ones(name):
 def test_starts_and_goals_fill_their_published_ranges(name):
     task = envs.make_task(name)
     keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-    physics, goals = jax.jit(jax.vmap(task.start))(keys)
-    states = np.asarray(jax.jit(jax.vmap(task.observe))(physics))
+    physics, goals = jax.vmap(task.start)(keys)
+    states = np.asarray(jax.vmap(task.observe)(physics))
     ranges, cube_ranges = RANGES[name]
     for values, (low, high) in zip(np.asarray(goals)[:, :3].T, ranges, strict=True):
         assert low - 1e-6 <= values.min() < low + 0.02 and high - 0.02 < values.max() <= high + 1e-6
@@ -98,7 +98,9 @@ def test_starts_and_goals_fill_their_published_ranges(name):
 
 def test_joints_go_where_they_are_told_and_published_ones_part_of_the_way():
     rng = np.random.default_rng(0)
-    actions = rng.uniform(-0.5, 0.5, (NUM_ENVS, 4)).astype(np.float32) - np.float32([0, 0.4, 0, 0])  # off the table
+    actions = rng.uniform(-0.5, 0.5, (NUM_ENVS, 4)).astype(np.float32) - np.float32(
+        [0, 0.4, 0, 0]
+    )  # off the table
     told = np.asarray(jax.vmap(environment("arm_reach").task.control)(actions))
     published = np.array([1, 1, 4 / 7, 4 / 7, 0.5, 0.5, 0.5])
     for parity, share in ((False, np.ones(7)), (True, published)):

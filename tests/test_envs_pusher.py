@@ -36,7 +36,7 @@ def environment(name, num_envs=NUM_ENVS):
 def starts(name, **options):
     """Task, physics, state vectors and goals of DRAWS first states."""
     task = envs.make_task(name, **options)
-    physics, goals = jax.jit(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), DRAWS))
+    physics, goals = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(0), DRAWS))
     return task, physics, np.asarray(jax.vmap(task.observe)(physics)), np.asarray(goals)
 
 
@@ -63,7 +63,7 @@ def test_masses_are_the_published_ones():
     ("name", "x", "y"),
     [("pusher_easy", (0.25, 0.65), (-0.6, -0.3)), ("pusher_hard", (-0.1, 0.9), (-0.7, 0.3))],
 )
-def test_pushers_goals_fill_their_range_and_objects_begin_apart_from_them(name, x, y):
+def test_pushers_goals_fill_their_range_objects_begin_apart_and_the_tip_is_the_forks(name, x, y):
     for parity in (False, True):
         _, physics, states, goals = starts(name, parity=parity)
         for values, (low, high) in zip(goals.T[:2], (x, y), strict=True):
@@ -77,31 +77,29 @@ def test_pushers_goals_fill_their_range_and_objects_begin_apart_from_them(name, 
         assert (apart > pusher.APART + 1e-3).mean() > 0.7
         if parity and name == "pusher_hard":
             assert apart.min() < 0.1
+        reach = (
+            0.1 + 0.4 + 0.321 + (0 if parity else 0.1)
+        )  # to the wrist, to the point between the fork's ends
+        np.testing.assert_allclose(states[:, 7:10], [[reach, -0.6, 0.0]] * DRAWS, atol=1e-5)
     assert not np.asarray(physics.qpos)[:, :7].any() and not np.asarray(physics.qvel)[:, 7:].any()
     assert 0.0049 < np.abs(physics.qvel).max() <= 0.005
-
-
-def test_pushers_tip_is_between_the_forks_ends_and_the_published_one_is_the_wrist():
-    for parity, x in ((False, 0.1 + 0.4 + 0.321 + 0.1), (True, 0.1 + 0.4 + 0.321)):
-        _, _, states, _ = starts("pusher_easy", parity=parity)
-        np.testing.assert_allclose(states[:, 7:10], [[x, -0.6, 0.0]] * DRAWS, atol=1e-5)
 
 
 def test_pushers_object_moves_only_when_the_fork_touches_it():
     model = envs.make_task("pusher_easy").model
     data, rng, thing = mujoco.MjData(model), np.random.default_rng(0), model.geom("object").id
-    touched = np.zeros(10, bool)
+    touched, moved = np.zeros(10, bool), np.zeros(10, bool)
     for k in range(10):
         mujoco.mj_resetData(model, data)
         data.qpos[7:] = rng.uniform([-0.3, -0.2], [0, 0.2])
-        for _ in range(400):
-            if data.time % 0.5 < 0.01:
+        for step in range(400):
+            if step % 50 == 0:
                 data.ctrl[:] = rng.uniform(-1, 1, 7) * [1, 0, 1, 1, 1, 1, 1] + [0, 0.5, 0, 0, 0, 0, 0]
             mujoco.mj_step(model, data)
             touched[k] |= any(thing in pair for pair in data.contact.geom)
-            assert touched[k] or not data.qvel[7:].any()
-        assert (np.abs(data.qvel[7:]).max() > 1e-6) == touched[k] or touched[k]
-    assert 0 < touched.sum() < 10
+            moved[k] |= data.qvel[7:].any()
+            assert touched[k] or not moved[k]
+    assert 0 < touched.sum() < 10 and moved.any()
 
 
 def test_half_cheetah_starts_settles_and_gets_there_by_some_blind_gait():
@@ -153,10 +151,9 @@ def reacher_policy(obs):
     want_first = np.arctan2(target[:, 1], target[:, 0]) - lead
     error = np.stack([(want_first - first + np.pi) % (2 * np.pi) - np.pi, want_bend - bend], axis=1)
     tip = obs[:, 4:6]
-    elbow = a * np.stack([np.cos(first), np.sin(first)], axis=1)
-    arms = np.stack(
-        [np.stack([-tip[:, 1], tip[:, 0]], 1), np.stack([elbow - tip, tip], 1)[:, 0, ::-1] * [1, -1]], 2
-    )
+    lower = tip - a * np.stack([np.cos(first), np.sin(first)], axis=1)
+    # Both joints turn the tip about themselves: its velocity is a sum of (-y, x) of what reaches from each to it.
+    arms = np.stack([tip, lower], axis=2)[:, ::-1] * [[-1], [1]]
     speeds = np.linalg.solve(arms + 1e-4 * np.eye(2), obs[:, 7:9, None])[:, :, 0]
     return (0.3 * error - 0.04 * speeds).clip(-1, 1).astype(np.float32)
 
