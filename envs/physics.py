@@ -11,6 +11,7 @@ import contextlib
 import copy
 import importlib.util
 import io
+import logging
 import os
 from dataclasses import dataclass
 
@@ -125,6 +126,8 @@ class BatchPhysics:
     def __init__(self, model: mujoco.MjModel, dt: float, num_envs: int) -> None:
         from mujoco.batch import Batch
 
+        if mujoco.get_mju_user_warning() is None:  # else MuJoCo writes a file into the working folder
+            mujoco.set_mju_user_warning(logging.getLogger("deepres.envs").debug)
         model = copy.copy(model)
         # As MJX has it: all constraints are solved as one, and a NaN is not put back to the model's first pose.
         flags = mujoco.mjtDisableBit.mjDSBL_ISLAND.value | mujoco.mjtDisableBit.mjDSBL_AUTORESET.value

@@ -45,11 +45,15 @@ class VectorEnv:
         self.auto_reset = functional.auto_reset
         self.dt = task.dt
         # Said outright: else arrays from torch, which are tied to their device, cost another compile.
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placed_jit = partial(jax.jit, in_shardings=place, out_shardings=place)
-        self._reset = placed_jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
-        self._step: Callable[[EnvState, jax.Array], EnvState] = (
-            _CStep(functional, num_envs, placed_jit) if impl == "c" else placed_jit(jax.vmap(functional.step))
+        place = jax.sharding.SingleDeviceSharding(
+            jax.local_devices(backend="cpu" if impl == "c" else None)[0]
+        )
+        # What is left to XLA beside the C engine is so little that optimizing it costs more than it gains.
+        options = {"xla_backend_optimization_level": 1} if impl == "c" else None
+        jit = partial(jax.jit, in_shardings=place, out_shardings=place, compiler_options=options)
+        self._reset = jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
+        self._step: Callable[[EnvState, Any], EnvState] = (
+            _CStep(functional, num_envs, jit) if impl == "c" else jit(jax.vmap(functional.step))
         )
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
@@ -75,7 +79,9 @@ class VectorEnv:
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
                 f"for {self.name}, got {list(action.shape)}"
             )
-        if not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
+        if self.impl == "c":
+            action = np.asarray(action, np.float32)
+        elif not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
             action = jnp.asarray(action, jnp.float32)  # another type would be compiled for anew
         return self._step(state, action)
 
@@ -84,14 +90,17 @@ class VectorEnv:
 
 
 class _CStep:
-    """A step whose physics is the C engine's; the task's own code before and after it is jitted."""
+    """A step whose physics is the C engine's; the task's own code before and after it is jitted.
+
+    Kept apart from XLA, for a callback from inside a jitted step can lock up XLA's thread pool on two cores.
+    """
 
     def __init__(self, functional: GoalEnv, num_envs: int, jit: Callable[..., Any]) -> None:
         self._physics = BatchPhysics(functional.model, functional.task.dt, num_envs)
         self._drive = jit(jax.vmap(functional.drive))
         self._arrive = jit(partial(_arrive, functional))
 
-    def __call__(self, state: EnvState, action: jax.Array) -> EnvState:
+    def __call__(self, state: EnvState, action: np.ndarray) -> EnvState:
         ctrl, mocap_pos = self._drive(state.physics, action)
         physics = self._physics.step(*jax.tree.map(np.asarray, (state.physics, ctrl, mocap_pos)))
         return self._arrive(state, action, physics)
