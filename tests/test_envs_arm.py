@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from arm_scripts import Inverse, PickAndPlace, tips_of
+from scripted_policies import Inverse, PickAndPlace, tips_of
 
 from deepres import envs
 from deepres.envs import arm

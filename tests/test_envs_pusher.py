@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from scripted_policies import Push, reacher_policy
 
 from deepres import envs
-from deepres.envs import pusher, reacher
+from deepres.envs import pusher
 
 NUM_ENVS = 32
 DRAWS = 2000
@@ -140,22 +141,14 @@ def test_success_begins_at_its_threshold(name):
         assert bool(task.success(at, goal)) is reached
 
 
-def reacher_policy(obs):
-    """Joint angles at which the fingertip is on the target, then torques that go there and stop: actions [N, 2]."""
-    first = np.arctan2(obs[:, 2], obs[:, 0])
-    bend = np.arctan2(obs[:, 3], obs[:, 1])
-    target, distance = obs[:, 10:12], np.linalg.norm(obs[:, 10:12], axis=1)
-    a, b = reacher.UPPER, reacher.LOWER
-    want_bend = np.arccos(((distance**2 - a**2 - b**2) / (2 * a * b)).clip(np.cos(2.9), 1))
-    lead = np.arctan2(b * np.sin(want_bend), a + b * np.cos(want_bend))
-    want_first = np.arctan2(target[:, 1], target[:, 0]) - lead
-    error = np.stack([(want_first - first + np.pi) % (2 * np.pi) - np.pi, want_bend - bend], axis=1)
-    tip = obs[:, 4:6]
-    lower = tip - a * np.stack([np.cos(first), np.sin(first)], axis=1)
-    # Both joints turn the tip about themselves: its velocity is a sum of (-y, x) of what reaches from each to it.
-    arms = np.stack([tip, lower], axis=2)[:, ::-1] * [[-1], [1]]
-    speeds = np.linalg.solve(arms + 1e-4 * np.eye(2), obs[:, 7:9, None])[:, :, 0]
-    return (0.3 * error - 0.04 * speeds).clip(-1, 1).astype(np.float32)
+@pytest.mark.parametrize(("name", "least"), [("pusher_easy", 0.3), ("pusher_hard", 0.1)])
+def test_a_scripted_pusher_gets_the_object_to_its_goal(name, least):
+    env = environment(name)
+    state, policy, reached = env.reset(), Push(env.task.model, NUM_ENVS), np.zeros(NUM_ENVS)
+    for _ in range(120):
+        state = env.step(state, policy(np.asarray(state.obs)))
+        reached = np.maximum(reached, state.success)
+    assert reached.mean() >= least
 
 
 def test_a_scripted_reacher_gets_to_its_target_and_stays():
