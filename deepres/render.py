@@ -29,7 +29,7 @@ import mujoco
 import numpy as np
 
 if TYPE_CHECKING:
-    from deepres.envs.base import EnvState
+    from deepres.envs.base import EnvState, Task
     from deepres.envs.vector import VectorEnv
 
 VIDEO_FORMATS = (".mp4", ".gif")
@@ -93,7 +93,7 @@ def render_rollout(
         raise ValueError(f"width and height must be whole numbers of pixels >= 16, got {width} x {height}")
     path.parent.mkdir(parents=True, exist_ok=True)
     _gl_platform()  # before the file is begun
-    _write_video(path, _pictures(env, frames, width, height), fps)
+    _write_video(path, pictures(env.task, frames, width, height), fps)
     return path
 
 
@@ -172,10 +172,10 @@ def _draw_paths(axes: Any, env: VectorEnv, walks: list[np.ndarray], goals: list[
     return reached
 
 
-def _pictures(env: VectorEnv, frames: Sequence[Frame], width: int, height: int) -> Iterator[np.ndarray]:
+def pictures(task: Task, frames: Sequence[Frame], width: int, height: int) -> Iterator[np.ndarray]:
     """RGB pictures [height, width, 3] uint8 of `frames`."""
-    view = env.task.view()
-    model = _dressed(env.task.scene(), view.distance, width, height).compile()
+    view = task.view()
+    model = _dressed(task.scene(), view.distance, width, height).compile()
     data = mujoco.MjData(model)
     camera = mujoco.MjvCamera()
     camera.distance, camera.azimuth, camera.elevation = view.distance, view.azimuth, view.elevation
@@ -194,7 +194,7 @@ def _pictures(env: VectorEnv, frames: Sequence[Frame], width: int, height: int) 
                     towards = frame.goal - frame.achieved
                     camera.azimuth = np.degrees(np.arctan2(towards[1], towards[0]))
             walked = frames[began : t + 1]
-            yield draw(data, camera, lambda scene, walked=walked: _mark(scene, env, walked))
+            yield draw(data, camera, lambda scene, walked=walked: _mark(scene, task, walked))
 
 
 def _dressed(spec: mujoco.MjSpec, distance: float, width: int, height: int) -> mujoco.MjSpec:
@@ -223,19 +223,19 @@ def _dressed(spec: mujoco.MjSpec, distance: float, width: int, height: int) -> m
     return spec
 
 
-def _mark(scene: mujoco.MjvScene, env: VectorEnv, frames: Sequence[Frame]) -> None:
+def _mark(scene: mujoco.MjvScene, task: Task, frames: Sequence[Frame]) -> None:
     """Add to `scene` the goal of the last of `frames` and the trail through them all."""
     now = frames[-1]
     rgba = REACHED_RGBA if now.success else GOAL_RGBA
-    _add_geom(scene, mujoco.mjtGeom.mjGEOM_SPHERE, [env.threshold] * 3, now.goal, rgba)
+    _add_geom(scene, mujoco.mjtGeom.mjGEOM_SPHERE, [task.threshold] * 3, now.goal, rgba)
     stride = -(-len(frames) // TRAIL_PIECES)
     points = [frame.achieved for frame in frames[::stride]] + [now.achieved]
-    if env.goal_dim == 2:  # a goal on the floor: so is the trail
+    if task.goal_dim == 2:  # a goal on the floor: so is the trail
         points = [np.array([x, y, 0.05]) for x, y, _ in points]
     for a, b in pairwise(points):
-        if 0 < np.linalg.norm(b - a) < 5 * env.threshold:  # a longer hop is the start of the next episode
+        if 0 < np.linalg.norm(b - a) < 5 * task.threshold:  # a longer hop is the start of the next episode
             geom = _add_geom(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, np.zeros(3), np.zeros(3), TRAIL_RGBA)
-            mujoco.mjv_connector(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, env.threshold / 12, a, b)
+            mujoco.mjv_connector(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, task.threshold / 12, a, b)
 
 
 def _add_geom(scene: mujoco.MjvScene, kind: int, size: Any, position: Any, rgba: Any) -> mujoco.MjvGeom:

@@ -8,7 +8,9 @@ vmap and jit are left to the caller; vector.py does both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +23,7 @@ from deepres.envs.physics import MjxPhysics, PhysicsState
 
 ASSETS = Path(__file__).parent / "assets"
 AUTO_RESETS = ("fresh", "first")
+GoalSampler = Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,18 @@ class Task(ABC):
 
     The observation is concat(state [state_dim], goal [goal_dim]); `state[goal_slice]` are the coordinates
     that the goal speaks of, so that any later state of a trajectory can stand as its goal.
+
+    A task whose published form has quirks that look unintended mends them, and brings them back under its
+    option parity=True; its docstring lists each under "Parity:".
     """
 
     name: str
     state_dim: ClassVar[int]
-    goal_slice: ClassVar[slice]
+    goal_slice: slice
     dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
     threshold: ClassVar[float]  # success below this distance to the goal
+    threshold_easy: ClassVar[float | None] = None  # and the published easier and harder ones, where there are
+    threshold_hard: ClassVar[float | None] = None
     goal_height: ClassVar[float] = 0.0  # metres: where pictures show a goal that has no z of its own
 
     @abstractmethod
@@ -75,6 +83,10 @@ class Task(ABC):
     def observe(self, physics: PhysicsState) -> jax.Array:
         """The state vector [state_dim] that the policy and the critic see."""
 
+    def control(self, action: jax.Array) -> jax.Array:
+        """[nu]: the model's controls in the coming control period, from `action` [action_dim] in [-1, 1]."""
+        return jnp.clip(action, -1.0, 1.0)
+
     def mocap(self, physics: PhysicsState) -> jax.Array | None:
         """[nmocap, 3]: where the mocap bodies stand in the coming control period; None without any."""
         return None
@@ -82,6 +94,17 @@ class Task(ABC):
     def distance(self, state: jax.Array, goal: jax.Array) -> jax.Array:
         """Metres from `state` [state_dim] to `goal` [goal_dim]: Euclidean on the goal's coordinates."""
         return jnp.linalg.norm(state[self.goal_slice] - goal)
+
+    def success(self, state: jax.Array, goal: jax.Array) -> jax.Array:
+        """Whether `state` [state_dim] has reached `goal` [goal_dim]: bool."""
+        return self.distance(state, goal) < self.threshold
+
+    def goal_after(self, state: jax.Array, goal: jax.Array) -> jax.Array:
+        """[goal_dim]: the goal, once the episode has come to `state`; the same all along, unless a task moves it.
+
+        What a step reached is judged and shown against the goal that this returns.
+        """
+        return goal
 
     def terminated(self, state: jax.Array) -> jax.Array:
         """Whether the episode ends here, its time limit aside; never, unless a task says otherwise."""
@@ -94,6 +117,18 @@ class Task(ABC):
     @property
     def goal_dim(self) -> int:
         return self.goal_slice.stop - self.goal_slice.start
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action: the model's controls, unless `control` maps another."""
+        return int(self.model.nu)
+
+    @cached_property
+    def model(self) -> mujoco.MjModel:
+        """`spec`, compiled without the geoms that nothing collides with: they have a mass, but cost every step."""
+        spec = self.spec()
+        spec.compiler.discardvisual = True
+        return spec.compile()
 
 
 @jax.tree_util.register_dataclass
@@ -144,9 +179,18 @@ class GoalEnv:
 
     episode_length: the time limit, in control periods. auto_reset: after a done, "fresh" draws a new start
     and goal; "first" goes back to the environment's own first start and goal (as the published runs did).
+    physics: what steps the model; None if a whole batch is stepped at once, between `drive` and `arrive`
+    (vector.py does). goal_sampler: draws goals in the task's place, see deepres.envs.make.
     """
 
-    def __init__(self, task: Task, episode_length: int = 1000, auto_reset: str = "fresh") -> None:
+    def __init__(
+        self,
+        task: Task,
+        episode_length: int = 1000,
+        auto_reset: str = "fresh",
+        physics: MjxPhysics | None = None,
+        goal_sampler: GoalSampler | None = None,
+    ) -> None:
         if isinstance(episode_length, bool) or not isinstance(episode_length, int) or episode_length < 1:
             raise ValueError(f"episode_length must be a number of steps >= 1, got {episode_length!r}")
         if auto_reset not in AUTO_RESETS:
@@ -154,23 +198,31 @@ class GoalEnv:
         self.task = task
         self.episode_length = episode_length
         self.auto_reset = auto_reset
-        self.model = task.spec().compile()
-        self._physics = MjxPhysics(self.model, task.dt)
-        self.action_dim = int(self.model.nu)
+        self.model = task.model
+        self.action_dim = task.action_dim
+        self._physics = physics
+        self._goal_sampler = goal_sampler
+        physics_state, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
+        if physics_state.sensors.shape != (self.model.nsensordata,):
+            raise ValueError(
+                f"a start of {type(task).__name__} must have sensors [{self.model.nsensordata}], as its model "
+                f"does, got {list(physics_state.sensors.shape)}; pass at_rest(..., sensors=resting_sensors(...))"
+            )
+        if goal.shape != (task.goal_dim,):
+            raise ValueError(f"goal_sampler must return a goal [{task.goal_dim}], got {list(goal.shape)}")
 
     def reset(self, key: jax.Array) -> EnvState:
         """The first state of the first episode, drawn with `key` (uint32 [2], see `jax.random.PRNGKey`)."""
         key, draw = jax.random.split(key)
-        physics, goal = self.task.start(draw)
+        physics, goal = self._begin(draw)
         state = self.task.observe(physics)
         obs = jnp.concatenate([state, goal])
-        distance = self.task.distance(state, goal)
         return EnvState(
             obs=obs,
             terminal_obs=obs,
             reward=jnp.zeros((), jnp.float32),
-            success=(distance < self.task.threshold).astype(jnp.float32),
-            distance=distance,
+            success=self.task.success(state, goal).astype(jnp.float32),
+            distance=self.task.distance(state, goal),
             done=jnp.zeros((), bool),
             truncation=jnp.zeros((), bool),
             traj_id=jnp.zeros((), jnp.int32),
@@ -182,41 +234,54 @@ class GoalEnv:
         )
 
     def step(self, state: EnvState, action: jax.Array) -> EnvState:
-        """The state one control period later, under `action` [action_dim] (motors clip it to [-1, 1]).
+        """The state one control period later, under `action` [action_dim] in [-1, 1].
 
         Where the episode ends, the state returned is already the next episode's first.
+        Raises: TypeError for impl="c", whose physics is no JAX function.
         """
+        if self._physics is None:
+            raise TypeError(
+                "the C engine steps whole batches outside JAX, so it cannot be under jit, vmap or scan; "
+                "make the environments with impl='jax' for env.functional.step"
+            )
+        physics = self._physics.step(state.physics, *self.drive(state.physics, action))
+        return self.renew(self.arrive(state, action, physics))
+
+    def drive(self, physics: PhysicsState, action: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """What physics is told for the coming control period: controls [nu] and mocap positions or None."""
+        return self.task.control(action), self.task.mocap(physics)
+
+    def arrive(self, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:
+        """What the step from `state` under `action` reached, where physics came to `physics`."""
         task = self.task
-        physics = self._physics.step(state.physics, action, task.mocap(state.physics))
         before, after = state.obs[: task.state_dim], task.observe(physics)
-        distance = task.distance(after, state.goal)
+        goal = task.goal_after(after, state.goal)
         terminated = task.terminated(after)
         steps = state.steps + 1
         done = terminated | (steps >= self.episode_length)
-        terminal_obs = jnp.concatenate([after, state.goal])
-        reached = replace(
+        obs = jnp.concatenate([after, goal])
+        return replace(
             state,
-            obs=terminal_obs,
-            terminal_obs=terminal_obs,
-            reward=task.reward(before, action, after, state.goal),
-            success=(distance < task.threshold).astype(jnp.float32),
-            distance=distance,
+            obs=obs,
+            terminal_obs=obs,
+            reward=task.reward(before, action, after, goal),
+            success=task.success(after, goal).astype(jnp.float32),
+            distance=task.distance(after, goal),
             done=done,
             truncation=done & ~terminated,
             steps=steps,
+            goal=goal,
             physics=physics,
         )
-        again = self._begin_again(reached)
-        return jax.tree.map(lambda new, old: jnp.where(done, new, old), again, reached)
 
-    def _begin_again(self, state: EnvState) -> EnvState:
-        """`state` with the next episode begun: a few random draws, so cheap that every step makes them."""
+    def renew(self, state: EnvState) -> EnvState:
+        """`state`, or where it ended its episode the first of the next: a few random draws."""
         if state.first is not None:
             key, physics, goal = state.key, state.first.physics, state.first.goal
         else:
             key, draw = jax.random.split(state.key)
-            physics, goal = self.task.start(draw)
-        return replace(
+            physics, goal = self._begin(draw)
+        again = replace(
             state,
             obs=jnp.concatenate([self.task.observe(physics), goal]),
             traj_id=state.traj_id + 1,
@@ -225,3 +290,11 @@ class GoalEnv:
             key=key,
             physics=physics,
         )
+        return jax.tree.map(lambda new, old: jnp.where(state.done, new, old), again, state)
+
+    def _begin(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
+        """A new episode's physics and goal."""
+        if self._goal_sampler is None:
+            return self.task.start(key)
+        start_key, goal_key = jax.random.split(key)
+        return self.task.start(start_key)[0], jnp.asarray(self._goal_sampler(goal_key), jnp.float32)

@@ -1,12 +1,17 @@
 """The published maze layouts, a row a word; maze.py says what the characters mean.
 
-`_eval` layouts keep only the goals that are far from the start: train on one, evaluate on the other.
+`_eval` layouts keep only the goals that are far from the start, `_single_eval` one of them, `_eval_1f2f3f` those 1,
+2 and 3 cells along the path: train on one, evaluate on the other.
 """
 
 LAYOUTS = {
     "u_maze": "##### #RGG# ###G# #GGG# #####",
     "u_maze_eval": "##### #R..# ###.# #GGG# #####",
     "u_maze_single_eval": "##### #R..# ###.# #G..# #####",
+    "u_maze_eval_1f2f3f": "##### #RGG# ###G# #...# #####",
+    "u_maze_eval_1f2f3f4f": "##### #RGG# ###G# #..G# #####",
+    "u_maze_eval_1f2f3f4f5f": "##### #RGG# ###G# #.GG# #####",
+    "u_maze_eval_5f6f": "##### #R..# ###.# #GG.# #####",
     "u2_maze": "###### #RGGG# ####G# #GGGG# ######",
     "u2_maze_eval": "###### #R...# ####.# #GGGG# ######",
     "u3_maze": "####### #RGGGG# #####G# #GGGGG# #######",
@@ -27,4 +32,10 @@ LAYOUTS = {
         "############ #RGGG#GGGGG# #G##G#G#G#G# #GGGGGG#GGG# #G####G###G# "
         "#GG#G#GGGGG# ##G#G#G#G### #GG#GGG#GGG# ############"
     ),
+}
+
+# The ant's big_maze_eval was published with one goal fewer (row 2) than the point's and the humanoid's.
+ANT_LAYOUTS = {
+    **LAYOUTS,
+    "big_maze_eval": "######## #R.##GG# #..#..G# ##...### #..#...# #.#G.#G# #.GG#GG# ########",
 }

@@ -1,25 +1,29 @@
-"""MJX under a task: one control period of a MuJoCo model as a pure function of a few small arrays.
+"""MuJoCo under a task: one control period of a model as a function of a few small arrays.
 
 What physics needs to go on is qpos, qvel and the solver's warm start; everything else in MuJoCo's data is
-derived from them at each substep. So an environment carries those three arrays and nothing more, which keeps
-its state small to save, quick to dispatch and free of shapes that depend on the engine.
+derived from them at each substep. So an environment carries those three arrays, and what its model's sensors
+read, and nothing more: its state is small to save, quick to dispatch and the same for every engine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib.util
 import io
+import logging
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import mujoco
+import numpy as np
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints there that its optional Warp engine is absent
     from mujoco import mjx
 
-if TYPE_CHECKING:
-    import mujoco
+ENGINES = ("c", "jax", "warp")
 
 
 @jax.tree_util.register_dataclass
@@ -29,27 +33,67 @@ class PhysicsState:
 
     qpos: [nq] float32, positions in MuJoCo's order. qvel: [nv] float32, velocities.
     warmstart: [nv] float32, the last substep's acceleration, from which the constraint solver starts.
+    sensors: [nsensordata] float32, what the model's <sensor> elements read, in the model's order. A step of
+    MuJoCo leaves them one substep behind qpos; a model without sensors has [0].
     """
 
     qpos: jax.Array
     qvel: jax.Array
     warmstart: jax.Array
+    sensors: jax.Array
 
 
-def at_rest(qpos: jax.Array, qvel: jax.Array) -> PhysicsState:
-    """The physics of a robot put at `qpos` [nq] and moving with `qvel` [nv]."""
+def at_rest(qpos: jax.Array, qvel: jax.Array, sensors: jax.Array | np.ndarray | None = None) -> PhysicsState:
+    """The physics of a robot put at `qpos` [nq] and moving with `qvel` [nv]: no warm start yet.
+
+    sensors: [nsensordata] what the model's sensors read there (see `resting_sensors`); None for a model without.
+    """
     return PhysicsState(
-        qpos.astype(jnp.float32), qvel.astype(jnp.float32), jnp.zeros(qvel.shape, jnp.float32)
+        qpos.astype(jnp.float32),
+        qvel.astype(jnp.float32),
+        jnp.zeros(qvel.shape, jnp.float32),
+        jnp.zeros(0, jnp.float32) if sensors is None else jnp.asarray(sensors, jnp.float32),
     )
 
 
-class MjxPhysics:
-    """Steps one environment of `model` by a control period of `dt` seconds with MJX; vmap it for a batch."""
+def resting_sensors(model: mujoco.MjModel, qpos: np.ndarray) -> np.ndarray:
+    """[nsensordata] float32: what the sensors of `model` read at `qpos` [nq], at rest and with no control."""
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_forward(model, data)
+    return data.sensordata.astype(np.float32)
 
-    def __init__(self, model: mujoco.MjModel, dt: float) -> None:
-        self._model = mjx.put_model(model, impl="jax")
-        self._data = mjx.make_data(model, impl="jax")
-        self._substeps = round(dt / model.opt.timestep)
+
+def pick_engine(impl: str) -> str:
+    """The engine that `impl` names, one of ENGINES; "auto" is the fastest that this machine has.
+
+    Raises: ValueError for another name; ImportError with what to install where an engine is absent.
+    """
+    if impl not in ("auto", *ENGINES):
+        raise ValueError(f"impl must be one of auto, {', '.join(ENGINES)}, got {impl!r}")
+    warp, batch = importlib.util.find_spec("warp"), importlib.util.find_spec("mujoco.batch")
+    if impl == "auto":
+        if jax.default_backend() == "gpu":
+            return "warp" if warp else "jax"
+        return "c" if batch else "jax"
+    if impl == "warp" and not warp:
+        raise ImportError("impl='warp' needs NVIDIA Warp; pip install 'mujoco-mjx[warp]', or pass impl='jax'")
+    if impl == "c" and not batch:
+        raise ImportError("impl='c' needs mujoco 4; pip install 'mujoco>=4,<5', or pass impl='jax'")
+    return impl
+
+
+class MjxPhysics:
+    """Steps one environment of `model` by a control period of `dt` seconds with MJX; vmap it for a batch.
+
+    impl: "jax" or "warp". num_envs: how many will be stepped together at most, for Warp's contact buffers.
+    """
+
+    def __init__(self, model: mujoco.MjModel, dt: float, impl: str = "jax", num_envs: int = 1) -> None:
+        self._model = mjx.put_model(model, impl=impl)
+        sizes = candidate_sizes(model, num_envs) if impl == "warp" else {}
+        self._data = mjx.make_data(model, impl=impl, **sizes)
+        self._substeps = substeps(model, dt)
 
     def step(self, state: PhysicsState, ctrl: jax.Array, mocap_pos: jax.Array | None) -> PhysicsState:
         """The state after one control period.
@@ -66,7 +110,69 @@ class MjxPhysics:
                 self._model,
                 data.replace(qpos=carry.qpos, qvel=carry.qvel, qacc_warmstart=carry.warmstart),
             )
-            return PhysicsState(after.qpos, after.qvel, after.qacc_warmstart), None
+            return PhysicsState(after.qpos, after.qvel, after.qacc_warmstart, after.sensordata), None
 
         with jax.default_matmul_precision("highest"):  # TF32 on a GPU would lose a constraint's last digits
             return jax.lax.scan(substep, state, None, length=self._substeps)[0]
+
+
+class BatchPhysics:
+    """Steps `num_envs` environments of `model` together by `dt` seconds with MuJoCo's C engine, on threads.
+
+    It computes in float64 and starts every period from float32, so that what a state holds is all that
+    decides how it goes on; the number of threads changes no bit.
+    """
+
+    def __init__(self, model: mujoco.MjModel, dt: float, num_envs: int) -> None:
+        from mujoco.batch import Batch
+
+        if mujoco.get_mju_user_warning() is None:  # else MuJoCo writes a file into the working folder
+            mujoco.set_mju_user_warning(logging.getLogger("deepres.envs").debug)
+        model = copy.copy(model)
+        # As MJX has it: all constraints are solved as one, and a NaN is not put back to the model's first pose.
+        flags = mujoco.mjtDisableBit.mjDSBL_ISLAND.value | mujoco.mjtDisableBit.mjDSBL_AUTORESET.value
+        model.opt.disableflags |= flags
+        self._batch = Batch(model, num_envs, min(threads(), num_envs))
+        self._substeps = substeps(model, dt)
+        self._ctrl = self._batch.bind("ctrl")
+        self._mocap_pos = self._batch.bind("mocap_pos")
+        fields = ("qpos", "qvel", "qacc_warmstart", "sensordata")
+        self._before = [self._batch.bind(name) for name in fields[:3]]
+        self._after = [self._batch.bind(name) for name in fields]
+
+    def step(self, state: PhysicsState, ctrl: np.ndarray, mocap_pos: np.ndarray | None) -> PhysicsState:
+        """The state after one control period, of numpy arrays; like MjxPhysics.step, with a leading axis [N]."""
+        for field, value in zip(self._before, (state.qpos, state.qvel, state.warmstart), strict=True):
+            field[:] = value
+        self._ctrl[:] = ctrl
+        if mocap_pos is not None:
+            self._mocap_pos[:] = mocap_pos
+        self._batch.step(nstep=self._substeps)
+        return PhysicsState(*(field.astype(np.float32) for field in self._after))
+
+
+def threads() -> int:
+    """Threads that the C engine steps on: DEEPRES_ENV_THREADS, by default every core of this process."""
+    choice = os.environ.get("DEEPRES_ENV_THREADS", "")
+    if not choice:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not choice.isdecimal() or int(choice) < 1:
+        raise ValueError(f"DEEPRES_ENV_THREADS must be a number of threads >= 1, got {choice!r}")
+    return int(choice)
+
+
+def substeps(model: mujoco.MjModel, dt: float) -> int:
+    """Timesteps of `model` in a control period of `dt` seconds."""
+    return round(dt / model.opt.timestep)
+
+
+def candidate_contacts(model: mujoco.MjModel) -> int:
+    """Contact points that MJX computes in every substep, touching or not: what a model costs it."""
+    return int(mjx.make_data(model, impl="jax")._impl.contact.dist.shape[0])
+
+
+def candidate_sizes(model: mujoco.MjModel, num_envs: int) -> dict[str, int]:
+    """Buffers of MJX's Warp engine that no state of `num_envs` environments can overflow."""
+    data = mjx.make_data(model, impl="jax")
+    rows = int(data._impl.efc_J.shape[0])
+    return {"naconmax": num_envs * max(1, candidate_contacts(model)), "njmax": max(1, rows)}

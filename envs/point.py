@@ -13,35 +13,27 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs import maze
-from deepres.envs.base import ASSETS, Task, View
+from deepres.envs.base import ASSETS
+from deepres.envs.maze import Maze, Walled
 from deepres.envs.physics import PhysicsState, at_rest
 
 
-class PointMaze(Task):
-    """A point in the maze `layout`: a name of maze.LAYOUTS, or a grid's rows as text."""
+class PointMaze(Walled):
+    """A point in the maze `layout`: a name of layouts.LAYOUTS, or a grid's rows as text."""
 
     state_dim = 4
     goal_slice = slice(0, 2)
     dt = 0.05  # five timesteps: at the U maze's top speed the sphere moves a third of its radius in one
     threshold = 0.5
+    threshold_easy = 2.0
     goal_height = 0.75
+    boxes = 3  # its radius of 0.25 m is under half a cell
 
     def __init__(self, layout: str | Sequence[str] = "u_maze") -> None:
-        self.maze = maze.Maze.parse(layout, cell=4.0)
+        self.maze = Maze.parse(layout, cell=4.0)
 
-    def spec(self) -> mujoco.MjSpec:
-        spec = mujoco.MjSpec.from_file(str(ASSETS / "point.xml"))
-        self.maze.add_window(spec)
-        return spec
-
-    def scene(self) -> mujoco.MjSpec:
-        spec = self.spec()
-        self.maze.add_walls(spec)
-        return spec
-
-    def view(self) -> View:
-        return self.maze.view()
+    def robot(self) -> mujoco.MjSpec:
+        return mujoco.MjSpec.from_file(str(ASSETS / "point.xml"))
 
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
         start_key, goal_key, velocity_key = jax.random.split(key, 3)
@@ -50,9 +42,6 @@ class PointMaze(Task):
 
     def observe(self, physics: PhysicsState) -> jax.Array:
         return jnp.concatenate([physics.qpos, physics.qvel])
-
-    def mocap(self, physics: PhysicsState) -> jax.Array:
-        return self.maze.window(physics.qpos[:2])
 
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
         return -self.distance(after, goal)

@@ -1,13 +1,17 @@
-"""Many environments of one task, stepped together: one jitted call a step."""
+"""Many environments of one task, stepped together: by one jitted call, or around a call of the C engine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepres.envs.base import EnvState, GoalEnv
+from deepres.envs.physics import BatchPhysics, PhysicsState
 
 
 class VectorEnv:
@@ -21,10 +25,7 @@ class VectorEnv:
     has the same environment as pure functions of a single state, for jit, vmap and scan.
     """
 
-    def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0) -> None:
-        for name, value, least in (("num_envs", num_envs, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0, impl: str = "jax") -> None:
         task = functional.task
         self.functional = functional
         self.task = task
@@ -37,14 +38,23 @@ class VectorEnv:
         self.action_dim = functional.action_dim
         self.goal_slice = task.goal_slice
         self.threshold = task.threshold
+        self.threshold_easy = task.threshold_easy
+        self.threshold_hard = task.threshold_hard
+        self.impl = impl
         self.episode_length = functional.episode_length
         self.auto_reset = functional.auto_reset
         self.dt = task.dt
         # Said outright: else arrays from torch, which are tied to their device, cost another compile.
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placed_jit = partial(jax.jit, in_shardings=place, out_shardings=place)
-        self._reset = placed_jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
-        self._step = placed_jit(jax.vmap(functional.step))
+        place = jax.sharding.SingleDeviceSharding(
+            jax.local_devices(backend="cpu" if impl == "c" else None)[0]
+        )
+        # What is left to XLA beside the C engine is so little that optimizing it costs more than it gains.
+        options = {"xla_backend_optimization_level": 1} if impl == "c" else None
+        jit = partial(jax.jit, in_shardings=place, out_shardings=place, compiler_options=options)
+        self._reset = jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
+        self._step: Callable[[EnvState, Any], EnvState] = (
+            _CStep(functional, num_envs, jit) if impl == "c" else jit(jax.vmap(functional.step))
+        )
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
         """First states of all environments, each from its own share of `key` (by default the seed's key)."""
@@ -59,19 +69,44 @@ class VectorEnv:
             )
         return self._reset(key)
 
-    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+    def step(self, state: EnvState, action: jax.Array | np.ndarray) -> EnvState:
         """All environments one control period later; where an episode ended, at the start of its next.
 
-        action: [num_envs, action_dim] float32 in [-1, 1], a JAX array (see deepres.bridge for torch's).
+        action: [num_envs, action_dim] float32 in [-1, 1], of JAX or numpy (see deepres.bridge for torch's).
         """
         if action.shape != (self.num_envs, self.action_dim):
             raise ValueError(
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
                 f"for {self.name}, got {list(action.shape)}"
             )
-        if not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
+        if self.impl == "c":
+            action = np.asarray(action, np.float32)
+        elif not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
             action = jnp.asarray(action, jnp.float32)  # another type would be compiled for anew
         return self._step(state, action)
 
     def __repr__(self) -> str:
         return f"VectorEnv({self.name!r}, num_envs={self.num_envs}, seed={self.seed})"
+
+
+class _CStep:
+    """A step whose physics is the C engine's; the task's own code before and after it is jitted.
+
+    Kept apart from XLA, for a callback from inside a jitted step can lock up XLA's thread pool on two cores.
+    """
+
+    def __init__(self, functional: GoalEnv, num_envs: int, jit: Callable[..., Any]) -> None:
+        self._physics = BatchPhysics(functional.model, functional.task.dt, num_envs)
+        self._drive = jit(jax.vmap(functional.drive))
+        self._arrive = jit(partial(_arrive, functional))
+
+    def __call__(self, state: EnvState, action: np.ndarray) -> EnvState:
+        ctrl, mocap_pos = self._drive(state.physics, action)
+        physics = self._physics.step(*jax.tree.map(np.asarray, (state.physics, ctrl, mocap_pos)))
+        return self._arrive(state, action, physics)
+
+
+def _arrive(functional: GoalEnv, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:
+    reached = jax.vmap(functional.arrive)(state, action, physics)
+    # Most steps end no episode, and on a CPU a branch that is not taken costs nothing.
+    return jax.lax.cond(reached.done.any(), jax.vmap(functional.renew), lambda same: same, reached)

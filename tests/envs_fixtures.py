@@ -1,4 +1,4 @@
-"""Environments and one random rollout of each, made once for all the tests that look at them."""
+"""Environments and a random rollout of each, for the tests that look at them; all on the C engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTH = 1000
 
 @cache
 def environment(name: str) -> envs.vector.VectorEnv:
-    return envs.make(name, num_envs=NUM_ENVS, seed=3, episode_length=LENGTH)
+    return envs.make(name, num_envs=NUM_ENVS, seed=3, episode_length=LENGTH, impl="c")
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,17 @@ class Rollout:
     actions: np.ndarray
 
 
-@cache
-def random_rollout(name: str) -> Rollout:
-    """One whole episode and 20 steps of the next under uniformly random actions."""
-    env = environment(name)
-    steps = env.episode_length + 20
-    actions = np.random.default_rng(5).uniform(-1, 1, (steps, env.num_envs, env.action_dim))
-    actions = actions.astype(np.float32)
+def rollout(env: Any, actions: np.ndarray) -> Rollout:
+    """`env` from its reset on under `actions` [T, N, action_dim]."""
     states = [env.reset()]
     for action in actions:
         states.append(env.step(states[-1], action))
     return Rollout(jax.tree.map(lambda *leaves: np.stack(leaves), *states), actions)
+
+
+@cache
+def random_rollout(name: str) -> Rollout:
+    """One whole episode and 20 steps of the next under uniformly random actions."""
+    env = environment(name)
+    shape = (env.episode_length + 20, env.num_envs, env.action_dim)
+    return rollout(env, np.random.default_rng(5).uniform(-1, 1, shape).astype(np.float32))

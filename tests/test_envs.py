@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,115 +14,139 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout
+from envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout, rollout
 
+from bench import envs as bench
+from bench.envs import sizes
 from deepres import bridge, envs
-from deepres.envs import xla
+from deepres.envs import listing, physics, xla
+from deepres.envs.base import Task
 
-# name: state, goal, action, goal slice, control period, success threshold (published)
-TABLE = {
-    "ant": (29, 2, 8, (0, 2), 0.05, 0.5),
-    "point_u_maze": (4, 2, 2, (0, 2), 0.05, 0.5),
-    "reacher": (10, 3, 2, (4, 7), 0.04, 0.05),
+# The beginning of a name, the longest that fits: control period; easy, own and hard success threshold (published).
+TIMES_AND_THRESHOLDS = {
+    "reacher": (0.04, None, 0.05, None),
+    "pusher": (0.05, None, 0.1, 0.05),
+    "half_cheetah": (0.05, 2.0, 0.5, None),
+    "ant": (0.05, 2.0, 0.5, None),
+    "humanoid": (0.03, 2.0, 0.5, None),
+    **{f"humanoid_{layout}": (0.015, 2.0, 0.5, None) for layout in ("u", "big", "hardest")},
+    "point": (0.05, 2.0, 0.5, None),
+    "arm": (0.05, 0.3, 0.1, 0.03),
+    "arm_grasp": (0.05, 0.15, 0.05, 0.02),
 }
-NAMES = sorted(TABLE)
+NAMES = envs.names()
+FAMILIES = [name for name in NAMES if not re.search("_maze_|big|hardest|u._maze|hard", name)]
 
 
 def assert_same_bits(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-def test_every_registered_name_is_tested():
-    assert envs.names() == NAMES
+def test_every_published_task_is_registered():
+    assert set(FAMILIES) == {
+        "ant", "ant_ball", "ant_push", "ant_u_maze", "arm_binpick_easy", "arm_grasp", "arm_push_easy", "arm_reach",
+        "half_cheetah", "humanoid", "humanoid_u_maze", "point_u_maze", "pusher_easy", "reacher",
+    }  # fmt: skip
+    assert {"arm_binpick_hard", "arm_push_hard", "pusher_hard", "ant_u4_maze", "ant_u5_maze"} < set(NAMES)
+    for robot in ("ant", "humanoid", "point"):
+        assert {f"{robot}_{layout}_maze" for layout in ("u", "big", "hardest")} < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sizes_are_the_published_ones(name):
-    state_dim, goal_dim, action_dim, goal_slice, dt, threshold = TABLE[name]
-    env = environment(name)
-    assert (env.name, env.num_envs, env.episode_length) == (name, NUM_ENVS, LENGTH)
-    assert (env.state_dim, env.goal_dim, env.action_dim) == (state_dim, goal_dim, action_dim)
-    assert env.obs_dim == state_dim + goal_dim
-    assert (env.goal_slice, env.dt, env.threshold) == (slice(*goal_slice), dt, threshold)
-    state = env.reset()
-    assert state.obs.shape == state.terminal_obs.shape == (NUM_ENVS, env.obs_dim)
-    kinds = {"done": "bool", "truncation": "bool", "traj_id": "int32", "steps": "int32"}
-    for leaf in ("obs", "reward", "success", "distance", *kinds):
-        assert getattr(state, leaf).dtype == kinds.get(leaf, "float32"), leaf
-        assert getattr(state, leaf).shape[0] == NUM_ENVS, leaf
+def test_sizes_and_thresholds_are_the_published_ones(name):
+    task = envs.make_task(name)
+    assert sizes(name)["sizes_are_published"]
+    longest = max((start for start in TIMES_AND_THRESHOLDS if name.startswith(start)), key=len)
+    thresholds = (task.threshold_easy, task.threshold, task.threshold_hard)
+    assert (task.dt, *thresholds) == pytest.approx(TIMES_AND_THRESHOLDS[longest])
+    steps = task.dt / task.model.opt.timestep
+    assert steps == pytest.approx(round(steps)) and steps >= 1
+    assert envs.make_task(name, parity=True).goal_dim == task.goal_dim
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_goals_are_drawn_apart_from_the_start(name):
+    task = envs.make_task(name)
+    physics, goals = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(0), 256))
+    states = jax.vmap(task.observe)(physics)
+    assert states.shape == (256, task.state_dim) and states.dtype == goals.dtype == jnp.float32
+    assert np.isfinite(states).all() and np.isfinite(goals).all()
+    solved = jax.vmap(task.success)(states, goals)
+    assert float(solved.mean()) < 0.15  # hardly anybody starts where the goal is
+    maze = getattr(task, "maze", None)
+    if maze is not None:
+        cells = set(map(tuple, np.argwhere(~maze.walls).tolist()))
+        drawn = set(map(tuple, np.round(np.asarray(goals)[:, :2] / maze.cell).astype(int).tolist()))
+        assert drawn <= cells
+        # Of the U maze's seven cells only the last is six away from another.
+        assert len(drawn) > 1 or len(maze.goals) == 1 or name == "ant_u_maze_gen_6f"
+    elif name != "half_cheetah":  # its goal is always 5 m ahead
+        assert len(np.unique(np.asarray(goals), axis=0)) > 200
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_random_episode_is_finite_and_consistent(name):
-    env, rollout = environment(name), random_rollout(name)
-    s = rollout.states
+    """One whole episode and the start of the next, in every environment: what a state says of itself holds."""
+    env, s = environment(name), random_rollout(name).states
+    assert (env.name, env.num_envs, env.episode_length, env.impl) == (name, NUM_ENVS, LENGTH, "c")
+    kinds = {"done": "bool", "truncation": "bool", "traj_id": "int32", "steps": "int32"}
+    for leaf in ("obs", "terminal_obs", "reward", "success", "distance", "goal", *kinds):
+        assert getattr(s, leaf).dtype == kinds.get(leaf, "float32"), leaf
     for leaf in jax.tree.leaves(s):
         assert np.isfinite(leaf).all()
+    assert s.obs.shape[2] == env.obs_dim == env.state_dim + env.goal_dim
     state, goal = s.obs[..., : env.state_dim], s.obs[..., env.state_dim :]
     np.testing.assert_array_equal(goal, s.goal)
-    reached = s.terminal_obs[..., env.goal_slice] - s.terminal_obs[..., env.state_dim :]
-    np.testing.assert_allclose(np.linalg.norm(reached, axis=-1), s.distance, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(s.success, (s.distance < env.threshold).astype(np.float32))
     assert (np.abs(np.diff(state[:100], axis=0)).max(axis=(0, 2)) > 1e-4).all()  # all of them move
     assert s.success.mean() < 0.5  # nobody solves a task by chance
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_ids_steps_and_resets_of_an_episode(name):
-    env, s = environment(name), random_rollout(name).states
+    # Ids and counts
     assert (s.traj_id[0] == 0).all() and (s.steps[0] == 0).all() and not s.done[0].any()
     before, after = jax.tree.map(lambda x: x[:-1], s), jax.tree.map(lambda x: x[1:], s)
     np.testing.assert_array_equal(after.traj_id, before.traj_id + after.done)
     np.testing.assert_array_equal(after.steps, np.where(after.done, 0, before.steps + 1))
-    np.testing.assert_array_equal(after.truncation, after.done & (before.steps == LENGTH - 1))
-    # Every ant is thrown too high before its time is up; the others never end but by time.
-    assert after.truncation.any() == (name != "ant") and after.done.any(axis=0).all()
+    np.testing.assert_array_equal(after.truncation & (before.steps < LENGTH - 1), np.zeros_like(after.done))
+    terminates = type(env.task).terminated is not Task.terminated
+    assert after.done.any(axis=0).all() and (after.done == after.truncation).all() == (not terminates)
     going = ~after.done
     np.testing.assert_array_equal(after.obs[going], after.terminal_obs[going])
-    np.testing.assert_array_equal(after.goal[going], before.goal[going])
     # A fresh episode: a new start and a new key; the terminal observation is still that of the old one.
     t, n = np.argwhere(after.done)[0]
     assert (after.obs[t, n] != after.terminal_obs[t, n]).any()
     assert (after.key[t, n] != before.key[t, n]).any()
-    assert (after.physics.qvel[t, n] != s.physics.qvel[0, n]).any()
-    np.testing.assert_array_equal(after.terminal_obs[t, n, env.state_dim :], before.goal[t, n])
+    # The same seed gives the same bits, and environments differ.
+    assert_same_bits(rollout(env, random_rollout(name).actions[:5]).states, jax.tree.map(lambda x: x[:6], s))
+    assert len({row.tobytes() for row in s.key[0]}) == NUM_ENVS
+    random_rollout.cache_clear()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_bits_and_environments_differ(name):
-    env, rollout = environment(name), random_rollout(name)
-    state = env.reset()
-    for action in rollout.actions[:20]:
-        state = env.step(state, jnp.asarray(action))
-    assert_same_bits(state, jax.tree.map(lambda x: x[20], rollout.states))
-    first = env.reset()
-    assert len({row.tobytes() for row in np.asarray(first.obs)}) == NUM_ENVS
-    assert len({row.tobytes() for row in np.asarray(first.key)}) == NUM_ENVS
-    other = env.reset(jax.random.key(4))
-    assert (other.obs != first.obs).any(axis=1).all()
-    assert_same_bits(env.reset(jax.random.PRNGKey(3)), first)
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["ant", "arm_grasp", "humanoid_u_maze", "reacher"])
 def test_a_saved_and_restored_state_goes_on_bit_for_bit(name):
-    env, rollout = environment(name), random_rollout(name)
+    env, whole = environment(name), random_rollout(name)
     cut = LENGTH - 30  # so that what follows crosses the time limit and its random draws
-    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x[cut], rollout.states))
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x[cut], whole.states))
     saved = [(leaf.tobytes(), leaf.dtype, leaf.shape) for leaf in leaves]
     state = jax.tree.unflatten(
         tree, [np.frombuffer(raw, dtype).reshape(shape) for raw, dtype, shape in saved]
     )
-    for action in rollout.actions[cut:]:
+    for action in whole.actions[cut:]:
         state = env.step(state, action)
-    assert_same_bits(state, jax.tree.map(lambda x: x[-1], rollout.states))
+    assert_same_bits(state, jax.tree.map(lambda x: x[-1], whole.states))
+
+
+def test_seeds_and_keys():
+    env = environment("reacher")
+    first, other = env.reset(), env.reset(jax.random.key(4))
+    assert (other.obs != first.obs).any(axis=1).all()
+    assert_same_bits(env.reset(jax.random.PRNGKey(3)), first)
 
 
 def test_an_old_state_stays_valid_and_unchanged():
-    env, rollout = environment("point_u_maze"), random_rollout("point_u_maze")
+    env = environment("point_u_maze")
+    ones = np.ones((NUM_ENVS, 2), np.float32)
     state = env.reset()
-    once, twice = env.step(state, rollout.actions[0]), env.step(state, rollout.actions[0])
-    assert_same_bits(once, twice)
-    assert_same_bits(state, jax.tree.map(lambda x: x[0], rollout.states))
+    kept = jax.tree.map(np.array, state)
+    assert_same_bits(env.step(state, ones), env.step(state, ones))
+    assert_same_bits(state, kept)
 
 
 @pytest.mark.parametrize("height", [1.5, 0.19, float("nan")])
@@ -167,11 +192,12 @@ def test_one_compiled_step_serves_wherever_state_and_action_come_from():
     state = env.step(env.reset(), ones)
     half = jnp.full((NUM_ENVS, 2), 0.5) + jnp.zeros(1, int)  # of a weak type
     env.step(state, half)
+    actions = (ones, jnp.asarray(ones), bridge.to_jax(torch.from_numpy(ones)), half)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
-    for action in (ones, jnp.asarray(ones), bridge.to_jax(torch.from_numpy(ones)), half):
+    for action in actions:
         for given in (state, env.reset(), jax.tree.map(np.array, state)):
             after = env.step(given, action)
         assert env.step(after, action).obs.dtype == jnp.float32
@@ -179,23 +205,103 @@ def test_one_compiled_step_serves_wherever_state_and_action_come_from():
 
 
 def test_functional_form_runs_under_jit_vmap_and_scan():
-    env, rollout = environment("reacher"), random_rollout("reacher")
+    env = envs.make("reacher", num_envs=NUM_ENVS, seed=3, impl="jax")
     single = env.functional
+    actions = np.random.default_rng(5).uniform(-1, 1, (50, NUM_ENVS, 2)).astype(np.float32)
 
     def unroll(state, actions):
         return jax.lax.scan(lambda s, a: (single.step(s, a), s.obs), state, actions)
 
     keys = jax.random.split(jax.random.PRNGKey(3), NUM_ENVS)
     last, seen = jax.jit(jax.vmap(unroll, in_axes=(0, 1), out_axes=(0, 1)))(
-        jax.vmap(single.reset)(keys), rollout.actions[:50]
+        jax.vmap(single.reset)(keys), actions
     )
-    np.testing.assert_allclose(seen, rollout.states.obs[:50], atol=1e-4)
-    np.testing.assert_allclose(last.obs, rollout.states.obs[50], atol=1e-4)
+    states = rollout(env, actions).states
+    np.testing.assert_allclose(seen, states.obs[:50], atol=1e-4)
+    np.testing.assert_allclose(last.obs, states.obs[50], atol=1e-4)
+
+
+def test_the_c_engine_says_that_it_cannot_be_under_jit():
+    env = environment("reacher")
+    with pytest.raises(TypeError, match=r"cannot be under jit, vmap or scan; make .* impl='jax'"):
+        jax.jit(jax.vmap(env.functional.step))(env.reset(), jnp.zeros((NUM_ENVS, 2)))
+
+
+def test_auto_takes_the_c_engine_on_a_cpu_and_absent_engines_get_a_sentence(monkeypatch):
+    assert physics.pick_engine("auto") == ("c" if jax.default_backend() == "cpu" else "jax")
+    monkeypatch.setattr(physics.importlib.util, "find_spec", lambda name: None)
+    assert physics.pick_engine("auto") == "jax"
+    with pytest.raises(ImportError, match=r"pip install 'mujoco-mjx\[warp\]'"):
+        envs.make("reacher", impl="warp")
+    with pytest.raises(ImportError, match=r"impl='c' needs mujoco 4"):
+        envs.make("reacher", impl="c")
+
+
+def test_goals_of_ones_own():
+    def ahead(key):
+        return jnp.stack([jax.random.uniform(key, minval=2.0, maxval=3.0), jnp.float32(0)])
+
+    env = envs.make("ant", num_envs=NUM_ENVS, episode_length=2, goal_sampler=ahead)
+    first = env.reset()
+    assert ((first.goal[:, 0] >= 2) & (first.goal[:, 0] <= 3) & (first.goal[:, 1] == 0)).all()
+    np.testing.assert_array_equal(first.obs[:, env.state_dim :], first.goal)
+    after = env.step(env.step(first, np.zeros((NUM_ENVS, 8))), np.zeros((NUM_ENVS, 8)))
+    assert after.done.all() and (after.goal[:, 0] != first.goal[:, 0]).all() and (after.goal[:, 1] == 0).all()
+    with pytest.raises(ValueError, match=r"goal_sampler must return a goal \[2\], got \[3\]"):
+        envs.make("ant", goal_sampler=lambda key: jnp.zeros(3))
+
+
+def test_gymnasium_sees_the_same_episodes():
+    from gymnasium.vector import AutoresetMode
+    from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+    env = envs.make("ant", num_envs=NUM_ENVS, seed=3, episode_length=60)
+    gym = envs.gymnasium_env(env)
+    assert gym.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    assert gym.observation_space.shape == (NUM_ENVS, 31) and gym.action_space.shape == (NUM_ENVS, 8)
+    wrapped = RecordEpisodeStatistics(gym)
+    obs, infos = wrapped.reset(seed=7)
+    state = env.reset(jax.random.PRNGKey(7))
+    wrapped.action_space.seed(0)
+    ended = np.zeros(NUM_ENVS, bool)
+    for _ in range(70):
+        np.testing.assert_array_equal(obs, state.obs)
+        assert obs in gym.observation_space and infos["traj_id"].tolist() == state.traj_id.tolist()
+        actions = wrapped.action_space.sample()
+        obs, reward, terminated, truncated, infos = wrapped.step(actions)
+        state = env.step(state, actions)
+        np.testing.assert_array_equal(reward, state.reward)
+        np.testing.assert_array_equal(terminated | truncated, state.done)
+        np.testing.assert_array_equal(truncated, state.truncation)
+        np.testing.assert_array_equal(infos["distance"], state.distance)
+        ended |= np.asarray(state.done)
+        if np.any(state.done):
+            assert infos["_final_obs"].tolist() == state.done.tolist()
+            for i in np.flatnonzero(state.done):
+                np.testing.assert_array_equal(infos["final_obs"][i], state.terminal_obs[i])
+            assert (infos["episode"]["l"][np.asarray(state.done)] > 0).all()
+    assert ended.all()
+    again, _ = gym.reset(seed=7)
+    np.testing.assert_array_equal(again, env.reset(jax.random.PRNGKey(7)).obs)
+    assert (gym.reset()[0] != again).any() and gym.reset()[0].dtype == np.float32
+    with pytest.raises(RuntimeError, match=r"call reset\(\) first"):
+        envs.gymnasium_env(env).step(actions)
+
+
+def test_tasks_are_listed_and_benched_by_name(capsys):
+    rows = listing.rows()
+    assert [row.name for row in rows] == NAMES and {len(row.cells()) for row in rows} == {
+        len(listing.COLUMNS)
+    }
+    assert bench.main(["--only-sizes", "reacher", "arm_grasp"]) == 0
+    table = capsys.readouterr().out
+    assert "23 7 5" in table and "10 3 2" in table and "NO" not in table
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"impl": "gpu"}, "impl must be one of auto, c, jax, warp, got 'gpu'"),
         ({"name": "antt"}, "env must be one of ant, .*point_u_maze.*, got 'antt'"),
         ({"num_envs": 0}, "num_envs must be a whole number >= 1, got 0"),
         ({"num_envs": 2.5}, "num_envs must be a whole number >= 1, got 2.5"),

@@ -64,10 +64,10 @@ def test_walls_are_drawn_and_a_reached_goal_turns_green(tmp_path):
     env, frames, _ = pushed("point_u_maze", 1)
     if not can_draw():
         with pytest.raises(RuntimeError, match="pictures need an OpenGL context"):
-            next(render._pictures(env, frames, 160, 120))
+            next(render.pictures(env.task, frames, 160, 120))
         return
     reached = render.Frame(frames[0].qpos, frames[0].goal, frames[0].achieved, success=True)
-    missed, green = render._pictures(env, [frames[0], reached], 160, 120)
+    missed, green = render.pictures(env.task, [frames[0], reached], 160, 120)
     r, g, b = np.moveaxis(missed.astype(int), -1, 0)
     wall = (b > r + 15) & (abs(r - g) < 20) & (b > 100)
     assert 0.3 < wall.mean() < 0.9

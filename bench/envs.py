@@ -1,0 +1,279 @@
+"""The tasks, one by one: sizes beside the published ones, what they cost, and what random actions achieve.
+
+    python bench/envs.py                       # every task: minutes each, most of it compiling MJX
+    python bench/envs.py ant arm_reach         # these
+    python bench/envs.py --only-sizes          # nothing is compiled or timed
+
+A line for each task as it is done, then a table; the JSON under bench/results/ is complete after every task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: the folder above holds `bench`, and `deepres` where it is not installed
+    sys.path[0:1] = []
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from bench import environment
+from bench.progress import Progress
+from bench.throughput import save
+from deepres import envs
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ENGINES, SIZES = ("jax", "c"), (64, 256)
+TURN_S, ROUNDS, EPISODES = 0.4, 7, 64
+
+# The beginning of a name -> sizes of state, goal and action, slice of the goal in the state; the longest that fits.
+PUBLISHED = {
+    "reacher": (10, 3, 2, (4, 7)),
+    "pusher": (20, 3, 7, (10, 13)),
+    "half_cheetah": (18, 1, 6, (0, 1)),
+    "ant": (29, 2, 8, (0, 2)),
+    "ant_ball": (31, 2, 8, (29, 31)),
+    "ant_push": (31, 2, 8, (0, 2)),
+    "humanoid": (268, 3, 17, (0, 3)),
+    "point": (4, 2, 2, (0, 2)),
+    "arm_reach": (13, 3, 4, (7, 10)),
+    "arm_push": (17, 3, 5, (0, 3)),
+    "arm_binpick": (17, 3, 5, (0, 3)),
+    "arm_grasp": (23, 7, 5, (16, 23)),
+}
+
+Row = dict[str, Any]
+
+
+def published(name: str) -> tuple[int, int, int, tuple[int, int]]:
+    """Sizes of state, goal and action, and the goal's slice, as the paper's code has them."""
+    return PUBLISHED[max((start for start in PUBLISHED if name.startswith(start)), key=len)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status: 0, or 1 if a task's sizes are not the published ones, 130 when interrupted."""
+    os.environ["DEEPRES_COMPILE_CACHE"] = "0"  # compiling is timed
+    arguments = parse(argv)
+    results: Row = {
+        "kind": "deepres environments",
+        "complete": False,
+        "environment": environment.describe("cpu"),
+        "arguments": {"names": arguments.names, "only_sizes": arguments.only_sizes, "sizes": arguments.envs},
+        "rows": [],
+    }
+    results["environment"]["versions"] |= {name: version(name) for name in ("mujoco", "mujoco-mjx")}
+    device = re.sub(r"[^a-z0-9]+", "-", results["environment"]["device"]["name"].lower()).strip("-")
+    path = arguments.out / f"envs_{device}_{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
+    try:
+        with Progress(len(arguments.names)) as progress:
+            for name in arguments.names:
+                progress.say(name)
+                row = sizes(name)
+                if not arguments.only_sizes:
+                    row |= speeds(name, arguments.envs, progress.say) | chance(name)
+                    results["rows"].append(row)
+                    save(results, path)
+                else:
+                    results["rows"].append(row)
+                progress.say(words(row))
+                progress.advance()
+        results["complete"] = True
+    except KeyboardInterrupt:
+        print("interrupted: what was measured until then stays", file=sys.stderr)
+    show(results["rows"], arguments.envs)
+    if not arguments.only_sizes and results["rows"]:
+        save(results, path)
+        print(f"wrote {path}")
+    if not results["complete"]:
+        return 130
+    return 0 if all(row["sizes_are_published"] for row in results["rows"]) else 1
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="TASK", help="by default every registered one")
+    add("--only-sizes", action="store_true", help="compile and time nothing")
+    add("--envs", nargs="+", type=int, default=list(SIZES), metavar="N", help="default: %(default)s")
+    add("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
+    arguments = parser.parse_args(argv)
+    arguments.names = arguments.names or envs.names()
+    for name in arguments.names:
+        envs.make_task(name)  # an unknown one is said before anything is measured
+    return arguments
+
+
+def sizes(name: str) -> Row:
+    """What is known of a task without stepping it."""
+    from deepres.envs.base import Task
+    from deepres.envs.physics import candidate_contacts, substeps
+
+    task = envs.make_task(name)
+    goal = (task.goal_slice.start, task.goal_slice.stop)
+    own = (task.state_dim, task.goal_dim, task.action_dim, goal)
+    return {
+        "name": name,
+        "state_goal_action": own[:3],
+        "sizes_are_published": own == published(name),
+        "episode_length": envs.EPISODE_LENGTH,
+        "period_s": task.dt,
+        "substeps": substeps(task.model, task.dt),
+        "thresholds": [task.threshold_easy, task.threshold, task.threshold_hard],
+        "terminates": type(task).terminated is not Task.terminated,
+        "candidate_contacts": candidate_contacts(task.model),
+    }
+
+
+def speeds(name: str, counts: list[int], say: Callable[[str], None]) -> Row:
+    """Seconds to a first step of each engine, and its env steps a second, the contestants taking turns."""
+    import jax
+    import numpy as np
+
+    compile_s: Row = {}
+    turns: dict[str, Callable[[], float]] = {}
+    for engine in ENGINES:
+        for count in counts:
+            say(f"{name}: {engine} with {count} environments")
+            began = time.perf_counter()
+            env = envs.make(name, num_envs=count, impl=engine)
+            shape = (200, count, env.action_dim)
+            actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+            state = jax.block_until_ready(env.step(env.reset(), actions[0]))
+            compile_s.setdefault(engine, time.perf_counter() - began)
+            turns[f"{engine}_{count}"] = _turns(env, state, actions)
+    rates: dict[str, list[float]] = {contestant: [] for contestant in turns}
+    for r in range(ROUNDS):
+        for contestant in sorted(turns, key=list(turns).index, reverse=bool(r % 2)):
+            rates[contestant].append(turns[contestant]())
+    spread = {
+        contestant: {"median": statistics.median(seen), "min": min(seen), "max": max(seen)}
+        for contestant, seen in rates.items()
+    }
+    ratios = {
+        count: statistics.median(
+            c / jax for c, jax in zip(rates[f"c_{count}"], rates[f"jax_{count}"], strict=True)
+        )
+        for count in counts
+    }
+    return {"compile_s": compile_s, "env_steps_per_s": spread, "c_over_jax": ratios}
+
+
+def _turns(env: Any, state: Any, actions: Any) -> Callable[[], float]:
+    """A function that steps `env` on for a while under `actions` and returns its env steps a second."""
+    import jax
+
+    holder = [state]
+
+    def steps(count: int) -> float:
+        began = time.perf_counter()
+        for t in range(count):
+            holder[0] = env.step(holder[0], actions[t % len(actions)])
+        jax.block_until_ready(holder[0])
+        return time.perf_counter() - began
+
+    count = max(3, round(TURN_S / (steps(3) / 3)))  # after the three that also warm it
+
+    def turn() -> float:
+        steps(2)
+        return count * env.num_envs / steps(count)
+
+    return turn
+
+
+def chance(name: str) -> Row:
+    """What uniformly random actions achieve in EPISODES first episodes."""
+    import numpy as np
+
+    env = envs.make(name, num_envs=EPISODES, impl="auto", seed=1)
+    random = np.random.default_rng(1)
+    state = env.reset()
+    solved_at_start = float(np.mean(state.success))
+    reached, alive, steps = np.zeros(EPISODES, bool), np.ones(EPISODES, bool), np.zeros(EPISODES)
+    while alive.any():
+        actions = random.uniform(-1, 1, (EPISODES, env.action_dim)).astype(np.float32)
+        state = env.step(state, actions)
+        reached |= alive & (np.asarray(state.success) > 0)
+        steps += alive
+        alive &= ~np.asarray(state.done)
+    return {
+        "random_success": float(reached.mean()),
+        "solved_at_start": solved_at_start,
+        "random_episode_length": float(steps.mean()),
+    }
+
+
+HEADINGS = (
+    "task", "state goal action", "published", "steps", "easy / success / hard", "ends early", "contacts",
+)  # fmt: skip
+
+
+def cells(row: Row, counts: list[int]) -> list[str]:
+    """A line of the table."""
+    own = [
+        row["name"],
+        " ".join(map(str, row["state_goal_action"])),
+        "yes" if row["sizes_are_published"] else "NO",
+        str(row["episode_length"]),
+        " / ".join("-" if threshold is None else f"{threshold:g}" for threshold in row["thresholds"]),
+        "yes" if row["terminates"] else "no",
+        str(row["candidate_contacts"]),
+    ]
+    if "env_steps_per_s" not in row:
+        return own
+    own += [f"{row['compile_s'][engine]:.1f}" for engine in ENGINES]
+    for count in counts:
+        own += [f"{row['env_steps_per_s'][f'{engine}_{count}']['median']:,.0f}" for engine in ENGINES]
+        own.append(f"{row['c_over_jax'][count]:.1f}x")
+    return [*own, f"{row['random_success']:.0%}", f"{row['random_episode_length']:.0f}"]
+
+
+def words(row: Row) -> str:
+    """The line on the terminal as a task is done."""
+    if "env_steps_per_s" not in row:
+        return f"{row['name']}: {' '.join(map(str, row['state_goal_action']))}"
+    rates = ", ".join(
+        f"{name.replace('_', ' ')} {seen['median']:,.0f}/s" for name, seen in row["env_steps_per_s"].items()
+    )
+    return f"{row['name']}: {rates}; random {row['random_success']:.0%}"
+
+
+def show(rows: list[Row], counts: list[int]) -> None:
+    """The table, drawn where rich is there."""
+    timed = bool(rows) and "env_steps_per_s" in rows[0]
+    headings = [*HEADINGS]
+    if timed:
+        headings += [f"{engine} first step s" for engine in ENGINES]
+        for count in counts:
+            headings += [*(f"{engine} {count}/s" for engine in ENGINES), "c / jax"]
+        headings += ["random success", "random steps"]
+    lines = [cells(row, counts) for row in rows]
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        for line in (headings, *lines):
+            print("  ".join(line))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for n, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if n < 2 else "right")
+    for line in lines:
+        table.add_row(*line)
+    console = Console()
+    if not console.is_terminal:  # a log has no width: let the lines be as long as they are
+        console.width = 220
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

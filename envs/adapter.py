@@ -1,0 +1,84 @@
+"""The environments as a `gymnasium.vector.VectorEnv`, for the libraries that ask for one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+try:
+    from gymnasium.spaces import Box
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+except ImportError as error:
+    raise ImportError(f"gymnasium_env needs gymnasium ({error}); pip install 'deepres[envs]'") from None
+
+if TYPE_CHECKING:
+    from deepres.envs.base import EnvState
+    from deepres.envs.vector import VectorEnv as Environments
+
+_TOLD = ("success", "distance", "traj_id")
+
+
+class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`env` under gymnasium's names, in numpy.
+
+    Observations are concat(state [env.state_dim], goal [env.goal_dim]), float32; state[env.goal_slice] are the
+    coordinates that the goal speaks of. Actions lie in [-1, 1]. Rewards are the published dense ones, float32.
+    An episode that ends is followed by the next in the same step (AutoresetMode.SAME_STEP): obs is then the next
+    one's first, infos["final_obs"][i] what the ended one reached, with the mask infos["_final_obs"].
+    infos also has "success" (0 or 1) and "distance" (metres) of what the step reached, and "traj_id" of the
+    trajectory that obs belongs to.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(self, env: Environments) -> None:
+        self.env = env
+        self.num_envs = env.num_envs
+        self.metadata = {**self.metadata, "render_fps": round(1 / env.dt)}
+        self.single_observation_space = Box(-np.inf, np.inf, (env.obs_dim,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, (env.action_dim,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self._key = jax.random.PRNGKey(env.seed)
+        self._state: EnvState | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """New episodes everywhere. seed: decides all that follows; None goes on from the seed before."""
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"reset takes no options, got {', '.join(map(str, options))}; pass them to make")
+        if seed is not None:
+            self._key = jax.random.PRNGKey(seed)
+        key, self._key = self._key, jax.random.split(self._key)[0]
+        self._state = self.env.reset(key)
+        return np.array(self._state.obs), self._infos(self._state)
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One control period under actions [num_envs, action_dim]."""
+        if self._state is None:
+            raise RuntimeError("step needs a state to start from; call reset() first")
+        self._state = state = self.env.step(self._state, np.asarray(actions, np.float32))
+        infos = self._infos(state)
+        done, truncated = np.array(state.done), np.array(state.truncation)
+        if done.any():
+            final = np.full(self.num_envs, None, object)
+            reached = np.array(state.terminal_obs)
+            for i in np.flatnonzero(done):
+                final[i] = reached[i]
+            infos |= {"final_obs": final, "_final_obs": done.copy()}
+        return np.array(state.obs), np.array(state.reward), done & ~truncated, truncated, infos
+
+    def _infos(self, state: EnvState) -> dict[str, Any]:
+        everywhere = np.ones(self.num_envs, bool)
+        return {
+            key: value
+            for name in _TOLD
+            for key, value in ((name, np.array(getattr(state, name))), (f"_{name}", everywhere.copy()))
+        }
