@@ -23,7 +23,7 @@ class Config:
     env: str = "ant"
     """Task to learn; `deepres envs` lists them."""
     num_envs: int = 512
-    """Environments stepped side by side."""
+    """Environments stepped side by side, in all processes together."""
     episode_length: int = 1000
     """Steps after which an episode is cut (truncated)."""
     auto_reset: Literal["fresh", "first"] = "fresh"
@@ -53,7 +53,7 @@ class Config:
     gamma: float = 0.99
     """Discount: a goal lies d steps ahead with probability proportional to gamma^d."""
     batch_size: int = 512
-    """Pairs in a gradient step; each pair's goal is a negative for all the others."""
+    """Pairs in a gradient step, in all processes together; each pair's goal is a negative for the others."""
     actor_lr: float = 3e-4
     """Adam step size of the actor."""
     critic_lr: float = 3e-4
@@ -100,6 +100,11 @@ class Config:
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 
+    gather_negatives: bool = False
+    """Under torchrun, compare with the goals of all processes (ours): the joint batch's loss; else each its share's."""
+    rank_timeout: int = 1800
+    """Seconds that a process waits for another under torchrun before it ends with a sentence (ours)."""
+
     def __post_init__(self) -> None:
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
@@ -128,6 +133,8 @@ class Config:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not isinstance(self.gather_negatives, bool):
+            raise ValueError(f"gather_negatives must be True or False, got {self.gather_negatives!r}")
         if self.min_buffer_steps > self.buffer_steps:
             raise ValueError(
                 f"min_buffer_steps must not exceed buffer_steps={self.buffer_steps}, got {self.min_buffer_steps}"
@@ -188,6 +195,7 @@ class Config:
 CHANGEABLE = frozenset({
     "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
     "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "rank_timeout",
 })  # fmt: skip
 
 _AT_LEAST = {
@@ -195,6 +203,7 @@ _AT_LEAST = {
     "skip_every": 0, "batch_size": 2, "total_steps": 1, "unroll_length": 1, "gradient_steps": 1,
     "buffer_steps": 2, "min_buffer_steps": 2, "eval_every": 1, "eval_envs": 1, "checkpoint_every": 1,
     "keep_checkpoints": 1, "seed": 0, "threads": 0,
+    "rank_timeout": 1,
 }  # fmt: skip
 
 _CHOICES = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.config import Config
+from deepres.distributed import ALONE, Ranks
 from deepres.kernels import info_nce
 from deepres.kernels.info_nce import InfoNCEMetrics
 from deepres.losses import actor_loss, alpha_loss, pair_energy, squashed_gaussian
@@ -37,6 +38,7 @@ class Learner:
     """The three networks and their optimisers.
 
     state_dim, action_dim, goal_dim: sizes of the environment's vectors. generator: makes the initial weights.
+    ranks: the processes that gradients are averaged over; config's batch_size is this process's own.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Learner:
         goal_dim: int,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.config = config
+        self.ranks = ranks
         self.device = torch.device(device)
         shape = {"width": config.width, "generator": generator, **config.stack_options}
         self.actor = Actor(state_dim + goal_dim, action_dim, depth=config.actor_depth, **shape)
@@ -74,9 +78,13 @@ class Learner:
         config = self.config
         phi = self.phi(torch.cat([batch.state, batch.action], dim=1))
         psi = self.psi(batch.goal)
+        rows, goals, offset = phi, psi, 0
+        if config.gather_negatives:
+            rows, goals, offset = self.ranks.gather_pairs(phi, psi, config.form)
         critic, contrast = info_nce(
-            phi,
-            psi,
+            rows,
+            goals,
+            positive_offset=offset,
             logsumexp_penalty=config.logsumexp_penalty,
             energy=config.energy,
             form=config.form,
@@ -111,6 +119,7 @@ class Learner:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self.ranks.average_gradients(self.parameters().values())
         for optimizer in self.optimizers.values():
             optimizer.step()
         return metrics
