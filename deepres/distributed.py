@@ -201,11 +201,11 @@ def join(config: Config) -> Iterator[Ranks]:
         yield ALONE
         return
     ours = not dist.is_initialized()
+    cuda = config.device != "cpu" and torch.cuda.is_available()
     if ours:
         if int(os.environ["WORLD_SIZE"]) == 1:
             yield ALONE
             return
-        cuda = config.device != "cpu" and torch.cuda.is_available()
         with _answered():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=config.rank_timeout)
@@ -220,8 +220,13 @@ def join(config: Config) -> Iterator[Ranks]:
     # read when XLA starts: its pool takes this rank's share of the cores too, but no fewer than envs/xla.py asks for
     os.environ.setdefault("NPROC", str(max(8, ranks.threads(0))))
     with _ends_when_asked():
-        yield ranks
-        if ours:  # not after an exception: the others may be gone
+        try:
+            yield ranks
+        except BaseException:
+            if ours and not cuda:  # gloo lets go of ranks that are gone, NCCL would wait for them
+                dist.destroy_process_group()
+            raise
+        if ours:
             dist.destroy_process_group()
 
 
@@ -230,19 +235,18 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        gathered = x.new_empty(ranks.size * x.shape[0], *x.shape[1:])
+        ctx.rows = slice(ranks.rank * len(x), (ranks.rank + 1) * len(x))
+        parts = [torch.empty_like(x) for _ in range(ranks.size)]
         with _answered():
-            dist.all_gather_into_tensor(gathered, x.contiguous())
-        return gathered
+            dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0]
-        dx = gradient.new_empty(gradient.shape[0] // ctx.ranks.size, *gradient.shape[1:])
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         with _answered():
-            dist.reduce_scatter_tensor(dx, gradient.contiguous())
-        return dx, None
+            dist.all_reduce(total)
+        return total[ctx.rows], None
 
 
 def deal(held: dict[int, Tensor], saved: int, rank: int, size: int, dim: int) -> Tensor:
