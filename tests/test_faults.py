@@ -38,6 +38,7 @@ from deepres import envs
 from deepres.config import Config
 from deepres.training import train
 folder, config = Path(sys.argv[1]), Config.from_file(Path(sys.argv[2]))
+print("ready", flush=True)
 for mode in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -57,12 +58,14 @@ def test_killed_at_20_moments_a_run_loses_nothing_it_had_saved(tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert server.stdin is not None and server.stdout is not None
+    while server.stdout.readline() != "ready\n":  # MJX prints while it is imported
+        assert server.poll() is None
     folder, had, whole = run / "checkpoints", 0, 0
     for kill in range(20):
         print("resume" if kill else "new", file=server.stdin, flush=True)
         child = int(server.stdout.readline())
         if kill % 2 == 0:  # the first one leaves a checkpoint at the least
-            wait_for(server, lambda: checkpoints.steps(folder)[-1:] > [f"{had:012d}"])  # noqa: B023
+            wait_for(server, lambda: checkpoints.steps(folder)[-1:] > [f"{had:012d}"], pause=0.002)  # noqa: B023
             time.sleep(moments.uniform(0, 0.05))
         else:
             time.sleep(moments.uniform(0, 1.5))
@@ -103,7 +106,7 @@ def killed(tmp_path_factory) -> Iterator[tuple[Path, str]]:
     """The folder of a run of two processes whose second was killed, and what they said."""
     run = tmp_path_factory.mktemp("killed") / "run"
     agent = torchrun(2, "-m", "deepres", "train", *options(ENDLESS), "--run-dir", str(run))
-    wait_for(agent, lambda: len(checkpoints.steps(run / "checkpoints")) == 2)
+    wait_for(agent, lambda: len(checkpoints.steps(run / "checkpoints")) == 2, pause=0.01)
     ranks = ranks_of(agent)
     os.kill(ranks[1], signal.SIGKILL)
     output, _ = agent.communicate(timeout=60)

@@ -58,13 +58,14 @@ def start(config: Config, folder: Path, *, resume: bool = False) -> subprocess.P
     )  # fmt: skip
 
 
-def wait_for(process: subprocess.Popen, condition, seconds: float = 120) -> None:
-    """Busy-wait for `condition()` (some last for a millisecond only) while the process lives."""
+def wait_for(process: subprocess.Popen, condition, seconds: float = 120, pause: float = 0.0) -> None:
+    """Wait for `condition()` while the process lives; without a pause for those that last a millisecond only."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
             raise AssertionError(f"the run ended too early: {process.stdout.read()}")
         assert time.monotonic() < deadline, "the run took too long"
+        time.sleep(pause)
 
 
 def listing(folder: Path) -> list[str]:
