@@ -175,7 +175,7 @@ class Ranks:
         try:
             yield
         except Exception as raised:
-            if self.size == 1:
+            if self.size == 1 or isinstance(raised, LostRank):
                 raise
             error = raised
         errors = [e for e in self.gather(error and _portable(error)) if e]
@@ -231,6 +231,11 @@ def join(config: Config) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def is_first() -> bool:
+    """Whether this process is the one that tells its user things; before and after a run as well."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class _Gather(torch.autograd.Function):
     """x [B, d] of each rank -> [size * B, d]; backward sums what all ranks have for this one's rows."""
 
@@ -280,9 +285,9 @@ def _answered() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, LostRank):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = re.sub(r"^\[[^\]]*\] *", "", str(error)).split("\n")[0].split(". ")[0]
         raise LostRank(
-            f"another process of this run ended or stopped answering ({reason}); {_REMEDY}"
+            f"another process of the run ended or stopped answering ({reason}); {_REMEDY}"
         ) from error
 
 

@@ -118,7 +118,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence(killed):
     run, output = killed
     told = [line for line in output.splitlines() if line.startswith("deepres: ")]
     assert len(told) == 1 and "start the run again with --resume" in told[0], output
-    assert "another process of this run ended" in told[0] or "asked to end (SIGTERM)" in told[0]
+    assert "another process of the run ended" in told[0] or "asked to end (SIGTERM)" in told[0]
     _, newest, skipped = checkpoints.load_newest(run / "checkpoints")
     assert skipped == [] and newest.size == 2 and newest.counters["env_steps"] >= 80
 
