@@ -100,6 +100,25 @@ class Config:
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 
+    buffer_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the replay ring keeps states and actions in (ours): up to 2^-8 (bf16) or 2^-11 of a number is lost."""
+    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the replay ring lies (ours): auto is beside the networks, cpu is pinned host memory."""
+    cuda_graph: bool = True
+    """Replay a gradient step as a CUDA graph on a GPU (ours); False launches every kernel from Python."""
+    overlap: bool = False
+    """Collect the next round while this one learns (ours): actions are then those of a policy one round old."""
+    warmup_steps: int = 0
+    """Gradient steps over which the learning rates grow from 0 to their value (ours)."""
+    max_grad_norm: float | None = None
+    """Bound on the Euclidean norm of the actor's and of the critic's gradient (ours); None has none."""
+    max_skipped: int = 8
+    """Gradient steps in a round that may be skipped because loss or gradient is not finite (ours)."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """What follows a round with more of them (ours): stop, or return to the last checkpoint and learn slower."""
+    rollback_lr_factor: float = 0.5
+    """Multiplies the learning rates at every return to a checkpoint (ours)."""
+
     def __post_init__(self) -> None:
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
@@ -113,6 +132,11 @@ class Config:
             raise ValueError(
                 f"target_entropy_per_action must be finite, got {self.target_entropy_per_action!r}"
             )
+        for name, most in (("max_grad_norm", math.inf), ("rollback_lr_factor", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (_finite(value) and 0 < value <= most):
+                upto = "" if most == math.inf else f" and up to {most:g}"
+                raise ValueError(f"{name} must be a finite number above 0{upto}, got {value!r}")
         stop = self.stop_at_success
         if stop is not None and not (_finite(stop) and 0 < stop <= 1):
             raise ValueError(f"stop_at_success must be a share above 0 and up to 1, or None, got {stop!r}")
@@ -188,13 +212,15 @@ class Config:
 CHANGEABLE = frozenset({
     "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
     "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "buffer_dtype", "buffer_device", "cuda_graph", "overlap", "warmup_steps", "max_grad_norm", "max_skipped",
+    "on_divergence", "rollback_lr_factor",
 })  # fmt: skip
 
 _AT_LEAST = {
     "num_envs": 1, "episode_length": 2, "critic_depth": 1, "actor_depth": 1, "width": 1, "feature_dim": 1,
     "skip_every": 0, "batch_size": 2, "total_steps": 1, "unroll_length": 1, "gradient_steps": 1,
     "buffer_steps": 2, "min_buffer_steps": 2, "eval_every": 1, "eval_envs": 1, "checkpoint_every": 1,
-    "keep_checkpoints": 1, "seed": 0, "threads": 0,
+    "keep_checkpoints": 1, "seed": 0, "threads": 0, "warmup_steps": 0, "max_skipped": 0,
 }  # fmt: skip
 
 _CHOICES = {
@@ -204,6 +230,9 @@ _CHOICES = {
     "form": FORMS,
     "precision": PRECISIONS,
     "impl": ("auto", *BACKENDS["residual_stack"]),
+    "buffer_dtype": ("fp32", "bf16", "fp16"),
+    "buffer_device": ("auto", "cpu", "cuda"),
+    "on_divergence": ("stop", "rollback"),
 }
 
 

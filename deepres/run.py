@@ -5,28 +5,30 @@ Data flows one way: environments -> bridge -> buffer -> learner -> kernels.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deepres import checkpoint as checkpoints
-from deepres.buffer import ReplayBuffer
+from deepres.buffer import DTYPES, ReplayBuffer, uploaded
 from deepres.config import CHANGEABLE, Config
 from deepres.evaluate import Evaluation, Paths, evaluate
+from deepres.graph import gradient_steps
 from deepres.learner import Learner
+from deepres.stability import Diverged, Returns, check_round
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from deepres.collect import Ahead, Unroll
 
 _EVAL_SEED = 1_000_003  # added to the run's seed, so that no training episode is an evaluation's
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says why and what to do."""
 
 
 class Run:
@@ -38,7 +40,7 @@ class Run:
 
     def __init__(self, config: Config, run_dir: Path, *, resume: bool = False):
         self.config, self.run_dir = config, run_dir
-        restored = self._find_checkpoint() if resume else None
+        restored = self._find_checkpoint()[1] if resume else None
         self.device = pick_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -57,8 +59,12 @@ class Run:
             config.buffer_steps,
             **dims,
             goal_slice=self.env.goal_slice,
-            device=self.device,
+            device=self.device if config.buffer_device == "auto" else pick_device(config.buffer_device),
+            dtype=DTYPES[config.buffer_dtype],
         )
+        self.steps = gradient_steps(self.learner)
+        self._returns = Returns()
+        self._ahead: Ahead | None = None
         self.generator = torch.Generator(self.device).manual_seed(config.seed + 1)
         self.env_state = self.env.reset()
         self.env_steps = self.rounds = self.gradient_steps = 0
@@ -86,26 +92,27 @@ class Run:
         """Collect, then learn; returns the round's figures. The first round fills the buffer to its minimum."""
         config = self.config
         began = time.perf_counter()
-        steps = max(config.unroll_length, config.min_buffer_steps - self.buffer.size)
-        success = self._collect(steps)
+        missing = config.min_buffer_steps - self.buffer.size
+        steps = max(config.unroll_length, missing)
+        ahead = self._collect_ahead() if config.overlap and missing <= 0 else None
+        success = self._collect(steps) if ahead is None else 0.0
         collected = time.perf_counter()
-        metrics = self._learn()
+        try:
+            metrics = self._learn()
+        finally:
+            if ahead is not None:
+                success = self._keep(*ahead.result())
         ended = time.perf_counter()
         self.rounds += 1
         self.seconds += ended - began
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingError(
-                f"training diverged in round {self.rounds}: {', '.join(bad)} is not finite; the last checkpoint is "
-                "from before. Resume it with smaller learning rates, or start again with a shallower actor"
-            )
+        check_round(metrics, config, self.rounds)
         return {
             "env_steps": self.env_steps,
             "gradient_steps": self.gradient_steps,
             "train_success": success,
             **metrics,
             "seconds": self.seconds,
-            "env_steps_per_second": config.num_envs * steps / (collected - began),
+            "env_steps_per_second": config.num_envs * steps / ((ended if ahead else collected) - began),
             "gradient_steps_per_second": config.gradient_steps / (ended - collected),
         }
 
@@ -115,16 +122,27 @@ class Run:
         share, collected = 0.0, 0
         while collected < steps:
             part = min(self.config.unroll_length, steps - collected)
-            self.env_state, unroll = collect(self.env, self.env_state, self.learner, part, self.generator)
-            self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids)
-            share += unroll.success * part / steps
+            unroll = collect(self.env, self.env_state, self.learner.policy, part, self.generator)
+            share += self._keep(*unroll) * part / steps
             collected += part
-        self.env_steps += steps * self.config.num_envs
         return share
+
+    def _collect_ahead(self) -> Future[tuple[Any, Unroll]]:
+        from deepres.collect import Ahead
+
+        if self._ahead is None:
+            self._ahead = Ahead(self.env)
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
+        return self._ahead.start(self.env_state, self.learner.policy, self.config.unroll_length, seed)
+
+    def _keep(self, env_state: Any, unroll: Unroll) -> float:
+        self.env_state = env_state
+        self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids)
+        self.env_steps += unroll.states.shape[0] * self.config.num_envs
+        return unroll.success
 
     def _learn(self) -> dict[str, float]:
         config = self.config
-        total: dict[str, torch.Tensor] = {}
         batches = self.buffer.batches(
             config.gradient_steps,
             config.batch_size,
@@ -132,12 +150,29 @@ class Run:
             gamma=config.gamma,
             generator=self.generator,
         )
+        if self.buffer.device.type != self.device.type:
+            batches = uploaded(batches, self.device)
         for batch in batches:
             noise = torch.randn(batch.action.shape, generator=self.generator, device=self.device)
-            for name, value in self.learner.update(batch, noise).items():
-                total[name] = total[name] + value if name in total else value
+            self.steps(batch, noise)
         self.gradient_steps += config.gradient_steps
-        return {name: value.item() / config.gradient_steps for name, value in total.items()}
+        return self.steps.read()
+
+    def roll_back(self, reason: Diverged) -> Path:
+        """Return to the newest checkpoint with all learning rates times `rollback_lr_factor`; its folder.
+
+        Raises Diverged if there is none, or if it was returned to too often.
+        """
+        scale = self.learner.lr_scale * self.config.rollback_lr_factor
+        try:
+            path, restored = self._find_checkpoint()
+        except checkpoints.CheckpointError as error:
+            raise Diverged(f"{reason}; nothing to return to: {error}") from reason
+        self._returns.count(path, reason)
+        self.buffer.inserted = 0  # what a checkpoint without the buffer leaves
+        self._restore(restored)
+        self.learner.lr_scale = scale
+        return path
 
     def evaluate(
         self, seed: int | None = None, watch: Callable[[Any], None] | None = None
@@ -173,7 +208,7 @@ class Run:
         state = checkpoints.Checkpoint(tensors, counters, asdict(self.config))
         return checkpoints.save(self.checkpoint_folder, state, keep=self.config.keep_checkpoints)
 
-    def _find_checkpoint(self) -> checkpoints.Checkpoint:
+    def _find_checkpoint(self) -> tuple[Path, checkpoints.Checkpoint]:
         path, restored, skipped = checkpoints.load_newest(self.checkpoint_folder)
         for sentence in skipped:
             print(f"{sentence} -- going on from {path.name}")
@@ -184,7 +219,7 @@ class Run:
                     f"{name} cannot change when a run is resumed: it was started with {was!r}, got "
                     f"{getattr(self.config, name)!r}; leave it out, or start a new run"
                 )
-        return restored
+        return path, restored
 
     def _restore(self, restored: checkpoints.Checkpoint) -> None:
         import jax

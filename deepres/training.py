@@ -13,6 +13,7 @@ from deepres.checkpoint import CheckpointError
 from deepres.config import Config
 from deepres.evaluate import Evaluation
 from deepres.run import Run
+from deepres.stability import Diverged
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,20 @@ def train(
         figures = run.before
         reached = False
         while not (run.done or reached or interrupt.asked):
-            row = run.round()
+            try:
+                row = run.round()
+            except Diverged as reason:
+                if config.on_divergence != "rollback":
+                    raise
+                went_back = run.roll_back(reason)
+                warnings.warn(
+                    f"{reason} -- going on from {went_back.name} with learning rates x {run.learner.lr_scale:g}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                log.close()
+                log = RunLog(folder, run.env_steps)  # the rows past the checkpoint are to be written again
+                continue
             log.write("train", row)
             bar.round(row)
             last = run.done or interrupt.asked
