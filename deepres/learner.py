@@ -9,7 +9,7 @@ A step whose loss or gradient is not finite changes nothing and is counted (metr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deepres.config import Config
+from deepres.distributed import ALONE, Ranks
 from deepres.kernels import info_nce
 from deepres.kernels.info_nce import InfoNCEMetrics
 from deepres.losses import actor_loss, alpha_loss, pair_energy, squashed_gaussian
@@ -63,6 +64,7 @@ class Learner:
     """The three networks and their optimisers.
 
     state_dim, action_dim, goal_dim: sizes of the environment's vectors. generator: makes the initial weights.
+    ranks: the processes that gradients are averaged over; config's batch_size is this process's own.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Learner:
         goal_dim: int,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.config = config
+        self.ranks = ranks
         self.device = torch.device(device)
         shape = {"width": config.width, "generator": generator, **config.stack_options}
         self.actor = Actor(state_dim + goal_dim, action_dim, depth=config.actor_depth, **shape)
@@ -92,9 +96,6 @@ class Learner:
         self.critic_optimizer = Adam(critic, config.critic_lr, **clipped)
         self.alpha_optimizer = Adam([self.log_alpha], config.alpha_lr, **options)
         self._beside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.on_gradients: Callable[[list[Tensor]], None] | None = None
-        """Called with the loss and every gradient between backward and the optimisers, to change them in place
-        (average them over processes, say)."""
         self.rebuilt = 0
         """Grows when what a captured step has taken in is no longer what a step would use (see graph.py)."""
 
@@ -115,9 +116,14 @@ class Learner:
             alpha = self.log_alpha.exp()
             actor = actor_loss(alpha.detach(), log_prob, energy)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+        phi = self.phi(torch.cat([batch.state, batch.action], dim=1))
+        rows, goals, offset = phi, psi, 0
+        if config.gather_negatives:
+            rows, goals, offset = self.ranks.gather_pairs(phi, psi, config.form)
         critic, contrast = info_nce(
-            self.phi(torch.cat([batch.state, batch.action], dim=1)),
-            psi,
+            rows,
+            goals,
+            positive_offset=offset,
             logsumexp_penalty=config.logsumexp_penalty,
             energy=config.energy,
             form=config.form,
@@ -162,13 +168,14 @@ class Learner:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self.ranks.average_gradients(self.parameters().values())
         with torch.no_grad():
-            loss, optimizers = total.detach(), tuple(self.optimizers.values())
+            optimizers = tuple(self.optimizers.values())
             grads = [optimizer.gradients() for optimizer in optimizers]
-            if self.on_gradients is not None:
-                self.on_gradients([loss, *(g for each in grads for g in each)])
             squares = [sum_of_squares(each) for each in grads]
-            finite = torch.stack([loss, *squares]).isfinite().all()
+            # averaged gradients are the same everywhere, so all ranks agree; a loss is each rank's own
+            judged = squares if self.ranks.size > 1 else [total.detach(), *squares]
+            finite = torch.stack(judged).isfinite().all()
             skip = (~finite).float()
             for optimizer, square in zip(optimizers, squares, strict=True):
                 optimizer.step(skip=skip, squares=square)

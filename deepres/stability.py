@@ -7,7 +7,6 @@ is skipped on the device (learner.py); here a round's count of them is judged.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from deepres.config import Config
 
@@ -26,11 +25,11 @@ def check_round(metrics: dict[str, float], config: Config, number: int) -> None:
     """Raise Diverged, in one sentence, if round `number` with these `metrics` went wrong."""
     skipped = int(metrics["skipped_steps"])
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if skipped <= config.max_skipped and not bad:
+    if skipped <= config.max_skipped * config.gradient_steps and not bad:
         return
     what = (
         f"loss or gradient is not finite in {skipped} of {config.gradient_steps} gradient steps "
-        f"(max_skipped={config.max_skipped})"
+        f"(max_skipped={config.max_skipped:g})"
         if skipped
         else f"{', '.join(bad)} is not finite"
     )
@@ -44,12 +43,12 @@ class Returns:
     """Counts returns to checkpoints, so that a run which diverges whatever its learning rates ends."""
 
     def __init__(self) -> None:
-        self._last: Path | None = None
+        self._last = -1
         self._times = 0
 
-    def count(self, checkpoint: Path, reason: Diverged) -> None:
-        """Note one more return to `checkpoint`; raises Diverged at the one that is too many."""
-        self._times = self._times + 1 if checkpoint == self._last else 1
-        self._last = checkpoint
+    def count(self, env_steps: int, reason: Diverged) -> None:
+        """Note one more return to the checkpoint at `env_steps`; raises Diverged at the one that is too many."""
+        self._times = self._times + 1 if env_steps == self._last else 1
+        self._last = env_steps
         if self._times > MOST_RETURNS:
-            raise Diverged(f"after {MOST_RETURNS} returns to {checkpoint}, {reason}") from reason
+            raise Diverged(f"gone back {MOST_RETURNS} times to {env_steps:,} env steps: {reason}") from reason
