@@ -100,6 +100,25 @@ class Config:
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 
+    buffer_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the replay ring keeps states and actions in (ours): up to 2^-8 (bf16) or 2^-11 of a number is lost."""
+    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the replay ring lies (ours): auto is beside the networks, cpu is pinned host memory."""
+    cuda_graph: bool = True
+    """Replay a gradient step as a CUDA graph on a GPU (ours); False launches every kernel from Python."""
+    overlap: bool = False
+    """Collect the next round while this one learns (ours): actions are then those of a policy one round old."""
+    warmup_steps: int = 0
+    """Gradient steps over which the learning rates grow from 0 to their value (ours)."""
+    max_grad_norm: float | None = None
+    """Bound on the Euclidean norm of the actor's and of the critic's gradient (ours); None has none."""
+    max_skipped: float = 0.01
+    """Share of a round's gradient steps that may be skipped because loss or gradient is not finite (ours)."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """What follows a round with more of them (ours): stop, or return to the last checkpoint and learn slower."""
+    rollback_lr_factor: float = 0.5
+    """Multiplies the learning rates at every return to a checkpoint (ours)."""
+
     gather_negatives: bool = False
     """Under torchrun, compare with the goals of all processes (ours): the joint batch's loss; else each its share's."""
     rank_timeout: int = 1800
@@ -118,6 +137,13 @@ class Config:
             raise ValueError(
                 f"target_entropy_per_action must be finite, got {self.target_entropy_per_action!r}"
             )
+        for name, most in (("max_grad_norm", math.inf), ("rollback_lr_factor", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (_finite(value) and 0 < value <= most):
+                upto = "" if most == math.inf else f" and up to {most:g}"
+                raise ValueError(f"{name} must be a finite number above 0{upto}, got {value!r}")
+        if not (_finite(self.max_skipped) and 0 <= self.max_skipped < 1):
+            raise ValueError(f"max_skipped must be a share from 0 to below 1, got {self.max_skipped!r}")
         stop = self.stop_at_success
         if stop is not None and not (_finite(stop) and 0 < stop <= 1):
             raise ValueError(f"stop_at_success must be a share above 0 and up to 1, or None, got {stop!r}")
@@ -195,6 +221,8 @@ class Config:
 CHANGEABLE = frozenset({
     "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
     "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "buffer_dtype", "buffer_device", "cuda_graph", "overlap", "warmup_steps", "max_grad_norm", "max_skipped",
+    "on_divergence", "rollback_lr_factor",
     "rank_timeout",
 })  # fmt: skip
 
@@ -202,7 +230,7 @@ _AT_LEAST = {
     "num_envs": 1, "episode_length": 2, "critic_depth": 1, "actor_depth": 1, "width": 1, "feature_dim": 1,
     "skip_every": 0, "batch_size": 2, "total_steps": 1, "unroll_length": 1, "gradient_steps": 1,
     "buffer_steps": 2, "min_buffer_steps": 2, "eval_every": 1, "eval_envs": 1, "checkpoint_every": 1,
-    "keep_checkpoints": 1, "seed": 0, "threads": 0,
+    "keep_checkpoints": 1, "seed": 0, "threads": 0, "warmup_steps": 0,
     "rank_timeout": 1,
 }  # fmt: skip
 
@@ -213,6 +241,9 @@ _CHOICES = {
     "form": FORMS,
     "precision": PRECISIONS,
     "impl": ("auto", *BACKENDS["residual_stack"]),
+    "buffer_dtype": ("fp32", "bf16", "fp16"),
+    "buffer_device": ("auto", "cpu", "cuda"),
+    "on_divergence": ("stop", "rollback"),
 }
 
 

@@ -5,7 +5,6 @@ Data flows one way: environments -> bridge -> buffer -> learner -> kernels.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
@@ -13,22 +12,25 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deepres import checkpoint as checkpoints
-from deepres.buffer import ReplayBuffer
+from deepres.buffer import DTYPES, ReplayBuffer, uploaded
 from deepres.config import CHANGEABLE, Config
 from deepres.distributed import ALONE, Ranks, deal
 from deepres.evaluate import Evaluation, Paths, evaluate
+from deepres.graph import gradient_steps
 from deepres.learner import Learner
+from deepres.stability import Diverged, Returns, check_round
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from deepres.collect import Ahead, Unroll
 
 _EVAL_SEED = 1_000_003  # added to the run's seed, so that no training episode is an evaluation's
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says why and what to do."""
 
 
 class Run:
@@ -68,8 +70,14 @@ class Run:
             config.buffer_steps,
             **dims,
             goal_slice=self.env.goal_slice,
-            device=self.device,
+            device=self.device
+            if config.buffer_device in ("auto", self.device.type)
+            else pick_device(config.buffer_device),
+            dtype=DTYPES[config.buffer_dtype],
         )
+        self.steps = gradient_steps(self.learner)
+        self._returns = Returns()
+        self._ahead: Ahead | None = None
         self.generator = torch.Generator(self.device).manual_seed(ranks.seed(config.seed + 1))
         self.env_state = self.env.reset()
         self.env_steps = self.rounds = self.gradient_steps = 0
@@ -102,48 +110,60 @@ class Run:
         """Collect, then learn; returns the round's figures. The first round fills the buffer to its minimum."""
         config = self.config
         began = time.perf_counter()
-        steps = max(config.unroll_length, config.min_buffer_steps - self.buffer.size)
-        success, broken = self._collect(steps)
+        missing = config.min_buffer_steps - self.buffer.size
+        steps = max(config.unroll_length, missing)
+        ahead = self._collect_ahead() if config.overlap and missing <= 0 else None
+        success, broken = self._collect(steps) if ahead is None else (0.0, 0)
         collected = time.perf_counter()
-        metrics = self.ranks.mean({"train_success": success, "broken_envs": float(broken), **self._learn()})
+        try:
+            metrics = self._learn()
+        finally:
+            if ahead is not None:
+                success, broken = self._keep(*ahead.result())
+        metrics = self.ranks.mean({"train_success": success, "broken_envs": float(broken), **metrics})
         ended = time.perf_counter()
         self.rounds += 1
         self.seconds += ended - began
         metrics["broken_envs"] *= self.ranks.size
         self._tell_broken(round(metrics["broken_envs"]))
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            diverged = TrainingError(
-                f"training diverged in round {self.rounds}: {', '.join(bad)} is not finite; the last checkpoint is "
-                "from before. Resume it with smaller learning rates, or start again with a shallower actor"
-            )
-            raise self.ranks.agreed(diverged)
+        try:
+            check_round(metrics, config, self.rounds)
+        except Diverged as diverged:
+            if config.on_divergence == "rollback":  # every rank catches it, and they go back together
+                raise
+            raise self.ranks.agreed(diverged) from None
         return {
             "env_steps": self.env_steps,
             "gradient_steps": self.gradient_steps,
             **metrics,
             "seconds": self.seconds,
-            "env_steps_per_second": config.num_envs * steps / (collected - began),
+            "env_steps_per_second": config.num_envs * steps / ((ended if ahead else collected) - began),
             "gradient_steps_per_second": config.gradient_steps / (ended - collected),
         }
 
     def _collect(self, steps: int) -> tuple[float, int]:
         """Returns the share of steps at the goal, and how often an environment broke."""
         from deepres.collect import collect
-        from deepres.repair import drop_broken
 
         share, collected, broken = 0.0, 0, 0
         while collected < steps:
             part = min(self.config.unroll_length, steps - collected)
-            self.env_state, unroll = collect(self.env, self.env_state, self.learner, part, self.generator)
-            seed = self.ranks.seed(self.config.seed, "repair", self.rounds, collected)
-            self.env_state, unroll, dropped = drop_broken(self.env, self.env_state, unroll, seed)
-            self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids)
-            share += unroll.success * part / steps
+            unroll = collect(self.env, self.env_state, self.learner.policy, part, self.generator)
+            success, dropped = self._keep(*unroll)
+            share += success * part / steps
             collected += part
             broken += dropped
-        self.env_steps += steps * self.config.num_envs
         return share, broken
+
+    def _keep(self, env_state: Any, unroll: Unroll) -> tuple[float, int]:
+        """Put an unroll into the buffer, without environments that broke; its success, and their number."""
+        from deepres.repair import drop_broken
+
+        seed = self.ranks.seed(self.config.seed, "repair", self.env_steps)
+        self.env_state, unroll, dropped = drop_broken(self.env, env_state, unroll, seed)
+        self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids)
+        self.env_steps += unroll.states.shape[0] * self.config.num_envs
+        return unroll.success, dropped
 
     def _tell_broken(self, count: int) -> None:
         if count and self.ranks.rank == 0:
@@ -154,9 +174,16 @@ class Run:
                 stacklevel=3,
             )
 
+    def _collect_ahead(self) -> Future[tuple[Any, Unroll]]:
+        from deepres.collect import Ahead
+
+        if self._ahead is None:
+            self._ahead = Ahead(self.env)
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
+        return self._ahead.start(self.env_state, self.learner.policy, self.config.unroll_length, seed)
+
     def _learn(self) -> dict[str, float]:
         config = self.config
-        total: dict[str, torch.Tensor] = {}
         batches = self.buffer.batches(
             config.gradient_steps,
             self.share.batch_size,
@@ -164,12 +191,13 @@ class Run:
             gamma=config.gamma,
             generator=self.generator,
         )
+        if self.buffer.device.type != self.device.type:
+            batches = uploaded(batches, self.device)
         for batch in batches:
             noise = torch.randn(batch.action.shape, generator=self.generator, device=self.device)
-            for name, value in self.learner.update(batch, noise).items():
-                total[name] = total[name] + value if name in total else value
+            self.steps(batch, noise)
         self.gradient_steps += config.gradient_steps
-        return {name: value.item() / config.gradient_steps for name, value in total.items()}
+        return self.steps.read()
 
     def evaluate(
         self, seed: int | None = None, watch: Callable[[Any], None] | None = None
@@ -207,14 +235,21 @@ class Run:
             self.checkpoint_folder, state, keep=self.config.keep_checkpoints, ranks=self.ranks
         )
 
-    def roll_back(self) -> None:
-        """Go back to the newest checkpoint that reads, in place: as a resumed run would be, with this run's config.
+    def roll_back(self, reason: Diverged) -> None:
+        """Go back to the newest checkpoint that reads, with all learning rates times `rollback_lr_factor`.
 
-        Raises CheckpointError if there is none; logs are the caller's (rows past `env_steps` are undone).
+        Otherwise as a resumed run would, with this run's config. Raises Diverged if there is no checkpoint, or if
+        this one was gone back to too often; logs are the caller's (rows past `env_steps` are undone).
         """
-        restored = self._find_checkpoint()
+        scale = self.learner.lr_scale * self.config.rollback_lr_factor
+        try:
+            restored = self._find_checkpoint()
+        except checkpoints.CheckpointError as error:
+            raise Diverged(f"{reason} -- and nothing to go back to: {error}") from reason
         with self.ranks.together():
             self._restore(restored)
+            self.learner.lr_scale = scale
+            self._returns.count(self.env_steps, reason)
 
     def _find_checkpoint(self) -> checkpoints.Checkpoint:
         """This rank's part of the newest checkpoint that reads; rank 0 says which."""

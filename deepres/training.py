@@ -14,6 +14,7 @@ from deepres.config import Config
 from deepres.distributed import join
 from deepres.evaluate import Evaluation
 from deepres.run import Run
+from deepres.stability import Diverged
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,19 @@ def train(
             figures = run.before
             reached, stopping = False, ranks.any(interrupt.asked)
             while not (run.done or reached or stopping):
-                row = run.round()
+                try:
+                    row = run.round()
+                except Diverged as reason:
+                    if config.on_divergence != "rollback":
+                        raise
+                    run.roll_back(reason)
+                    if log:
+                        _tell_return(run, reason)
+                        log.close()
+                        log = RunLog(
+                            folder, run.env_steps
+                        )  # rows past the checkpoint are to be written again
+                    continue
                 if log:
                     log.write("train", row)
                 bar.round(row)
@@ -91,6 +104,14 @@ _DEALT = (
     "the checkpoint was made by {} processes and goes on with {}: environments and buffers are dealt anew, "
     "and random streams begin anew"
 )
+
+
+def _tell_return(run: Run, reason: Diverged) -> None:
+    warnings.warn(
+        f"{reason} -- going on from {run.env_steps:,} env steps with learning rates x {run.learner.lr_scale:g}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _save(run: Run, last: bool) -> None:

@@ -19,7 +19,8 @@ import deepres
 from deepres import checkpoint as checkpoints
 from deepres.checkpoint import CheckpointError
 from deepres.config import Config
-from deepres.run import TrainingError, load_run
+from deepres.run import load_run
+from deepres.stability import TrainingError
 from deepres.training import train
 
 pytest.importorskip("mujoco.mjx")
