@@ -48,12 +48,14 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             run_dir: New folder for logs and checkpoints; by default one under runs/.
             resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
         """
+        from deepres.distributed import is_first
         from deepres.training import train as run
 
         if run_dir and resume:
             raise ValueError("pass --run-dir for a new run or --resume for one to go on with, not both")
         result = run(config, resume or run_dir, resume=resume is not None)
-        print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")
+        if is_first():
+            print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")
 
     def evaluate(
         run: Folder, episodes: int | None = None, device: str = "auto", seed: int | None = None
