@@ -55,7 +55,7 @@ def test_render_leaves_a_video_and_the_paths(run, tmp_path, capsys):
 def test_doctor_and_envs_tell_what_is_here(capsys):
     main(["doctor", "--env", "reacher", "--critic-depth", "1024", "--actor-depth", "512"])
     report = capsys.readouterr().out
-    for word in ("residual_stack", "reference", "torch", "replay buffer", "activations", "together"):
+    for word in ("residual_stack", "reference", "torch", "replay buffer", "activations", "peak", "it fits"):
         assert word in report
     main(["envs"])
     assert "point_u_maze" in capsys.readouterr().out
