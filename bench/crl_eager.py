@@ -26,13 +26,20 @@ class Network(nn.Module):
     def __init__(self, given: Any, heads: tuple[str, ...]):
         super().__init__()
         trunk = given.trunk
-        self.stem, self.norm = _linear(trunk.stem.weight, trunk.stem.bias), _norm(trunk.norm.weight, trunk.norm.bias)
-        stack = [p.detach() for p in (trunk.stack.weight, trunk.stack.bias, trunk.stack.gamma, trunk.stack.beta)]
+        self.stem, self.norm = (
+            _linear(trunk.stem.weight, trunk.stem.bias),
+            _norm(trunk.norm.weight, trunk.norm.bias),
+        )
+        stack = [
+            p.detach() for p in (trunk.stack.weight, trunk.stack.bias, trunk.stack.gamma, trunk.stack.beta)
+        ]
         self.dense, self.norms = nn.ModuleList(), nn.ModuleList()
         for weight, bias, gamma, beta in zip(*stack, strict=True):
             self.dense.append(_linear(weight.T, bias))
             self.norms.append(_norm(gamma, beta))
-        self.heads = nn.ModuleList(_linear(one.weight, one.bias) for one in (getattr(given, n) for n in heads))
+        self.heads = nn.ModuleList(
+            _linear(one.weight, one.bias) for one in (getattr(given, n) for n in heads)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = block = F.silu(self.norm(self.stem(x)))

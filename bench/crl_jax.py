@@ -1,7 +1,7 @@
 """The published algorithm as one writes it in JAX: a network is a list of layers, a gradient step is one jitted call.
 
 Same networks, losses and Adam as deepres's learner (arXiv 2503.14858, sections 2 and 3, and its training script): the
-actor's loss, the temperature's and the critic's each with their own gradient, psi(g) in both of the losses that need it.
+actor's loss, the temperature's and the critic's each with its own gradient, psi(g) in both losses that need it.
 Up to UNROLLED layers they follow each other in Python, as a Flax module builds them; beyond, where XLA would compile
 for many minutes, a scan takes the blocks one by one.
 """
@@ -38,7 +38,12 @@ class JaxLearner:
 
         config = given.config
         self.device, self.to_jax, self.to_torch = given.device, to_jax, to_torch
-        lrs = {"actor": config.actor_lr, "log_alpha": config.alpha_lr, "phi": config.critic_lr, "psi": config.critic_lr}
+        lrs = {
+            "actor": config.actor_lr,
+            "log_alpha": config.alpha_lr,
+            "phi": config.critic_lr,
+            "psi": config.critic_lr,
+        }
         self.parameters = {
             "actor": _network(given.actor, ("mean", "log_std")),
             "phi": _network(given.phi, ("head",)),
@@ -164,7 +169,9 @@ def _update(
     def alpha_loss(log_alpha: Any, log_prob: Any) -> Any:
         return jnp.exp(log_alpha) * jnp.mean(jax.lax.stop_gradient(-log_prob - target_entropy))
 
-    (actor_value, log_prob), actor_gradient = jax.value_and_grad(actor_loss, has_aux=True)(parameters["actor"])
+    (actor_value, log_prob), actor_gradient = jax.value_and_grad(actor_loss, has_aux=True)(
+        parameters["actor"]
+    )
     alpha_value, alpha_gradient = jax.value_and_grad(alpha_loss)(parameters["log_alpha"], log_prob)
     critic = {name: parameters[name] for name in ("phi", "psi")}
     critic_value, critic_gradient = jax.value_and_grad(critic_loss)(critic)
