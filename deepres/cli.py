@@ -121,6 +121,44 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
 
         print_envs()
 
+    def sweep(
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        preset: str | None = None,
+        config_file: Path | None = None,
+        depths: tuple[int, ...] = (4, 16, 64),
+        seeds: tuple[int, ...] = (0, 1, 2),
+        out: Path | None = None,
+        jobs: int = 0,
+    ) -> None:
+        """Train a grid of depths and seeds; asked for again, it goes on where it stopped.
+
+        Args:
+            preset: A published run (`deepres presets`) whose options are the defaults.
+            config_file: A config.json whose fields are the defaults.
+            depths: Of the critic; the actor has the same up to 512.
+            seeds: Of the runs.
+            out: Folder of the sweep; by default runs/sweep-<env>.
+            jobs: Runs at a time; 0 is one to each GPU, or one where there is none.
+        """
+        from deepres.sweep import sweep as run
+
+        result = run(config, depths, seeds, out or Path("runs") / f"sweep-{config.env}", jobs=jobs)
+        if result.failed:
+            raise RuntimeError(
+                f"{len(result.failed)} of {len(result.cells)} runs failed: {', '.join(result.failed)}"
+            )
+
+    def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("compare.png")) -> None:
+        """Put runs side by side: a table, and learning curves with the seeds' spread.
+
+        Args:
+            runs: Folders of runs, or of sweeps.
+            out: The picture.
+        """
+        from deepres.compare import compare as run
+
+        run(runs, out)
+
     def presets() -> None:
         """List the paper's runs with their scores and hours: `deepres train --preset NAME`."""
         from deepres.presets import print_presets
@@ -143,8 +181,8 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
         print_report(config, memory_gb)
 
     return {
-        "train": train, "eval": evaluate, "render": render, "demo": demo, "envs": envs, "presets": presets,
-        "doctor": doctor,
+        "train": train, "eval": evaluate, "render": render, "sweep": sweep, "compare": compare, "demo": demo,
+        "envs": envs, "presets": presets, "doctor": doctor,
     }  # fmt: skip
 
 
