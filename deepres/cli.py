@@ -51,10 +51,13 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
         """
         from deepres.doctor import print_plan
+        from deepres.logs import require_wandb
         from deepres.training import train as run
 
         if run_dir and resume:
             raise ValueError("pass --run-dir for a new run or --resume for one to go on with, not both")
+        if config.wandb:
+            require_wandb()
         print_plan(config)
         result = run(config, resume or run_dir, resume=resume is not None)
         print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")

@@ -100,6 +100,9 @@ class Config:
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 
+    wandb: bool = False
+    """Log to Weights & Biases too (ours); WANDB_MODE=offline keeps it on this machine."""
+
     def __post_init__(self) -> None:
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
@@ -187,7 +190,7 @@ class Config:
 # Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
 CHANGEABLE = frozenset({
     "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
-    "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "save_buffer", "wandb", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
 })  # fmt: skip
 
 _AT_LEAST = {

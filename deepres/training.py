@@ -46,7 +46,7 @@ def train(
     if resume and run_dir is None:
         raise ValueError("resume needs the run's folder; pass run_dir")
     run = Run(config, folder, resume=resume)
-    log = RunLog(folder, run.env_steps)
+    log = RunLog(folder, run.env_steps, wandb=config.wandb)
     with Progress(config.total_steps, folder, show=progress) as bar, _Interrupt() as interrupt:
 
         def examine() -> Evaluation:
