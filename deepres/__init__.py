@@ -15,7 +15,8 @@ from deepres.evaluate import Evaluation
 from deepres.kernels import backends, info_nce, residual_stack
 from deepres.learner import Batch, Learner
 from deepres.networks import Actor, Encoder, ResidualStack
-from deepres.run import TrainingError, load_run
+from deepres.run import load_run
+from deepres.stability import TrainingError
 from deepres.training import Result, train
 
 __all__ = [

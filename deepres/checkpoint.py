@@ -1,7 +1,8 @@
-"""Checkpoints: a folder each, `state.safetensors` and `state.json`, that is either whole or not there.
+"""Checkpoints: a folder each, that is either whole or not there.
 
-    RUN/checkpoints/000000123456/state.safetensors   every tensor: networks, optimisers, RNG, environments, buffer
-                                 state.json          counters, the config, digests of both files
+    RUN/checkpoints/000000123456/state.safetensors       what all processes share: networks, optimisers
+                                 rank-0000.safetensors   what process 0 has: RNG, environments, buffer; and so on
+                                 state.json              counters, the config, digests of every file
 
 A save writes into a hidden folder beside its place, flushes it to the disk and renames it: a process killed at
 any moment leaves the checkpoints that were there. A load checks the digests, so a file that was cut short or
@@ -14,14 +15,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-FORMAT = 1
-_TENSORS, _HEADER = "state.safetensors", "state.json"
+from deepres.distributed import ALONE, Ranks, overlap
+
+FORMAT = 2
+_SHARED, _HEADER = "state.safetensors", "state.json"
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
@@ -30,31 +36,47 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole training state. tensors: flat names to CPU tensors. counters: JSON values. config: of the run."""
+    """A whole training state, or one process's view of it.
+
+    tensors: flat names to CPU tensors, the same in every process. counters: JSON values. config: of the run.
+    shards: what a process has of its own, by its rank: to save, the caller's; loaded, those that were asked for.
+    size: number of processes that wrote it.
+    """
 
     tensors: dict[str, Tensor]
     counters: dict[str, Any]
     config: dict[str, Any]
+    shards: dict[int, dict[str, Tensor]]
+    size: int = 1
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = ALONE) -> Path:
     """Write `checkpoint` under `folder`, named by its env steps; keep the newest `keep`. Returns its folder.
 
-    Raises CheckpointError when the disk refuses; every checkpoint that was there still is.
+    Every process calls it and writes its own shard; rank 0 writes the rest. Raises CheckpointError in all of them
+    when a disk refuses; every checkpoint that was there still is.
     """
     name = f"{checkpoint.counters['env_steps']:012d}"
     draft, final, replaced = folder / f".draft-{name}", folder / name, folder / f".replaced-{name}"
-    try:
+
+    def prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_drafts(folder)
         draft.mkdir()
-        data = _serialise(checkpoint.tensors)
-        _write_through(draft / _TENSORS, data)
+
+    def write() -> dict[str, str]:
+        mine = {_shard(rank): tensors for rank, tensors in checkpoint.shards.items()}
+        if ranks.rank == 0:
+            mine[_SHARED] = checkpoint.tensors
+        return {name: _write_through(draft / name, _serialise(tensors)) for name, tensors in mine.items()}
+
+    def finish(files: dict[str, str]) -> None:
         header = {
             "format": FORMAT,
             "counters": checkpoint.counters,
             "config": checkpoint.config,
-            "tensors_sha256": hashlib.sha256(data).hexdigest(),
+            "size": ranks.size,
+            "files": files,
         }
         header["sha256"] = _digest(header)
         _write_through(draft / _HEADER, (json.dumps(header, indent=2) + "\n").encode())
@@ -63,53 +85,57 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             final.rename(replaced)
         draft.rename(final)
         _sync_folder(folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+
+    first = ranks.rank == 0
+    try:
+        _everywhere(ranks, prepare if first else lambda: None)
+        files = {name: digest for part in _everywhere(ranks, write) for name, digest in part.items()}
+        _everywhere(ranks, (lambda: finish(files)) if first else lambda: None)
+    except _Refused as error:
+        if first:
+            shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write a checkpoint to {folder}: {error.strerror or error}; nothing there was lost. "
+            f"cannot write a checkpoint to {folder}: {error}; nothing there was lost. "
             "Free some space or point the run at another disk"
         ) from error
-    shutil.rmtree(replaced, ignore_errors=True)
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(folder / old, ignore_errors=True)
+    if first:
+        shutil.rmtree(replaced, ignore_errors=True)
+        for old in steps(folder)[:-keep]:
+            with suppress(OSError):  # renamed first: a process killed here leaves no half of a checkpoint
+                shutil.rmtree((folder / old).rename(folder / f".draft-{old}"))
     return final
 
 
-def load(path: Path) -> Checkpoint:
-    """Read one checkpoint folder. Raises CheckpointError if anything in it is not as it was written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as parse
+def load(path: Path, ranks: Ranks = ALONE, *, check_all: bool = True) -> Checkpoint:
+    """Read one checkpoint folder, with the shards that hold something of what `ranks` owns.
 
-    try:
-        header = json.loads((path / _HEADER).read_text())
-        data = (path / _TENSORS).read_bytes()
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error}; {_REMEDY}") from None
-    if not isinstance(header, dict) or header.pop("sha256", None) != _digest(header):
-        raise CheckpointError(f"{path / _HEADER} was changed after it was written; {_REMEDY}")
-    if header["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {header['format']}, this version reads {FORMAT}; "
-            "use the version of deepres that wrote it"
-        )
-    if hashlib.sha256(data).hexdigest() != header["tensors_sha256"]:
-        raise CheckpointError(f"{path / _TENSORS} was cut short or changed after it was written; {_REMEDY}")
-    try:
-        tensors = parse(data)
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot read {path / _TENSORS}: {error}; {_REMEDY}") from None
-    return Checkpoint(tensors, header["counters"], header["config"])
+    check_all: also check the digests of the shards that are not wanted. Raises CheckpointError if anything in it is
+    not as it was written.
+    """
+    header = _read_header(path)
+    size = header["size"]
+    wanted = [_SHARED, *(_shard(i) for i in overlap(size, ranks.rank, ranks.size))]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, digest in header["files"].items():
+        if name in wanted:
+            parts[name] = _parse(path / name, digest)
+        elif check_all:
+            _check(path / name, digest)
+    shards = {i: parts[_shard(i)] for i in range(size) if _shard(i) in parts}
+    if header["format"] == 1:
+        shards = {0: parts[_SHARED]}
+    return Checkpoint(parts[_SHARED], header["counters"], header["config"], shards, size)
 
 
-def load_newest(folder: Path) -> tuple[Path, Checkpoint, list[str]]:
+def load_newest(folder: Path, ranks: Ranks = ALONE) -> tuple[Path, Checkpoint, list[str]]:
     """The newest checkpoint that reads, its folder, and a sentence for each newer one that did not.
 
     Raises CheckpointError if there is none.
     """
     skipped: list[str] = []
-    for name in reversed(steps(folder)):
+    for name in reversed(_readable(folder)):
         try:
-            return folder / name, load(folder / name), skipped
+            return folder / name, load(folder / name, ranks), skipped
         except CheckpointError as error:
             skipped.append(str(error))
     raise CheckpointError(
@@ -124,7 +150,81 @@ def steps(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def _readable(folder: Path) -> list[str]:
+    """`steps`, and what a save that was killed between its two renames had moved aside."""
+    aside = {p.name for p in folder.glob(".replaced-*")} if folder.is_dir() else set()
+    names = {name: name for name in steps(folder)}
+    for name in aside:
+        names.setdefault(name.removeprefix(".replaced-"), name)
+    return [names[name] for name in sorted(names)]
+
+
+class _Refused(Exception):
+    """A disk would not; the message is the first process's reason."""
+
+
+def _everywhere(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Every rank's result of its work, in all; _Refused in all if one of them met an OSError."""
+    result, reason = None, None
+    try:
+        result = work()
+    except OSError as error:
+        reason = error.strerror or str(error)
+    outcomes = ranks.gather((result, reason))
+    for _, reason in outcomes:
+        if reason is not None:
+            raise _Refused(reason)
+    return [result for result, _ in outcomes]  # type: ignore[misc]
+
+
 _REMEDY = "delete it to go on from the checkpoint before, or restore it from a copy"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads((path / _HEADER).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error}; {_REMEDY}") from None
+    if not isinstance(header, dict) or header.pop("sha256", None) != _digest(header):
+        raise CheckpointError(f"{path / _HEADER} was changed after it was written; {_REMEDY}")
+    if header["format"] == 1:  # one process, everything in one file
+        return {**header, "size": 1, "files": {_SHARED: header["tensors_sha256"]}}
+    if header["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {header['format']}, this version reads 1 and {FORMAT}; "
+            "use the version of deepres that wrote it"
+        )
+    return header
+
+
+def _parse(path: Path, digest: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as parse
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path.parent}: {error}; {_REMEDY}") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(f"{path} was cut short or changed after it was written; {_REMEDY}")
+    try:
+        return parse(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot read {path}: {error}; {_REMEDY}") from None
+
+
+def _check(path: Path, digest: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path.parent}: {error}; {_REMEDY}") from None
+    if found != digest:
+        raise CheckpointError(f"{path} was cut short or changed after it was written; {_REMEDY}")
+
+
+def _shard(rank: int) -> str:
+    return f"rank-{rank:04d}.safetensors"
 
 
 def _remove_drafts(folder: Path) -> None:
@@ -149,11 +249,13 @@ def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _write_through(path: Path, data: bytes) -> None:
+def _write_through(path: Path, data: bytes) -> str:
+    """Write, flush to the disk, and give the digest."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

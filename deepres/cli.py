@@ -50,6 +50,7 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             run_dir: New folder for logs and checkpoints; by default one under runs/.
             resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
         """
+        from deepres.distributed import is_first
         from deepres.doctor import print_plan
         from deepres.logs import require_wandb
         from deepres.training import train as run
@@ -60,7 +61,8 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
             require_wandb()
         print_plan(config)
         result = run(config, resume or run_dir, resume=resume is not None)
-        print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")
+        if is_first():
+            print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")
 
     def evaluate(
         run: Folder, episodes: int | None = None, device: str = "auto", seed: int | None = None

@@ -23,7 +23,7 @@ class Config:
     env: str = "ant"
     """Task to learn; `deepres envs` lists them."""
     num_envs: int = 512
-    """Environments stepped side by side."""
+    """Environments stepped side by side, in all processes together."""
     episode_length: int = 1000
     """Steps after which an episode is cut (truncated)."""
     auto_reset: Literal["fresh", "first"] = "fresh"
@@ -53,7 +53,7 @@ class Config:
     gamma: float = 0.99
     """Discount: a goal lies d steps ahead with probability proportional to gamma^d."""
     batch_size: int = 512
-    """Pairs in a gradient step; each pair's goal is a negative for all the others."""
+    """Pairs in a gradient step, in all processes together; each pair's goal is a negative for the others."""
     actor_lr: float = 3e-4
     """Adam step size of the actor."""
     critic_lr: float = 3e-4
@@ -100,6 +100,30 @@ class Config:
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 
+    buffer_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the replay ring keeps states and actions in (ours): up to 2^-8 (bf16) or 2^-11 of a number is lost."""
+    buffer_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the replay ring lies (ours): auto is beside the networks, cpu is pinned host memory."""
+    cuda_graph: bool = True
+    """Replay a gradient step as a CUDA graph on a GPU (ours); False launches every kernel from Python."""
+    overlap: bool = False
+    """Collect the next round while this one learns (ours): actions are then those of a policy one round old."""
+    warmup_steps: int = 0
+    """Gradient steps over which the learning rates grow from 0 to their value (ours)."""
+    max_grad_norm: float | None = None
+    """Bound on the Euclidean norm of the actor's and of the critic's gradient (ours); None has none."""
+    max_skipped: float = 0.01
+    """Share of a round's gradient steps that may be skipped because loss or gradient is not finite (ours)."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """What follows a round with more of them (ours): stop, or return to the last checkpoint and learn slower."""
+    rollback_lr_factor: float = 0.5
+    """Multiplies the learning rates at every return to a checkpoint (ours)."""
+
+    gather_negatives: bool = False
+    """Under torchrun, compare with the goals of all processes (ours): the joint batch's loss; else each its share's."""
+    rank_timeout: int = 1800
+    """Seconds that a process waits for another under torchrun before it ends with a sentence (ours)."""
+
     wandb: bool = False
     """Log to Weights & Biases too (ours); WANDB_MODE=offline keeps it on this machine."""
 
@@ -116,6 +140,13 @@ class Config:
             raise ValueError(
                 f"target_entropy_per_action must be finite, got {self.target_entropy_per_action!r}"
             )
+        for name, most in (("max_grad_norm", math.inf), ("rollback_lr_factor", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (_finite(value) and 0 < value <= most):
+                upto = "" if most == math.inf else f" and up to {most:g}"
+                raise ValueError(f"{name} must be a finite number above 0{upto}, got {value!r}")
+        if not (_finite(self.max_skipped) and 0 <= self.max_skipped < 1):
+            raise ValueError(f"max_skipped must be a share from 0 to below 1, got {self.max_skipped!r}")
         stop = self.stop_at_success
         if stop is not None and not (_finite(stop) and 0 < stop <= 1):
             raise ValueError(f"stop_at_success must be a share above 0 and up to 1, or None, got {stop!r}")
@@ -131,6 +162,8 @@ class Config:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not isinstance(self.gather_negatives, bool):
+            raise ValueError(f"gather_negatives must be True or False, got {self.gather_negatives!r}")
         if self.min_buffer_steps > self.buffer_steps:
             raise ValueError(
                 f"min_buffer_steps must not exceed buffer_steps={self.buffer_steps}, got {self.min_buffer_steps}"
@@ -190,14 +223,18 @@ class Config:
 # Fields that may change when a run is resumed; every other one shapes what the checkpoint holds or what the run means.
 CHANGEABLE = frozenset({
     "total_steps", "stop_at_success", "eval_every", "eval_envs", "checkpoint_every", "keep_checkpoints",
-    "save_buffer", "wandb", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
+    "buffer_dtype", "buffer_device", "cuda_graph", "overlap", "warmup_steps", "max_grad_norm", "max_skipped",
+    "on_divergence", "rollback_lr_factor",
+    "rank_timeout", "wandb",
 })  # fmt: skip
 
 _AT_LEAST = {
     "num_envs": 1, "episode_length": 2, "critic_depth": 1, "actor_depth": 1, "width": 1, "feature_dim": 1,
     "skip_every": 0, "batch_size": 2, "total_steps": 1, "unroll_length": 1, "gradient_steps": 1,
     "buffer_steps": 2, "min_buffer_steps": 2, "eval_every": 1, "eval_envs": 1, "checkpoint_every": 1,
-    "keep_checkpoints": 1, "seed": 0, "threads": 0,
+    "keep_checkpoints": 1, "seed": 0, "threads": 0, "warmup_steps": 0,
+    "rank_timeout": 1,
 }  # fmt: skip
 
 _CHOICES = {
@@ -207,6 +244,9 @@ _CHOICES = {
     "form": FORMS,
     "precision": PRECISIONS,
     "impl": ("auto", *BACKENDS["residual_stack"]),
+    "buffer_dtype": ("fp32", "bf16", "fp16"),
+    "buffer_device": ("auto", "cpu", "cuda"),
+    "on_divergence": ("stop", "rollback"),
 }
 
 

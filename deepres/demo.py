@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepres.config import Config
+from deepres.distributed import is_first
 from deepres.plots import plot_curves
 from deepres.run import load_run
 from deepres.show import show_policy
@@ -35,15 +36,22 @@ CONFIG = Config(
     min_buffer_steps=300,
     eval_every=10,
     checkpoint_every=20,
+    gather_negatives=True,  # under torchrun the same loss
     threads=1,  # as fast as two on networks this narrow, and a busy neighbour costs nothing
 )
 
 
 def main(run_dir: Path | None = None, seed: int = 0) -> None:
-    """Train `CONFIG`, evaluate its checkpoint afresh, and leave a video, the paths and the curves in run_dir."""
+    """Train `CONFIG`, evaluate its checkpoint afresh, and leave a video, the paths and the curves in run_dir.
+
+    `torchrun --nproc-per-node 2 -m deepres demo` trains it in two processes.
+    """
     began = time.perf_counter()
-    print("contrastive RL in a U-shaped maze: 16 residual layers, goals on both sides of the wall")
+    if is_first():
+        print("contrastive RL in a U-shaped maze: 16 residual layers, goals on both sides of the wall")
     result = train(replace(CONFIG, seed=seed), run_dir)
+    if not is_first():
+        return
     figures, pictures = show_policy(load_run(result.run_dir), result.run_dir)
     pictures.append(plot_curves(result.run_dir, result.run_dir / "curves.png"))
     print(

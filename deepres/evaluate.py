@@ -15,6 +15,8 @@ from torch import Tensor
 from deepres.bridge import to_jax, to_torch
 from deepres.learner import Learner
 
+_LOOK_EVERY = 32  # steps: to see whether anybody is still at it waits for the device
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -66,7 +68,7 @@ def evaluate(
     length = torch.zeros(env.num_envs, device=device)
     final_distance = torch.zeros(env.num_envs, device=device)
     achieved = []
-    for _ in range(env.episode_length):
+    for step in range(env.episode_length):
         here = obs[:, : env.state_dim][:, env.goal_slice]
         achieved.append(torch.where(alive[:, None], here, torch.nan))
         env_state = env.step(env_state, to_jax(learner.act(obs)))
@@ -77,8 +79,9 @@ def evaluate(
         final_distance = torch.where(alive, to_torch(env_state.distance, device), final_distance)
         length += alive
         alive = alive & ~to_torch(env_state.done, device).bool()
-        if not bool(alive.any()):
+        if (watch or step % _LOOK_EVERY == 0) and not alive.any():
             break
+    achieved = achieved[: int(length.max())]
     reached = time_at_goal > 0
     figures = Evaluation(
         time_at_goal=time_at_goal.mean().item(),

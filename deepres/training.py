@@ -11,8 +11,10 @@ from typing import Any
 
 from deepres.checkpoint import CheckpointError
 from deepres.config import Config
+from deepres.distributed import join
 from deepres.evaluate import Evaluation
 from deepres.run import Run
+from deepres.stability import Diverged
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,79 @@ def train(
     run_dir: where logs and checkpoints go; default runs/<env>-d<critic depth>-s<seed>, numbered if taken.
     resume: go on from run_dir's newest checkpoint; only the fields in `deepres.config.CHANGEABLE` may differ.
     progress: show a progress bar on a terminal, a line per evaluation elsewhere.
+    Under torchrun all processes train together (see deepres.distributed): rank 0 evaluates, logs, saves and raises.
     Ctrl-C ends the run after the round under way, with a checkpoint; a second one ends it at once. Raises
-    ValueError, FileExistsError, CheckpointError, TrainingError, each with one sentence.
+    ValueError, FileExistsError, CheckpointError, TrainingError, LostRank, each with one sentence.
     """
     from deepres.logs import RunLog
     from deepres.progress import Progress
 
-    folder = _new_run_dir(config) if run_dir is None else Path(run_dir)
     if resume and run_dir is None:
         raise ValueError("resume needs the run's folder; pass run_dir")
-    run = Run(config, folder, resume=resume)
-    log = RunLog(folder, run.env_steps, wandb=config.wandb)
-    with Progress(config.total_steps, folder, show=progress) as bar, _Interrupt() as interrupt:
+    with join(config) as ranks:
+        folder = ranks.first(lambda: _new_run_dir(config) if run_dir is None else Path(run_dir))
+        run = Run(config, folder, resume=resume, ranks=ranks)
+        log = RunLog(folder, run.env_steps, wandb=config.wandb) if ranks.rank == 0 else None
+        show = progress and ranks.rank == 0
+        with (
+            Progress(config.total_steps, folder, show=show) as bar,
+            _Interrupt(tell=ranks.rank == 0) as interrupt,
+        ):
+            if show and run.dealt_from != ranks.size:
+                print(_DEALT.format(run.dealt_from, ranks.size))
 
-        def examine() -> Evaluation:
-            figures = run.evaluate()[0]
-            log.write("eval", {"env_steps": run.env_steps, "seconds": run.seconds, **asdict(figures)})
-            bar.evaluation(run.env_steps, figures)
-            return figures
+            def examine() -> Evaluation:
+                figures = ranks.first(lambda: run.evaluate()[0])
+                if log:
+                    log.write("eval", {"env_steps": run.env_steps, "seconds": run.seconds, **asdict(figures)})
+                bar.evaluation(run.env_steps, figures)
+                return figures
 
-        if run.before is None:
-            run.before = examine()
-        figures = run.before
-        reached = False
-        while not (run.done or reached or interrupt.asked):
-            row = run.round()
-            log.write("train", row)
-            bar.round(row)
-            last = run.done or interrupt.asked
-            if last or run.rounds % config.eval_every == 0:
-                figures = examine()
-                reached = config.stop_at_success is not None and figures.success_any >= config.stop_at_success
-            if last or reached or run.rounds % config.checkpoint_every == 0:
-                _save(run, last or reached)
-        log.close()
-    return Result(folder, run.before, figures, run.env_steps, interrupted=interrupt.asked)
+            if run.before is None:
+                run.before = examine()
+            figures = run.before
+            reached, stopping = False, ranks.any(interrupt.asked)
+            while not (run.done or reached or stopping):
+                try:
+                    row = run.round()
+                except Diverged as reason:
+                    if config.on_divergence != "rollback":
+                        raise
+                    run.roll_back(reason)
+                    if log:
+                        _tell_return(run, reason)
+                        log.close()
+                        # rows past the checkpoint are to be written again
+                        log = RunLog(folder, run.env_steps, wandb=config.wandb)
+                    continue
+                if log:
+                    log.write("train", row)
+                bar.round(row)
+                stopping = ranks.any(interrupt.asked)
+                last = run.done or stopping
+                if last or run.rounds % config.eval_every == 0:
+                    figures = examine()
+                    goal = config.stop_at_success
+                    reached = goal is not None and figures.success_any >= goal
+                if last or reached or run.rounds % config.checkpoint_every == 0:
+                    _save(run, last or reached)
+            if log:
+                log.close()
+        return Result(folder, run.before, figures, run.env_steps, interrupted=stopping)
+
+
+_DEALT = (
+    "the checkpoint was made by {} processes and goes on with {}: environments and buffers are dealt anew, "
+    "and random streams begin anew"
+)
+
+
+def _tell_return(run: Run, reason: Diverged) -> None:
+    warnings.warn(
+        f"{reason} -- going on from {run.env_steps:,} env steps with learning rates x {run.learner.lr_scale:g}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _save(run: Run, last: bool) -> None:
@@ -79,8 +119,9 @@ def _save(run: Run, last: bool) -> None:
         run.save()
     except CheckpointError as error:
         if last:
-            raise
-        warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=3)
+            raise run.ranks.agreed(error) from None
+        if run.ranks.rank == 0:
+            warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=3)
 
 
 def _new_run_dir(config: Config) -> Path:
@@ -95,6 +136,9 @@ def _new_run_dir(config: Config) -> Path:
 class _Interrupt:
     """Turns the first Ctrl-C into a request to stop at the end of the round; the second is the usual one."""
 
+    def __init__(self, tell: bool):
+        self._tell = tell
+
     def __enter__(self) -> _Interrupt:
         self.asked = False
         self._main = threading.current_thread() is threading.main_thread()
@@ -104,7 +148,8 @@ class _Interrupt:
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
-        print("\nstopping after this round, with a checkpoint; Ctrl-C again to stop at once")
+        if self._tell:
+            print("\nstopping after this round, with a checkpoint; Ctrl-C again to stop at once")
         signal.signal(signal.SIGINT, self._before)
 
     def __exit__(self, *_: Any) -> None:

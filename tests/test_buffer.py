@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from deepres.buffer import ReplayBuffer, truncated_geometric
+from deepres.buffer import DTYPES, ReplayBuffer, buffer_bytes, truncated_geometric
+from deepres.config import Config
 
 GAMMA = 0.9
 
@@ -119,6 +120,33 @@ def test_saved_ring_draws_the_same():
     assert all(
         torch.equal(x.goal, y.goal) for x, y in zip(draw(buffer, 5, 8), draw(other, 5, 8), strict=True)
     )
+
+
+@pytest.mark.parametrize(("name", "lost"), [("fp32", 0.0), ("bf16", 2**-8), ("fp16", 2**-11)])
+def test_sixteen_bits_lose_what_is_stated(name, lost):
+    buffer = ReplayBuffer(2, 50, 5, 3, slice(0, 2), dtype=DTYPES[name])
+    g = torch.Generator().manual_seed(0)
+    states, actions = (torch.randn(50, 2, n, generator=g) * scale for n, scale in ((5, 300), (3, 0.3)))
+    ids = torch.ones(50, 2, dtype=torch.int32)
+    buffer.insert(states, actions, ids)
+    pairs = buffer.draw(6, 16, window=1000, gamma=GAMMA, generator=g)
+    for i in range(6):
+        batch = buffer.batch(pairs, i)
+        truths = (states.flatten(0, 1)[pairs.now[i]], actions.flatten(0, 1)[pairs.now[i]])
+        truths += (states.flatten(0, 1)[pairs.later[i], :2],)
+        for got, truth in zip((batch.state, batch.action, batch.goal), truths, strict=True):
+            assert got.dtype == torch.float32
+            assert ((got - truth).abs() <= lost * truth.abs() + 2**-24).all()
+    ring = buffer.state_tensors()
+    assert ring["states"].dtype == DTYPES[name]
+    config = Config(num_envs=2, buffer_steps=50, min_buffer_steps=50, unroll_length=10, buffer_dtype=name)
+    assert buffer_bytes(config, state_dim=5, action_dim=3) == sum(t.nbytes for t in ring.values())
+
+
+def test_a_ring_gone_round_holds_the_last_steps():
+    buffer = filled(num_envs=2, capacity=30, steps=130)
+    held = buffer.states[:, 0, 1].roll(-(130 % 30))
+    assert held.tolist() == list(range(100, 130))
 
 
 def test_what_does_not_fit_is_refused():

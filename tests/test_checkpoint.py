@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 
 from deepres import checkpoint as checkpoints
@@ -18,7 +20,8 @@ from deepres.checkpoint import Checkpoint, CheckpointError
 
 def make(env_steps: int, value: float = 0.0, size: int = 1000) -> Checkpoint:
     tensors = {"a/b": torch.full((size,), value), "count": torch.tensor(env_steps), "none": torch.empty(0, 3)}
-    return Checkpoint(tensors, {"env_steps": env_steps, "rounds": 1}, {"env": "ant"})
+    shard = {"ring": torch.full((size,), -value)}
+    return Checkpoint(tensors, {"env_steps": env_steps, "rounds": 1}, {"env": "ant"}, {0: shard})
 
 
 def test_round_trip_and_pruning(tmp_path):
@@ -29,6 +32,7 @@ def test_round_trip_and_pruning(tmp_path):
     assert path.name == "000000003000" and skipped == []
     assert newest.counters == {"env_steps": 3000, "rounds": 1} and newest.config == {"env": "ant"}
     assert (newest.tensors["a/b"] == 3000).all() and newest.tensors["none"].shape == (0, 3)
+    assert newest.size == 1 and list(newest.shards) == [0] and (newest.shards[0]["ring"] == -3000).all()
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path):
@@ -64,6 +68,15 @@ def remove_tensors(path):
     (path / "state.safetensors").unlink()
 
 
+def cut_shard(path):
+    data = (path / "rank-0000.safetensors").read_bytes()
+    (path / "rank-0000.safetensors").write_bytes(data[:-1])
+
+
+def remove_shard(path):
+    (path / "rank-0000.safetensors").unlink()
+
+
 def empty_header(path):
     (path / "state.json").write_text("[]")
 
@@ -76,6 +89,8 @@ def empty_header(path):
         (edit_counters, "state.json was changed after it was written"),
         (cut_header, "cannot read the checkpoint"),
         (remove_tensors, "cannot read the checkpoint"),
+        (cut_shard, "rank-0000.safetensors was cut short or changed after it was written"),
+        (remove_shard, "cannot read the checkpoint"),
         (empty_header, "state.json was changed after it was written"),
     ],
 )
@@ -95,11 +110,37 @@ def test_no_checkpoint_is_one_sentence(tmp_path):
         checkpoints.load_newest(tmp_path / "nothing")
 
 
+def test_one_that_was_being_replaced_still_serves(tmp_path):
+    """Killed between the two renames of a save of the same step: the old one stands aside under another name."""
+    checkpoints.save(tmp_path, make(10, 1.0), keep=2)
+    checkpoints.save(tmp_path, make(20, 2.0), keep=2).rename(tmp_path / ".replaced-000000000020")
+    _, newest, skipped = checkpoints.load_newest(tmp_path)
+    assert (newest.tensors["a/b"] == 2).all() and skipped == []
+    checkpoints.save(tmp_path, make(30, 3.0), keep=3)
+    assert sorted(os.listdir(tmp_path)) == ["000000000010", "000000000020", "000000000030"]
+
+
+def test_the_first_format_still_reads(tmp_path):
+    """One process, every tensor in one file, as version 1 wrote it."""
+    tensors = {"parameters/log_alpha": torch.tensor(0.5), "generator": torch.zeros(4, dtype=torch.uint8)}
+    data = safetensors.torch.save(tensors)
+    digest = hashlib.sha256(data).hexdigest()
+    header = {"format": 1, "counters": {"env_steps": 10}, "config": {"env": "ant"}, "tensors_sha256": digest}
+    header["sha256"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+    old = tmp_path / "000000000010"
+    old.mkdir()
+    (old / "state.safetensors").write_bytes(data)
+    (old / "state.json").write_text(json.dumps(header))
+    _, loaded, skipped = checkpoints.load_newest(tmp_path)
+    assert skipped == [] and loaded.size == 1 and loaded.counters == {"env_steps": 10}
+    assert loaded.tensors["parameters/log_alpha"] == 0.5 and "generator" in loaded.shards[0]
+
+
 def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 99)
     path = checkpoints.save(tmp_path, make(10), keep=1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has checkpoint format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="has checkpoint format 99, this version reads 1 and 2"):
         checkpoints.load(path)
 
 
@@ -121,7 +162,8 @@ from deepres import checkpoint as c
 folder = pathlib.Path(sys.argv[1])
 for n in range(1, 10_000):
     tensors = {f"t{i}": torch.full((250_000,), float(n)) for i in range(8)}
-    c.save(folder, c.Checkpoint(tensors, {"env_steps": n}, {}), keep=2)
+    halves = {k: v for k, v in tensors.items() if k < "t4"}, {k: v for k, v in tensors.items() if k >= "t4"}
+    c.save(folder, c.Checkpoint(halves[0], {"env_steps": n}, {}, {0: halves[1]}), keep=2)
     print(n, flush=True)
 """
 
@@ -142,6 +184,6 @@ def test_kill_during_a_write_leaves_whole_checkpoints(tmp_path, moment):
     assert skipped == [] and int(path.name) in (done, done + 1)
     for name in checkpoints.steps(tmp_path):
         whole = checkpoints.load(tmp_path / name)
-        assert all((t == int(name)).all() for t in whole.tensors.values())
-    checkpoints.save(tmp_path, Checkpoint({}, {"env_steps": done + 2}, {}), keep=2)
+        assert all((t == int(name)).all() for t in {**whole.tensors, **whole.shards[0]}.values())
+    checkpoints.save(tmp_path, Checkpoint({}, {"env_steps": done + 2}, {}, {}), keep=2)
     assert all(name.isdigit() for name in os.listdir(tmp_path)), "a draft was left behind"
