@@ -14,6 +14,7 @@ import torch
 from deepres import memory
 from deepres._version import __version__
 from deepres.config import Config
+from deepres.distributed import is_first
 from deepres.kernels import backends
 from deepres.memory import size
 from deepres.run import pick_device
@@ -79,11 +80,22 @@ def _verdict(peak: int, limit: int) -> str:
 
 
 def print_plan(config: Config) -> None:
-    """Print the memory plan of a run of `config` here. Raises MemoryError, with a remedy, if it does not fit."""
+    """Print the memory plan of a run of `config` here. Raises MemoryError, with a remedy, if it does not fit.
+
+    Under torchrun it is one process's share of the run, and of the machine where that has no GPU.
+    """
     from rich.console import Console
 
-    plan = memory.require(config, memory.task_sizes(config.env))
-    Console().print(plan_table(config, plan, memory.room(config)))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    share = replace(
+        config, num_envs=max(1, config.num_envs // size), batch_size=max(2, config.batch_size // size)
+    )
+    limit = memory.room(share)
+    if pick_device(share.device).type == "cpu":
+        limit //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    plan = memory.require(share, memory.task_sizes(share.env), limit)
+    if is_first():
+        Console().print(plan_table(share, plan, limit))
 
 
 def print_envs() -> None:

@@ -11,11 +11,14 @@ actor. Backward takes them from the last to the first: each one's gradients come
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from deepres.buffer import buffer_bytes
 from deepres.config import Config
 from deepres.kernels.residual_stack import StackOptions
 from deepres.kernels.stack_memory import AUTO, free_bytes, saved_bytes
@@ -25,6 +28,8 @@ Change = tuple[str, Any]  # a field of Config and its new value
 
 POOL = 1 << 30  # what the CPU kernels keep of freed memory for their next call (csrc/cpu/memory.h)
 CONTEXT = 600_000_000  # of a GPU, CUDA's own share and the libraries' code: assumed, not yet measured
+SAVE_COPIES = 2  # of the larger of a checkpoint's files, while safetensors makes it (measured: 1.95)
+SAVING = "a checkpoint on its way to the disk"
 ENV_WORKSPACE = 20  # XLA's memory for a step, in states of an environment (17 to 20 for ant and point_u_maze)
 
 
@@ -65,19 +70,27 @@ def plan(config: Config, sizes: Sizes, *, device: str | None = None, free: int |
     """What a run of `config` will hold. device: "cpu" or "cuda", by default the config's. free: bytes to be had."""
     device = device or pick_device(config.device).type
     step = StepMemory(config, sizes, device, free)
+    buffer = buffer_bytes(config, state_dim=sizes.state, action_dim=sizes.action)
     environments = ENV_WORKSPACE * sizes.env_bytes * (config.num_envs + config.eval_envs)
-    buffer = config.num_envs * config.buffer_steps * _step_bytes(config, sizes)
-    on_host = device == "cuda" and getattr(config, "buffer_device", "auto") == "cpu"
-    parts = {**step.parts, **({} if on_host else {"replay buffer": buffer})}
-    host = {"replay buffer, pinned": buffer} if on_host else {}
-    if device == "cuda":
-        parts["CUDA context (assumed)"] = resident = CONTEXT
-        host |= {"environments": environments, "this process": _resident()}
-    else:
-        resident = _resident()
-        parts |= {"environments": environments, "this process": resident}
-    elsewhere = resident + (0 if on_host else buffer) + (0 if device == "cuda" else environments)
-    return Plan(device, parts, host, step.peak + elsewhere)
+    trained = step.parts["weights"] + step.parts["optimiser (Adam, two moments)"]
+    saved = SAVE_COPIES * max(trained, buffer if config.save_buffer else 0)
+    if device == "cpu":
+        parts = {
+            **step.parts,
+            "replay buffer": buffer,
+            "environments": environments,
+            "this process": _resident(),
+        }
+        parts[SAVING] = saved
+        always = buffer + environments + parts["this process"]
+        saving = trained + step.parts["gradients"] + step.pooled + saved
+        return Plan(device, parts, {}, always + max(step.peak, saving))
+    ring = {"replay buffer": buffer}
+    on_host = config.buffer_device == "cpu"
+    parts = {**step.parts, **({} if on_host else ring), "CUDA context (assumed)": CONTEXT}
+    host = {**(ring if on_host else {}), "environments": environments, "this process": _resident()}
+    host[SAVING] = saved + (0 if on_host else saved // SAVE_COPIES)  # and what came over from the GPU
+    return Plan(device, parts, host, CONTEXT + step.peak + (0 if on_host else buffer))
 
 
 class StepMemory:
@@ -108,14 +121,15 @@ class StepMemory:
         rows = 4 * config.batch_size * config.width  # a stem keeps three such, and a stack's output is one
         # in the order of backward: (kept, computed again, gradients)
         stacks = [
+            (*critic_stack, 4 * phi),
             (*critic_stack, 0),  # phi under the actor's action: no gradient for its weights
             (*actor_stack, 4 * actor),
             (*critic_stack, 4 * psi),
-            (*critic_stack, 4 * phi),
         ]
         weights = 4 * (phi + psi + actor)
         kept = sum(kept for kept, _, _ in stacks) + 4 * 4 * rows
         again = max(again for _, again, _ in stacks)
+        copied = 4 * actor if config.overlap else 0
         rounded = 0  # operands in 16 bits: of one stack at a time
         if config.precision in ("bf16", "fp16"):
             rounded = 2 * max(config.critic_depth, config.actor_depth) * config.width**2
@@ -123,6 +137,7 @@ class StepMemory:
             "weights": weights,
             "gradients": weights,
             "optimiser (Adam, two moments)": 2 * weights,
+            "policy that collects ahead": copied,
             "operands in 16 bits": rounded,
             "activations kept for backward": kept,
             "computed again in backward": again,
@@ -133,20 +148,14 @@ class StepMemory:
             most = max(most, alive + computed + made)
             alive -= held
         # what the CPU kernels free stays theirs, up to a limit; PyTorch's allocator on a GPU hands it on to the next
-        pooled = 0 if device == "cuda" else min(POOL, max(0, kept + again + weights - most))
-        self.peak = 3 * weights + rounded + most + pooled
+        self.pooled = 0 if device == "cuda" else min(POOL, max(0, kept + again + weights - most))
+        self.peak = 3 * weights + copied + rounded + most + self.pooled
 
 
 def _encoder_numbers(config: Config, in_dim: int, out_dim: int, depth: int) -> int:
     width, per_layer = config.width, 3 if config.norm else 1
     stem = in_dim * width + per_layer * width
     return stem + depth * (width * width + per_layer * width) + (width + 1) * out_dim
-
-
-def _step_bytes(config: Config, sizes: Sizes) -> int:
-    """Of one environment's step in the replay ring."""
-    number = 2 if getattr(config, "buffer_dtype", "fp32") in ("bf16", "fp16") else 4
-    return number * (sizes.state + sizes.action) + 4
 
 
 def _resident() -> int:
@@ -166,14 +175,14 @@ def room(config: Config) -> int:
 
 def choices(config: Config, device: str) -> list[Change]:
     """What can be changed to take less memory, as (field, value), the least harmful first."""
-    known = {f.name for f in fields(config)}
     wanted: list[Change] = [("buffer_device", "cpu")] if device == "cuda" else []
     wanted.append(("buffer_dtype", "bf16"))
     if config.skip_every:
         wanted += [("checkpoint", blocks) for blocks in ("1", "4", "16")]
     fewer = max(config.buffer_steps // 4, config.min_buffer_steps)
     wanted += [("precision", "bf16"), ("buffer_steps", fewer)]
-    return [(name, value) for name, value in wanted if name in known and getattr(config, name) != value]
+    wanted.append(("save_buffer", False))
+    return [(name, value) for name, value in wanted if getattr(config, name) != value]
 
 
 def remedy(config: Config, sizes: Sizes, limit: int, *, device: str) -> tuple[Change, ...] | None:
@@ -190,7 +199,8 @@ def remedy(config: Config, sizes: Sizes, limit: int, *, device: str) -> tuple[Ch
 
 def typed(*changes: Change) -> str:
     """As options of the command line."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes)
+    words = [(name.replace("_", "-"), value) for name, value in changes]
+    return " ".join(f"--no-{name}" if value is False else f"--{name} {value}" for name, value in words)
 
 
 def require(config: Config, sizes: Sizes, limit: int | None = None, *, device: str | None = None) -> Plan:
@@ -201,6 +211,12 @@ def require(config: Config, sizes: Sizes, limit: int | None = None, *, device: s
     device = device or pick_device(config.device).type
     limit = room(config) if limit is None else limit
     made = plan(config, sizes, device=device, free=limit)
+    beside = sum(made.host.values()) - made.host.get("this process", 0)
+    if device == "cuda" and torch.cuda.is_available() and beside > free_bytes(torch.device("cpu")):
+        raise MemoryError(
+            f"this run of {config.env} needs {size(beside)} of memory beside the GPU and "
+            f"{size(free_bytes(torch.device('cpu')))} are there; pass --no-save-buffer or --buffer-dtype bf16"
+        )
     if made.peak <= limit:
         return made
     changes = remedy(config, sizes, limit, device=device)
