@@ -61,6 +61,13 @@ with join(Config(device="cpu")) as ranks:
     mean = {k: sum(s[k] for s in shares) / ranks.size for k in alone}
     assert apart(alone, mean) < 1e-5 and apart(alone, step(learner(CONFIG, type(ranks)()), slice(None))[0]) > 1e-2
 
+    skipping = learner(CONFIG, ranks)
+    before = {k: p.detach().clone() for k, p in skipping.parameters().items()}
+    noise = torch.full((part.stop - part.start, 2), float("nan") if ranks.rank == 1 else 0.0)
+    metrics = skipping.update(Batch(*(torch.zeros(len(noise), n) for n in (5, 2, 3))), noise)
+    assert metrics["skipped_steps"] == 1, "what one rank cannot use, none does"
+    assert all(torch.equal(p, before[k]) for k, p in skipping.parameters().items())
+
     stack = ResidualStack(256, 4, generator=torch.Generator().manual_seed(5))  # its weight's gradient travels alone
     x = torch.randn(BATCH, 256, generator=torch.Generator().manual_seed(6))
     stack(x).square().mean().backward()

@@ -21,10 +21,10 @@ from test_training import TINY, different, listing, wait_for
 
 from deepres import checkpoint as checkpoints
 from deepres.bridge import to_torch
-from deepres.checkpoint import CheckpointError
 from deepres.config import Config
 from deepres.repair import BrokenEnvironments
 from deepres.run import Run
+from deepres.stability import Diverged
 from deepres.training import train
 
 ENDLESS = replace(TINY, total_steps=10**9, eval_every=10**6)
@@ -129,12 +129,25 @@ from dataclasses import replace
 from pathlib import Path
 import torch.distributed as dist
 from deepres.config import Config
+from deepres.distributed import join
+from deepres.run import Run
+from deepres.stability import Diverged
 from deepres.training import train
 dist.init_process_group("gloo")
 config, folder = Config.from_file(Path(sys.argv[1])), Path(sys.argv[2])
 results = [train(config, folder / "killed", resume=True), train(config, folder / "undisturbed")]
 assert results[0].after == results[1].after
 train(replace(config, total_steps=config.total_steps + 40), folder / "one", resume=True)
+with join(config) as ranks:
+    run = Run(replace(config, on_divergence="rollback"), folder / "killed", resume=True, ranks=ranks)
+    if ranks.rank == 1:
+        run.buffer.states[:] = float("nan")
+    try:
+        run.round()
+    except Diverged as reason:
+        run.roll_back(reason)
+    assert run.env_steps == config.total_steps and run.learner.lr_scale == 0.5
+    assert run.round()["skipped_steps"] == 0
 dist.destroy_process_group()
 """
 
@@ -207,19 +220,17 @@ def test_an_environment_that_returns_nan_begins_anew(tmp_path):
 
 
 def test_rolling_back_is_resuming_in_place(tmp_path):
-    run = Run(TINY, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        run.roll_back()
+    run = Run(replace(TINY, rollback_lr_factor=1.0), tmp_path / "run")
     run.round()
     path = run.save()
     rows = [run.round() for _ in range(2)]
-    run.roll_back()
+    run.roll_back(Diverged("went wrong"))
     assert run.env_steps == 80 and run.rounds == 1
     again = [run.round() for _ in range(2)]
     assert [{k: v for k, v in r.items() if "second" not in k} for r in rows] == [
         {k: v for k, v in r.items() if "second" not in k} for r in again
     ]
     (path / "rank-0000.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="was cut short or changed"):
-        run.roll_back()
+    with pytest.raises(Diverged, match=r"nothing to go back to: .* was cut short or changed"):
+        run.roll_back(Diverged("went wrong"))
     assert run.env_steps == 160
