@@ -51,17 +51,17 @@ class Failed(Exception):
 class Worker:
     """The bench's end of one contestant's process."""
 
-    def __init__(self, name: str, variables: dict[str, str], threads: int | None):
+    def __init__(self, name: str, variables: dict[str, str], threads: int | None, desk: str):
         context = multiprocessing.get_context("spawn")
         self.name, self.dead = name, False
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, threads), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, threads, desk), daemon=True)
         with _variables(ALLOCATOR | variables), _interrupts_ignored():
             self._process.start()
         theirs.close()
 
     def ask(self, question: str, *arguments: Any, limit_s: float = 600.0) -> Any:
-        """The answer to a method of `_Desk`; raises Failed with a clause that says why there is none."""
+        """The answer to a method of its desk; raises Failed with a clause that says why there is none."""
         try:
             self._pipe.send((question, arguments))
             if not self._pipe.poll(limit_s):
@@ -87,16 +87,19 @@ class Worker:
 
 
 class Crew:
-    """The workers of a run by contestant: started when first asked for, again if one died, ended together."""
+    """The workers of a run by contestant: started when first asked for, again if one died, ended together.
 
-    def __init__(self, threads: int | None):
-        self._threads = threads
+    desk: "module:class" of what a worker can be asked, made in its process as class(threads).
+    """
+
+    def __init__(self, threads: int | None, desk: str = "bench.worker:Desk"):
+        self._threads, self._desk = threads, desk
         self._workers: dict[str, Worker] = {}
 
     def get(self, name: str, variables: dict[str, str] | None = None) -> Worker:
         worker = self._workers.get(name)
         if worker is None or worker.dead:
-            worker = self._workers[name] = Worker(name, variables or {}, self._threads)
+            worker = self._workers[name] = Worker(name, variables or {}, self._threads, self._desk)
         return worker
 
     def __enter__(self) -> Crew:
@@ -131,9 +134,9 @@ def _interrupts_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def serve(pipe: Any, threads: int | None) -> None:
+def serve(pipe: Any, threads: int | None, desk_name: str) -> None:
     """The life of a worker process: answers questions until the pipe closes."""
-    desk = _Desk(threads)
+    desk = _function(desk_name)(threads)
     while True:
         try:
             question, arguments = pipe.recv()
@@ -149,8 +152,8 @@ def serve(pipe: Any, threads: int | None) -> None:
             pipe.send(("failed", f"{type(error).__name__}: {error}".splitlines()[0]))
 
 
-class _Desk:
-    """What a worker can be asked."""
+class Desk:
+    """What a worker of bench/throughput.py can be asked."""
 
     def __init__(self, threads: int | None):
         self.threads = threads

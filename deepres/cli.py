@@ -1,4 +1,4 @@
-"""The command line: `deepres train`, `eval`, `render`, `demo`, `envs` and `doctor`, each a thin call of the Python API.
+"""The command line: `deepres train`, `eval`, `sweep`, `compare`, `doctor` and more, each a thin call of the Python API.
 
 What is wrong with the input is one sentence on stderr and exit status 2; a run that cannot go on is status 1.
 """
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=_ABOUT, args=arguments)
     except (ValueError, TypeError, OSError) as error:
         _fail(_sentence(error), 2)
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, ImportError, MemoryError) as error:
         _fail(_sentence(error), 1)
 
 
@@ -33,26 +33,33 @@ _ABOUT = "Very deep residual networks for self-supervised reinforcement learning
 
 
 def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
-    resumed = _option(arguments, "--resume")
-    config_file = Path(resumed) / "config.json" if resumed else None
-    default = Config.from_file(config_file) if config_file else Config()
+    default = _defaults(arguments)
 
     def train(
         config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        preset: str | None = None,
+        config_file: Path | None = None,
         run_dir: Path | None = None,
         resume: Path | None = None,
     ) -> None:
-        """Train one agent.
+        """Train one agent. The memory that it takes is told first; what does not fit is refused.
 
         Args:
+            preset: A published run (`deepres presets`) whose options are the defaults.
+            config_file: A config.json whose fields are the defaults.
             run_dir: New folder for logs and checkpoints; by default one under runs/.
             resume: Folder of a run to go on with, from its newest checkpoint; its options are the defaults.
         """
         from deepres.distributed import is_first
+        from deepres.doctor import print_plan
+        from deepres.logs import require_wandb
         from deepres.training import train as run
 
         if run_dir and resume:
             raise ValueError("pass --run-dir for a new run or --resume for one to go on with, not both")
+        if config.wandb:
+            require_wandb()
+        print_plan(config)
         result = run(config, resume or run_dir, resume=resume is not None)
         if is_first():
             print(f"untrained: {_figures(result.before)}\ntrained:   {_figures(result.after)}")
@@ -119,15 +126,88 @@ def _commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
 
         print_envs()
 
-    def doctor(config: Annotated[Config, tyro.conf.arg(name="")] = default) -> None:
-        """Tell what this machine has: devices, backends, versions, and the memory that a run would take."""
+    def sweep(
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        preset: str | None = None,
+        config_file: Path | None = None,
+        depths: tuple[int, ...] = (4, 16, 64),
+        seeds: tuple[int, ...] = (0, 1, 2),
+        out: Path | None = None,
+        jobs: int = 0,
+    ) -> None:
+        """Train a grid of depths and seeds; asked for again, it goes on where it stopped.
+
+        Args:
+            preset: A published run (`deepres presets`) whose options are the defaults.
+            config_file: A config.json whose fields are the defaults.
+            depths: Of the critic; the actor has the same up to 512.
+            seeds: Of the runs.
+            out: Folder of the sweep; by default runs/sweep-<env>.
+            jobs: Runs at a time; 0 is one to each GPU, or one where there is none.
+        """
+        from deepres.sweep import sweep as run
+
+        result = run(config, depths, seeds, out or Path("runs") / f"sweep-{config.env}", jobs=jobs)
+        if result.failed:
+            raise RuntimeError(
+                f"{len(result.failed)} of {len(result.cells)} runs failed: {', '.join(result.failed)}"
+            )
+
+    def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("compare.png")) -> None:
+        """Put runs side by side: a table, and learning curves with the seeds' spread.
+
+        Args:
+            runs: Folders of runs, or of sweeps.
+            out: The picture.
+        """
+        from deepres.compare import compare as run
+
+        run(runs, out)
+
+    def presets() -> None:
+        """List the paper's runs with their scores and hours: `deepres train --preset NAME`."""
+        from deepres.presets import print_presets
+
+        print_presets()
+
+    def doctor(
+        config: Annotated[Config, tyro.conf.arg(name="")] = default,
+        preset: str | None = None,
+        memory_gb: float | None = None,
+    ) -> None:
+        """Tell what this machine has: devices, backends, versions, the memory a run would take and each choice's cost.
+
+        Args:
+            preset: A published run (`deepres presets`) whose options are the defaults.
+            memory_gb: Plan for a GPU with so many GB (with --device cpu, for a machine) instead of this one.
+        """
         from deepres.doctor import print_report
 
-        print_report(config)
+        print_report(config, memory_gb)
 
     return {
-        "train": train, "eval": evaluate, "render": render, "demo": demo, "envs": envs, "doctor": doctor,
+        "train": train, "eval": evaluate, "render": render, "sweep": sweep, "compare": compare, "demo": demo,
+        "envs": envs, "presets": presets, "doctor": doctor,
     }  # fmt: skip
+
+
+def _defaults(arguments: list[str]) -> Config:
+    """The options that stand where none is typed: a run's own, a preset's, a file's, or the published ones."""
+    sources = [
+        (name, value)
+        for name in ("--config-file", "--resume", "--preset")
+        if (value := _option(arguments, name))
+    ]
+    if not sources:
+        return Config()
+    name, value = sources[0]
+    if len(sources) > 1 and (name, sources[1][0]) != ("--config-file", "--resume"):
+        raise ValueError(f"pass {name} or {sources[1][0]}, not both: each is where the defaults come from")
+    if name == "--preset":
+        from deepres.presets import preset
+
+        return preset(value)
+    return Config.from_file(Path(value) / "config.json" if name == "--resume" else Path(value))
 
 
 def _figures(evaluation: Any) -> str:

@@ -124,6 +124,9 @@ class Config:
     rank_timeout: int = 1800
     """Seconds that a process waits for another under torchrun before it ends with a sentence (ours)."""
 
+    wandb: bool = False
+    """Log to Weights & Biases too (ours); WANDB_MODE=offline keeps it on this machine."""
+
     def __post_init__(self) -> None:
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
@@ -223,7 +226,7 @@ CHANGEABLE = frozenset({
     "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
     "buffer_dtype", "buffer_device", "cuda_graph", "overlap", "warmup_steps", "max_grad_norm", "max_skipped",
     "on_divergence", "rollback_lr_factor",
-    "rank_timeout",
+    "rank_timeout", "wandb",
 })  # fmt: skip
 
 _AT_LEAST = {

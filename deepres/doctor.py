@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 import torch
 
+from deepres import memory
 from deepres._version import __version__
 from deepres.config import Config
+from deepres.distributed import is_first
 from deepres.kernels import backends
-from deepres.kernels.residual_stack import StackOptions
-from deepres.kernels.stack_memory import AUTO, saved_bytes
+from deepres.memory import size
 from deepres.run import pick_device
 
 if TYPE_CHECKING:
@@ -26,70 +28,74 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def memory_plan(config: Config, *, state_dim: int, action_dim: int, goal_dim: int) -> dict[str, int]:
-    """Bytes that a run holds on its device at the peak of a gradient step, part by part.
+def print_report(config: Config, memory_gb: float | None = None) -> None:
+    """Print what this machine has, which backends run here, and the memory that a run of `config` takes.
 
-    Counts what grows with depth, width, batch and buffer; a framework's own fixed share comes on top.
+    memory_gb: plan for a GPU with so many GB (of 10^9 bytes), or with device="cpu" for a machine, instead of this one.
     """
-    critic_inputs = (state_dim + action_dim, goal_dim)
-    critic = sum(_encoder_numbers(config, n, config.feature_dim, config.critic_depth) for n in critic_inputs)
-    actor = _encoder_numbers(config, state_dim + goal_dim, 2 * action_dim, config.actor_depth)
-    parameters = 4 * (critic + actor)
-    row = 4 * (state_dim + action_dim + 1)
-    return {
-        "parameters": parameters,
-        "gradients": parameters,
-        "optimiser (Adam, two moments)": 2 * parameters,
-        "activations kept for backward": _activation_bytes(config),
-        "replay buffer": config.num_envs * config.buffer_steps * row,
-    }
-
-
-def _activation_bytes(config: Config) -> int:
-    """What the stacks of a gradient step keep for backward, plus what one of them computes again at a time."""
-    words = {"none": 0, "auto": AUTO}
-    blocks = words[config.checkpoint] if config.checkpoint in words else int(config.checkpoint)
-    options = StackOptions(
-        config.skip_every, config.activation, config.norm, precision=config.precision, checkpoint=blocks
-    )
-    # alive at once: phi and psi for the critic's loss, phi again under the actor's action, and the actor
-    depths = [config.critic_depth] * 3 + [config.actor_depth]
-    device = pick_device(config.device).type
-    sizes = [
-        saved_bytes(config.batch_size, config.width, depth, options, impl=config.impl, device=device)
-        for depth in depths
-    ]
-    return sum(kept for kept, _ in sizes) + max(again for _, again in sizes)
-
-
-def _encoder_numbers(config: Config, in_dim: int, out_dim: int, depth: int) -> int:
-    width, per_layer = config.width, 3 if config.norm else 1
-    stem = in_dim * width + per_layer * width
-    return stem + depth * (width * width + per_layer * width) + (width + 1) * out_dim
-
-
-def print_report(config: Config) -> None:
-    """Print what this machine has, which backends run here, and the memory that a run of `config` takes."""
     from rich.console import Console
 
     console = Console()
-    console.print(_table(f"deepres {__version__}", ("what", "here"), _machine()))
+    console.print(table(f"deepres {__version__}", ("what", "here"), _machine()))
     statuses = [(op, impl, status) for op, rows in backends().items() for impl, status in rows.items()]
-    console.print(_table("backends", ("op", "backend", "here"), statuses))
+    console.print(table("backends", ("op", "backend", "here"), statuses))
     try:
-        from deepres.envs import make
-
-        env = make(config.env, num_envs=1)
+        sizes = memory.task_sizes(config.env)
     except ImportError as error:
         console.print(f"no memory plan: {error}")
         return
-    plan = memory_plan(config, state_dim=env.state_dim, action_dim=env.action_dim, goal_dim=env.goal_dim)
-    sizes = [(part, _size(size)) for part, size in plan.items()]
+    if memory_gb is None:
+        device, limit = pick_device(config.device).type, memory.room(config)
+    else:
+        device, limit = "cpu" if config.device == "cpu" else "cuda", int(memory_gb * 1e9)
+    made = memory.plan(config, sizes, device=device, free=limit)
+    console.print(plan_table(config, made, limit))
+    rows = [("as it is", size(made.peak), _verdict(made.peak, limit))]
+    for change in memory.choices(config, device):
+        peak = memory.plan(replace(config, **dict([change])), sizes, device=device, free=limit).peak
+        rows.append((memory.typed(change), size(peak), _verdict(peak, limit)))
+    console.print(table("what each choice costs", ("option", "peak", f"of {size(limit)}"), rows))
+    changes = memory.remedy(config, sizes, limit, device=device)
+    if changes is None:
+        console.print("nothing of this makes it fit: take fewer layers or a smaller batch")
+    else:
+        console.print(f"to make it fit: {memory.typed(*changes)}" if changes else "it fits")
+
+
+def plan_table(config: Config, plan: memory.Plan, limit: int) -> Group:
+    """The parts of a plan, its peak, and how much there is."""
+    place = "GPU" if plan.device == "cuda" else "memory"
+    rows = [(part, place, size(bytes)) for part, bytes in plan.parts.items() if bytes]
+    rows.append(("peak, not all of it at once", place, f"{size(plan.peak)} of {size(limit)}"))
+    rows += [(part, "memory", size(bytes)) for part, bytes in plan.host.items() if bytes]
     title = (
         f"memory of {config.env}: critic depth {config.critic_depth}, actor depth {config.actor_depth}, "
         f"width {config.width}, batch {config.batch_size}, {config.precision}"
     )
-    console.print(_table(title, ("part", "size"), [*sizes, ("together", _size(sum(plan.values())))]))
+    return table(title, ("part", "where", "size"), rows)
+
+
+def _verdict(peak: int, limit: int) -> str:
+    return f"{peak / limit:.0%}" if peak <= limit else f"{peak / limit:.0%}: does not fit"
+
+
+def print_plan(config: Config) -> None:
+    """Print the memory plan of a run of `config` here. Raises MemoryError, with a remedy, if it does not fit.
+
+    Under torchrun it is one process's share of the run, and of the machine where that has no GPU.
+    """
+    from rich.console import Console
+
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    share = replace(
+        config, num_envs=max(1, config.num_envs // size), batch_size=max(2, config.batch_size // size)
+    )
+    limit = memory.room(share)
+    if pick_device(share.device).type == "cpu":
+        limit //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    plan = memory.require(share, memory.task_sizes(share.env), limit)
+    if is_first():
+        Console().print(plan_table(share, plan, limit))
 
 
 def print_envs() -> None:
@@ -104,18 +110,22 @@ def print_envs() -> None:
         env = make(name, num_envs=1)
         sizes = (env.state_dim, env.goal_dim, env.action_dim, env.threshold, round(env.dt, 4))
         rows.append((name, *map(str, sizes)))
-    Console().print(_table("tasks", columns, rows))
+    Console().print(table("tasks", columns, rows))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Group:
+def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Group:
+    """A titled table for rich's console."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        names = max((len(row[0]) for row in rows), default=0) if i == 0 else None  # never cut short
+        drawn.add_column(column, min_width=names)
     for row in rows:
-        table.add_row(*row)
-    return Group(f"\n[bold]{title}[/]", table)
+        drawn.add_row(*row)
+    return Group(f"\n[bold]{title}[/]", drawn)
 
 
 def _machine() -> list[tuple[str, str]]:
@@ -126,7 +136,7 @@ def _machine() -> list[tuple[str, str]]:
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         capability = f"compute capability {gpu.major}.{gpu.minor}"
-        rows.append((f"cuda:{i}", f"{gpu.name}, {_size(gpu.total_memory)}, {capability}"))
+        rows.append((f"cuda:{i}", f"{gpu.name}, {size(gpu.total_memory)}, {capability}"))
     if not torch.cuda.device_count():
         rows.append(("gpu", "none that PyTorch sees"))
     return rows + [(package, _installed(package)) for package in _PACKAGES]
@@ -146,12 +156,3 @@ def _cpu_name() -> str:
         return names[0] if names else platform.machine()
     except OSError:
         return platform.processor() or platform.machine()
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.2f} TB"

@@ -1,4 +1,4 @@
-"""What a run leaves to read: CSV files, TensorBoard events, and one line of progress on the terminal.
+"""What a run leaves to read: CSV files, TensorBoard events and, if asked for, a run on Weights & Biases.
 
 A full disk costs rows of a log, never the run: the first failure is told once, and logging goes on when it can.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import uuid
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -52,11 +55,15 @@ class CsvLog:
 
 
 class RunLog:
-    """The logs of a run: metrics.csv (a row per round), evaluations.csv (a row per evaluation), tensorboard/."""
+    """The logs of a run: metrics.csv (a row per round), evaluations.csv (a row per evaluation), tensorboard/.
 
-    def __init__(self, run_dir: Path, env_steps: int):
+    env_steps: those done already; rows past them are dropped. wandb: log to Weights & Biases as well.
+    """
+
+    def __init__(self, run_dir: Path, env_steps: int, *, wandb: bool = False):
         from torch.utils.tensorboard import SummaryWriter
 
+        self._wandb = _WandbLog(run_dir) if wandb else None
         self._files = {
             "train": CsvLog(run_dir / "metrics.csv", env_steps),
             "eval": CsvLog(run_dir / "evaluations.csv", env_steps),
@@ -72,6 +79,8 @@ class RunLog:
                 if name != "env_steps":
                     self._writer.add_scalar(f"{kind}/{name}", float(value), int(row["env_steps"]))
             self._writer.flush()
+            if self._wandb:
+                self._wandb.write(kind, row)
         except OSError as error:
             if not self._told:
                 warnings.warn(f"logs are incomplete: {error}; free some space", RuntimeWarning, stacklevel=2)
@@ -80,6 +89,45 @@ class RunLog:
     def close(self) -> None:
         with suppress(OSError):  # told by write
             self._writer.close()
+        if self._wandb:
+            self._wandb.close()
+
+
+def require_wandb() -> ModuleType:
+    """The wandb package. Raises ImportError with a sentence where it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise ImportError(
+            "--wandb needs the package wandb; pip install 'deepres[wandb]', or leave it out"
+        ) from None
+    return wandb
+
+
+class _WandbLog:
+    """The run on Weights & Biases, the same one when it is resumed. Its own environment variables say where and how:
+    WANDB_MODE=offline keeps everything under the run's folder, WANDB_PROJECT names the project (default: deepres)."""
+
+    def __init__(self, run_dir: Path):
+        wandb = require_wandb()
+        identity = run_dir / "wandb.id"
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex[:8])
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "deepres"),
+            name=run_dir.name,
+            id=identity.read_text(),
+            resume="allow",
+            dir=str(run_dir),
+            config=json.loads((run_dir / "config.json").read_text()),
+        )
+
+    def write(self, kind: str, row: dict[str, Any]) -> None:
+        values = {f"{kind}/{name}": float(value) for name, value in row.items()}
+        self._run.log(values, step=int(row["env_steps"]))
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def _rows(*rows: list[str]) -> str:

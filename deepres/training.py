@@ -50,7 +50,7 @@ def train(
     with join(config) as ranks:
         folder = ranks.first(lambda: _new_run_dir(config) if run_dir is None else Path(run_dir))
         run = Run(config, folder, resume=resume, ranks=ranks)
-        log = RunLog(folder, run.env_steps) if ranks.rank == 0 else None
+        log = RunLog(folder, run.env_steps, wandb=config.wandb) if ranks.rank == 0 else None
         show = progress and ranks.rank == 0
         with (
             Progress(config.total_steps, folder, show=show) as bar,
@@ -80,9 +80,8 @@ def train(
                     if log:
                         _tell_return(run, reason)
                         log.close()
-                        log = RunLog(
-                            folder, run.env_steps
-                        )  # rows past the checkpoint are to be written again
+                        # rows past the checkpoint are to be written again
+                        log = RunLog(folder, run.env_steps, wandb=config.wandb)
                     continue
                 if log:
                     log.write("train", row)

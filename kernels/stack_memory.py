@@ -38,19 +38,32 @@ def kept_bytes(
 
 
 def saved_bytes(
-    batch: int, width: int, depth: int, options: StackOptions, *, impl: str = "auto", device: str = "cpu"
+    batch: int,
+    width: int,
+    depth: int,
+    options: StackOptions,
+    *,
+    impl: str = "auto",
+    device: str = "cpu",
+    free: int | None = None,
 ) -> tuple[int, int]:
     """`kept_bytes` of the backend that would serve such a call, for plans made before anything is allocated.
 
-    options.checkpoint: AUTO stands for what "auto" would pick. device: "cpu" or "cuda". Raises what
-    `dispatch.choose` raises.
+    options.checkpoint: AUTO stands for what "auto" would pick with `free` bytes (by default, the device's) to be had.
+    device: "cpu", or "cuda", whether there is one here or not. Raises what `dispatch.choose` raises.
     """
-    x = torch.empty((0, width), device=device)
-    chosen = dispatch.choose("residual_stack", impl, lambda backend: backend.unsupported(x, depth, options))
+    if (
+        device == "cuda" and not torch.cuda.is_available()
+    ):  # for another machine; all GPU backends keep the same
+        chosen = "triton" if impl == "auto" else impl
+    else:
+        x = torch.empty((0, width), device=device)
+        chosen = dispatch.choose("residual_stack", impl, lambda one: one.unsupported(x, depth, options))
+    backend = dispatch.load("residual_stack", chosen)
     if options.checkpoint == AUTO:
-        picked = planned_checkpoint(chosen, batch, width, depth, options, device)
-        options = replace(options, checkpoint=picked)
-    return kept_bytes(dispatch.load("residual_stack", chosen), batch, width, depth, options)
+        room = int(SHARE * (free_bytes(torch.device(device)) if free is None else free))
+        options = replace(options, checkpoint=fitting_checkpoint(backend, batch, width, depth, options, room))
+    return kept_bytes(backend, batch, width, depth, options)
 
 
 @cache

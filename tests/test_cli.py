@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from deepres.cli import main
+from deepres.config import Config
+from deepres.presets import PRESETS, Preset
 
 pytest.importorskip("mujoco.mjx")
 
@@ -55,7 +57,7 @@ def test_render_leaves_a_video_and_the_paths(run, tmp_path, capsys):
 def test_doctor_and_envs_tell_what_is_here(capsys):
     main(["doctor", "--env", "reacher", "--critic-depth", "1024", "--actor-depth", "512"])
     report = capsys.readouterr().out
-    for word in ("residual_stack", "reference", "torch", "replay buffer", "activations", "together"):
+    for word in ("residual_stack", "reference", "torch", "replay buffer", "activations", "peak", "it fits"):
         assert word in report
     main(["envs"])
     assert "point_u_maze" in capsys.readouterr().out
@@ -84,6 +86,32 @@ def test_bad_input_is_one_sentence_and_a_status(arguments, status, sentence, cap
     assert stop.value.code == status
     assert error.startswith(f"deepres: {sentence}") and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_that_is_not_installed_is_told_before_anything_begins(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *TINY, "--wandb"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "deepres: --wandb needs the package wandb; pip install 'deepres[wandb]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_presets_files_and_runs_are_where_defaults_come_from(tmp_path, capsys, monkeypatch):
+    """Options typed beside a preset win over it; two sources at once are refused."""
+    monkeypatch.setitem(PRESETS, "tiny", Preset("point_u_maze", 4, 80, None, None))
+    options = [o for o in TINY if o not in ("--env", "point_u_maze", "--total-steps", "120")]
+    main(["train", "--preset", "tiny", *options, "--seed", "5", "--run-dir", str(tmp_path / "run")])
+    config = Config.from_file(tmp_path / "run" / "config.json")
+    assert (config.env, config.total_steps, config.auto_reset) == ("point_u_maze", 80, "first")
+    assert (config.seed, config.num_envs, config.width) == (5, 4, 32)
+    assert "memory of point_u_maze" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "tiny", "--resume", str(tmp_path / "run")])
+    assert "pass --resume or --preset, not both" in capsys.readouterr().err
 
 
 def test_unknown_option_names_the_near_one(tmp_path, capsys):

@@ -1,0 +1,94 @@
+"""The paper's runs by name: `deepres train --preset humanoid-d64`.
+
+Scores, environment steps and hours are the published ones (arXiv 2503.14858, table 1 and its wall-clock tables, one
+80 GB GPU). Physics here is MuJoCo's, not the paper's, so take a score as a range and the effect of depth as the claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from deepres.config import Config
+
+ACTOR_DEPTH_LIMIT = 512
+"""The paper keeps the actor here beside a 1024-layer critic: beyond, it saw the actor's loss explode."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published run. time_at_goal: of 1000 steps; hours: wall clock; None where the paper's tables have none."""
+
+    env: str
+    depth: int
+    env_steps: int
+    time_at_goal: float | None
+    hours: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.env.replace('_', '-')}-d{self.depth}"
+
+    @property
+    def config(self) -> Config:
+        """Everything that a preset does not name is the published default already (see `Config`)."""
+        return Config(
+            env=self.env,
+            critic_depth=self.depth,
+            actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
+            total_steps=self.env_steps,
+            auto_reset="first",
+        )
+
+
+# task: environment steps in millions, {depth: time at goal}, {depth: hours}
+_PUBLISHED: dict[str, tuple[int, dict[int, float], dict[int, float]]] = {
+    "arm_binpick_hard": (150, {4: 38, 64: 219}, {}),  # "100-150M"
+    "arm_push_easy": (100, {4: 308, 64: 762}, {64: 19.52}),
+    "arm_push_hard": (100, {4: 171, 64: 410}, {}),
+    "ant_u4_maze": (100, {4: 11.4, 64: 286}, {}),
+    "ant_u5_maze": (400, {4: 0.97, 64: 61}, {}),
+    "ant_big_maze": (100, {4: 61, 64: 441}, {64: 11.66}),
+    "ant_hardest_maze": (200, {4: 215, 64: 387}, {}),
+    "humanoid": (100, {4: 12.6, 64: 649}, {4: 1.48, 8: 2.13, 16: 3.40, 32: 5.92, 64: 10.99}),
+    "humanoid_u_maze": (400, {4: 3.2, 64: 159}, {64: 46.7, 1024: 134.15}),
+    "humanoid_big_maze": (400, {4: 0.06, 64: 59}, {}),
+}
+
+PRESETS: dict[str, Preset] = {
+    one.name: one
+    for env, (millions, scores, hours) in _PUBLISHED.items()
+    for depth in sorted(scores.keys() | hours.keys())
+    for one in [Preset(env, depth, millions * 1_000_000, scores.get(depth), hours.get(depth))]
+}
+
+
+def names() -> list[str]:
+    """The presets' names, in the order of the paper's table."""
+    return list(PRESETS)
+
+
+def preset(name: str) -> Config:
+    """The configuration of a published run. Raises ValueError, naming the nearest ones, if there is none so called."""
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`deepres presets` lists them"
+        raise ValueError(f"there is no preset {name!r}; {hint}")
+    return PRESETS[name].config
+
+
+def print_presets() -> None:
+    """Print the presets with the paper's score and hours."""
+    from rich.console import Console
+
+    from deepres.doctor import table
+
+    columns = ("preset", "critic", "actor", "env steps", "time at goal (paper)", "hours (paper)")
+    rows = []
+    for name, one in PRESETS.items():
+        config = one.config
+        score = "" if one.time_at_goal is None else f"{one.time_at_goal:g}"
+        hours = "" if one.hours is None else f"{one.hours:g}"
+        millions = f"{config.total_steps // 1_000_000}M"
+        rows.append((name, str(config.critic_depth), str(config.actor_depth), millions, score, hours))
+    Console().print(table("presets: deepres train --preset NAME", columns, rows))

@@ -1,0 +1,46 @@
+"""Presets: the paper's rows, each a run that can be asked for by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepres import envs, presets
+from deepres.cli import main
+from deepres.config import Config
+
+
+def test_every_row_of_the_papers_tables_is_there():
+    assert len({one.env for one in presets.PRESETS.values()}) == 10
+    for one in presets.PRESETS.values():
+        assert one.depth in (4, 8, 16, 32, 64, 1024)
+    scored = [one for one in presets.PRESETS.values() if one.time_at_goal is not None]
+    assert len(scored) == 20
+    timed = {name: one.hours for name, one in presets.PRESETS.items() if one.hours is not None}
+    assert timed["humanoid-d4"] == 1.48 and timed["humanoid-u-maze-d1024"] == 134.15 and len(timed) == 9
+
+
+def test_a_preset_is_the_published_run():
+    config = presets.preset("humanoid-u-maze-d1024")
+    assert (config.env, config.critic_depth, config.actor_depth) == ("humanoid_u_maze", 1024, 512)
+    assert config.total_steps == 400_000_000 and config.auto_reset == "first"
+    published = Config(
+        env="x", critic_depth=1024, actor_depth=512, total_steps=400_000_000, auto_reset="first"
+    )
+    assert {**vars(config), "env": "x"} == vars(published)
+
+
+def test_every_preset_names_a_task_that_is_there():
+    assert {one.env for one in presets.PRESETS.values()} <= set(envs.names())
+
+
+def test_unknown_names_get_the_nearest_ones():
+    with pytest.raises(ValueError, match="no preset 'humanoid-d46'; did you mean humanoid-d"):
+        presets.preset("humanoid-d46")
+    with pytest.raises(ValueError, match="`deepres presets` lists them"):
+        presets.preset("zzz")
+
+
+def test_the_command_lists_them(capsys):
+    main(["presets"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in presets.names()) and "134.15" in listed
