@@ -22,6 +22,12 @@ class Config:
 
     env: str = "ant"
     """Task to learn; `deepres envs` lists them."""
+    eval_env: str | None = None
+    """Task to evaluate on, e.g. a maze's eval layout; None is the one that is learned."""
+    physics: Literal["auto", "c", "jax", "warp"] = "auto"
+    """What steps the environments: MuJoCo's C engine on threads, or MJX's jax or warp; auto is the fastest here."""
+    parity: bool = False
+    """Bring back the quirks of the published tasks that are mended otherwise (see each task's class)."""
     num_envs: int = 512
     """Environments stepped side by side, in all processes together."""
     episode_length: int = 1000
@@ -239,6 +245,7 @@ _AT_LEAST = {
 
 _CHOICES = {
     "auto_reset": ("fresh", "first"),
+    "physics": ("auto", "c", "jax", "warp"),
     "activation": ACTIVATIONS,
     "energy": ENERGIES,
     "form": FORMS,

@@ -99,18 +99,12 @@ def print_plan(config: Config) -> None:
 
 
 def print_envs() -> None:
-    """Print the registered tasks and their sizes."""
+    """Print the registered tasks: sizes, thresholds, time limit."""
     from rich.console import Console
 
-    from deepres.envs import make, names
+    from deepres.envs.listing import COLUMNS, rows
 
-    columns = ("task", "state", "goal", "action", "success within (m)", "control period (s)")
-    rows = []
-    for name in names():
-        env = make(name, num_envs=1)
-        sizes = (env.state_dim, env.goal_dim, env.action_dim, env.threshold, round(env.dt, 4))
-        rows.append((name, *map(str, sizes)))
-    Console().print(table("tasks", columns, rows))
+    Console().print(table("tasks", COLUMNS, [row.cells() for row in rows()]))
 
 
 def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Group:

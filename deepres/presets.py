@@ -34,12 +34,16 @@ class Preset:
         """Everything that a preset does not name is the published default already (see `Config`)."""
         return Config(
             env=self.env,
+            eval_env=_EVALUATED_ON.get(self.env),
+            parity=True,
             critic_depth=self.depth,
             actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
             total_steps=self.env_steps,
             auto_reset="first",
         )
 
+
+_EVALUATED_ON = {"ant_big_maze": "ant_big_maze_eval"}  # on the goals that are far from the start
 
 # task: environment steps in millions, {depth: time at goal}, {depth: hours}
 _PUBLISHED: dict[str, tuple[int, dict[int, float], dict[int, float]]] = {

@@ -55,7 +55,8 @@ class Run:
         if threads := ranks.threads(config.threads):
             torch.set_num_threads(threads)
         self.env = make_env(config, self.share.num_envs, seed=ranks.seed(config.seed))
-        self.eval_env = make_env(config, config.eval_envs)
+        self.eval_env = make_env(config, config.eval_envs, name=config.eval_env)
+        _check_alike(self.env, self.eval_env)
         dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}
         self.learner = Learner(
             self.share,
@@ -324,17 +325,30 @@ def load_run(run_dir: str | Path, **changes: Any) -> Run:
     return Run(replace(Config.from_file(folder / "config.json"), **changes), folder, resume=True)
 
 
-def make_env(config: Config, num_envs: int, *, seed: int | None = None) -> Any:
+def make_env(config: Config, num_envs: int, *, seed: int | None = None, name: str | None = None) -> Any:
     """`num_envs` environments as the config wants them; asked for again, the ones that are compiled already."""
     seed = config.seed if seed is None else seed
-    return _make_env(config.env, num_envs, seed, config.episode_length, config.auto_reset)
+    options = (config.episode_length, config.auto_reset, config.physics, config.parity)
+    return _make_env(name or config.env, num_envs, seed, *options)
 
 
 @lru_cache(maxsize=4)
-def _make_env(name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str) -> Any:
+def _make_env(
+    name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str, physics: str, parity: bool
+) -> Any:
     from deepres import envs
 
-    return envs.make(name, num_envs=num_envs, seed=seed, episode_length=episode_length, auto_reset=auto_reset)
+    quirks = {"parity": True} if parity else {}
+    return envs.make(name, num_envs, seed, episode_length, auto_reset, physics, **quirks)
+
+
+def _check_alike(env: Any, eval_env: Any) -> None:
+    sizes = [(e.state_dim, e.goal_dim, e.action_dim, e.goal_slice) for e in (env, eval_env)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"eval_env must have the state, goal and action of env={env.name} {sizes[0][:3]}, got {eval_env.name} "
+            f"{sizes[1][:3]}; pass another layout of the same robot"
+        )
 
 
 def pick_device(name: str) -> torch.device:
