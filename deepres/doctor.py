@@ -115,8 +115,8 @@ def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]])
 
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
-        names = max((len(row[0]) for row in rows), default=0) if i == 0 else None  # never cut short
-        drawn.add_column(column, min_width=names)
+        widest = max((len(row[i]) for row in rows), default=0)  # headings wrap, figures are never cut short
+        drawn.add_column(column, min_width=widest)
     for row in rows:
         drawn.add_row(*row)
     return Group(f"\n[bold]{title}[/]", drawn)

@@ -338,7 +338,7 @@ def _make_env(
 ) -> Any:
     from deepres import envs
 
-    quirks = {"parity": True} if parity else {}
+    quirks: dict[str, Any] = {"parity": True} if parity else {}
     return envs.make(name, num_envs, seed, episode_length, auto_reset, physics, **quirks)
 
 

@@ -33,7 +33,7 @@ class Listed:
         )
 
 
-COLUMNS = ("task", "state", "goal", "action", "success (m)", "easy", "hard", "steps", "period (s)")
+COLUMNS = ("task", "state", "goal", "act.", "success", "easy", "hard", "steps", "dt (s)")
 
 
 def rows() -> list[Listed]:
