@@ -113,10 +113,10 @@ def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]])
     from rich.console import Group
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
-        widest = max((len(row[i]) for row in rows), default=0)  # headings wrap, figures are never cut short
-        drawn.add_column(column, min_width=widest)
+        widest = max((len(row[i]) for row in rows), default=0)
+        drawn.add_column(column, min_width=widest if i == 0 or widest < 12 else None)  # only sentences wrap
     for row in rows:
         drawn.add_row(*row)
     return Group(f"\n[bold]{title}[/]", drawn)

@@ -33,7 +33,8 @@ class Listed:
         )
 
 
-COLUMNS = ("task", "state", "goal", "act.", "success", "easy", "hard", "steps", "dt (s)")
+# sizes; metres; control periods; seconds to a period
+COLUMNS = ("task", "state", "goal", "act.", "success", "easy", "hard", "steps", "dt")
 
 
 def rows() -> list[Listed]:
