@@ -108,7 +108,7 @@ class AntMaze(Walled, Ant):
     ) -> None:
         Ant.__init__(self, parity=parity)
         self.maze = Maze.parse(layout, cell=4.0, layouts=ANT_LAYOUTS)
-        self.pairs = _pairs(self.maze.path(), apart) if apart else None
+        self.pairs = _pairs(self.maze.path(), tuple(apart)) if apart else None
 
     def robot(self) -> mujoco.MjSpec:
         spec = Ant.spec(self)
@@ -165,7 +165,8 @@ def on_circle(key: jax.Array, radius: float) -> jax.Array:
 def _pairs(path: np.ndarray, apart: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Start and goal [n, 2, 2] of all pairs of `path` that lie `apart` cells from each other, and their chances."""
     longest = len(path) - 1
-    if len(set(apart)) != len(apart) or not all(isinstance(k, int) and 1 <= k <= longest for k in apart):
+    whole = all(isinstance(k, int) and 1 <= k <= longest for k in apart)
+    if not whole or len(set(apart)) != len(apart):
         raise ValueError(f"apart must be different numbers of cells from 1 to {longest}, got {apart}")
     ends = [np.stack([path[:-k], path[k:]], axis=1) for k in apart]
     chances = [np.full(len(pairs), 1 / len(pairs) / len(apart), np.float32) for pairs in ends]
