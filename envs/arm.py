@@ -8,7 +8,7 @@ Physics. The servos' damping is written into the model as joint armature (kv tim
 Euler step): while a servo is within its force limit that is the implicit step of the published runs, digit for
 digit, and beyond it what their engine, MJX, did as well, whereas MuJoCo's C engine drops a saturated servo's damping
 and lets the wrist fly off. So the arms' truth is MJX's published behaviour, and here every engine shows it.
-The fingers' pads are capsules with the published boxes' thickness, length and inner face: 17 contact points in place
+The fingers' pads are capsules with the published boxes' thickness, length and inner face: 16 contact points in place
 of 28, and a cube between them stays put. Contacts between the two fingers are left out, since the joints' limits stop
 them 1 mm apart.
 """
@@ -30,10 +30,8 @@ HOME = (1.571, 0.742, 0.0, -1.571, 0.0, 3.054, 1.449)  # radians: the arm at the
 OPEN = 0.04  # metres: each finger at the start
 REACH_LOW = (0.3491, 0.0, -3.0718, 2.3562)  # radians: joints 1, 2, 4, 6 at action -1
 REACH_HIGH = (2.7925, 1.48353, -0.0698, 3.7525)  # and at +1
-JOINT7, PUBLISHED_JOINT7 = (
-    0.72435,
-    1.4487,
-)  # radians: what it is told; told twice as much, the published one came here
+JOINT7 = 0.72435  # radians: what it is told, the fingers square to the arm
+PUBLISHED_JOINT7 = 2 * JOINT7  # of which the published servo makes the half
 FINGER_OPEN = 255.0  # the gripper's controls are a byte: 0 is closed
 CUBE_HALF, CUBE_START = 0.03, 0.07  # metres: half a side, and the height it is let fall from
 ARM, FINGERS = slice(0, 7), slice(7, 9)  # in qpos
@@ -47,12 +45,11 @@ START_RGBA, GOAL_RGBA, WALL_RGBA = (0.55, 0.65, 0.85, 1), (0.62, 0.82, 0.66, 1),
 class Arm(Task):
     """What the arm's tasks share.
 
-    Parity: published servos of joints 3 to 7 multiply the command by a smaller gain than the angle, so that joints 3
-    and 4 come to rest at 4/7 of the angle they are told and joints 5 to 7 at 1/2. By default a joint goes where it is
-    told, which also puts all but a few of arm_reach's goals within reach (most were not). parity=True brings back
-    the gains, the implicit step (with which the engines differ while a servo is saturated; impl="jax" or "warp"
-    is the published one) and the fingers' boxes. Left out always: the last obs's body positions are one substep
-    (2 ms) older than its joint angles, as published.
+    Parity: the published servos of joints 3 to 7 multiply the command by less than they do the angle, so that joints
+    3 and 4 come to rest at 4/7 of what they are told, and 5 to 7 at half. By default a joint goes where it is told, and
+    every goal of arm_reach is within its threshold of some pose (about half were not). parity=True brings back the
+    gains, the implicit step (see above; there impl="jax" is the published physics, impl="c" is not) and the fingers'
+    boxes. Either way, as published: positions of bodies are read one timestep (2 ms) before the joints' angles.
     """
 
     dt = 0.05
