@@ -4,13 +4,13 @@ Actions are absolute: a1 to a4 set the targets of joints 1, 2, 4 and 6, linear o
 joints hold theirs, and a5 (not in arm_reach) closes the gripper where it is positive and opens it elsewhere. The
 flange is the frame of link 7, behind the hand. No episode ends early.
 
-Physics. The servos' damping is written into the model as joint armature (kv times the timestep, with an explicit
-Euler step): while a servo is within its force limit that is the implicit step of the published runs, digit for
-digit, and beyond it what their engine, MJX, did as well, whereas MuJoCo's C engine drops a saturated servo's damping
-and lets the wrist fly off. So the arms' truth is MJX's published behaviour, and here every engine shows it.
-The fingers' pads are capsules with the published boxes' thickness, length and inner face: 16 contact points in place
-of 28, and a cube between them stays put. Contacts between the two fingers are left out, since the joints' limits stop
-them 1 mm apart.
+Physics. A servo's damping kv is written into the model as joint armature, kv times the timestep, with an explicit
+Euler step. In free motion that is the published implicit step, digit for digit, and still is where a servo's force is
+at its limit: the published engine, MJX, keeps the damping's share of the implicit step there, whereas MuJoCo's C engine
+drops it and lets the wrist fly off. So the arms' truth is MJX's behaviour, and this way every engine has it: jax and c
+agree to 1e-4 over ten periods, force limits on, as long as nothing is hit.
+The fingers' pads are capsules with the published boxes' thickness, length and inner face: 16 candidate contacts in
+place of 28, and they lift and carry the cube. The pair of fingers is left out: their limits stop them 1 mm apart.
 """
 
 from __future__ import annotations
