@@ -3,8 +3,8 @@
 State (29): qpos, then qvel: torso x, y, z (0-2) and quaternion (3-6), the joints hip_1, ankle_1, ... ankle_4
 (7-14), the torso's linear (15-17) and angular (18-20) velocity, the joints' velocities (21-28). Goal: x, y.
 Actions are torques of hip_4, ankle_4, hip_1, ankle_1, hip_2, ankle_2, hip_3, ankle_3. A torso too low or too
-high ends the episode: random torques throw the ant too high within a second or two, here as on gymnasium's ant,
-which has the same masses, gears and armatures.
+high ends the episode: random torques throw the ant too high within a second or two, as they do gymnasium's ant from
+this height, which has the same gears, armatures and total mass.
 
 Solver: Newton, 1 iteration, 4 of line search, no implicit damping, as published for this robot on MJX: with the
 warm start one iteration per 10 ms substep keeps four feet on the floor.
@@ -27,14 +27,17 @@ from deepres.envs.physics import PhysicsState, at_rest
 LEGS = (0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)  # radians at the start
 HEALTHY = (0.2, 1.0)  # metres: the episode goes on while the torso's height is within
 NOISE = 0.1  # of every starting position and velocity
+FOOT = 0.08  # metres: radius of a foot
 FEET = tuple(f"foot_{leg}" for leg in "1234")
 
 
 class Ant(Task):
     """The ant on open ground; goals lie on a circle of `goal_distance` metres around the origin.
 
-    Parity: the published start leaves the noisy quaternion at the length it has, and the first observation shows
-    it so; by default it is normalised. The published runs stepped another physics (springs in the joints, every
+    Parity: the published noise leaves nine starts of ten with a foot inside the floor, up to 0.3 m deep, and being
+    thrown out ends the episode of one ant in eight that does not even move; by default it is lifted until all feet
+    are clear. It leaves the quaternion at the length it has, and the first observation shows it so; by default it is
+    normalised. The published runs stepped another physics (springs in the joints, every
     mass and inertia 1); this is MuJoCo's, from the published model, in both cases.
     """
 
@@ -69,6 +72,7 @@ class Ant(Task):
         qpos = qpos + jax.random.uniform(position_key, (15,), minval=-NOISE, maxval=NOISE)
         if not self.parity:
             qpos = qpos.at[3:7].divide(jnp.linalg.norm(qpos[3:7]))
+            qpos = qpos.at[2].add(jnp.maximum(FOOT - jnp.min(_feet(qpos)), 0.0))
         return at_rest(qpos, NOISE * jax.random.normal(velocity_key, (14,)))
 
     def observe(self, physics: PhysicsState) -> jax.Array:
@@ -131,6 +135,25 @@ class AntMaze(Walled, Ant):
 
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
         return -self.distance(after, goal) + 1.0 - 0.5 * jnp.sum(action**2)
+
+
+def _feet(qpos: jax.Array) -> jax.Array:
+    """[4]: heights of the feet's centres, metres, of an ant at `qpos` [15] with a quaternion of length 1."""
+    w, x, y, z = qpos[3:7]
+    upwards = jnp.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
+    hip, ankle = qpos[7::2], qpos[8::2]
+    bearing = hip + jnp.pi * jnp.array([0.25, 0.75, 1.25, 1.75])
+    shin, root = (
+        0.4 * jnp.sqrt(2.0),
+        0.2 * jnp.sqrt(2.0),
+    )  # metres; each leg's root, thigh and shin are diagonals
+    far = root + shin * jnp.cos(ankle)
+    legs = jnp.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * 0.2
+    planar = legs + far[:, None] * jnp.stack([jnp.cos(bearing), jnp.sin(bearing)], axis=1)
+    drop = (
+        shin * jnp.sin(ankle) * jnp.array([1.0, -1.0, -1.0, 1.0])
+    )  # legs 2 and 3 bend down at negative angles
+    return qpos[2] + planar @ upwards[:2] - drop * upwards[2]
 
 
 def on_circle(key: jax.Array, radius: float) -> jax.Array:

@@ -145,8 +145,8 @@ class HumanoidMaze(Walled, Humanoid):
 
     All its geoms meet the walls. Legs reach farther than half a cell when it falls, so the window follows its bodies.
 
-    Parity: walls are 1 m high, and the humanoid can lean over them; by default 2.5 m, which no torso gets over (pictures
-    show 1 m all the same). And as Humanoid.
+    Parity: walls are 1 m high, and the humanoid can lean over them; by default 2.5 m, which no torso gets over
+    (pictures show 1 m all the same). And as Humanoid.
     """
 
     dt = 0.015

@@ -1,4 +1,4 @@
-"""The tasks' physics and goals: published figures, the C engine's word, walls that hold, goals in reach."""
+"""The engines: they agree, they keep what physics keeps, and a state is all that decides how they go on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,138 @@ import pytest
 from envs_fixtures import NUM_ENVS, environment
 
 from deepres import envs
-from deepres.envs.layouts import LAYOUTS
-from deepres.envs.maze import Maze
+from deepres.envs.base import GoalEnv
+from deepres.envs.physics import (
+    BatchPhysics,
+    MjxPhysics,
+    PhysicsState,
+    at_rest,
+    candidate_contacts,
+    resting_sensors,
+)
+
+_MODELS: dict[bytes, MjxPhysics] = {}
+
+
+def mjx_step(task):
+    """MJX's jitted step of `task`, compiled once for all tasks with the same model (a robot's mazes share one)."""
+    raw = np.empty(mujoco.mj_sizeModel(task.model), np.uint8)
+    mujoco.mj_saveModel(task.model, None, raw)
+    if raw.tobytes() not in _MODELS:
+        _MODELS[raw.tobytes()] = jax.jit(jax.vmap(MjxPhysics(task.model, task.dt).step))
+    return _MODELS[raw.tobytes()]
+
+
+@pytest.mark.parametrize("name", envs.names())
+def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name):
+    """Each goes its own way from the same start; MJX's step is compiled once and gives the same bits twice."""
+    env = environment(name)
+    task, step = env.task, mjx_step(env.task)
+    batch = BatchPhysics(task.model, task.dt, NUM_ENVS)
+    control, mocap = jax.vmap(task.control), jax.vmap(task.mocap)
+    start = ours = theirs = on_host(env.reset().physics)
+    shape = (10, NUM_ENVS, env.action_dim)
+    errors = []
+    for action in np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32):
+        ctrl = on_host(control(action))
+        ours = batch.step(ours, ctrl, on_host(mocap(ours)))
+        given = theirs, ctrl, on_host(mocap(theirs))
+        theirs = on_host(step(*given))
+        errors.append(np.abs(theirs.qpos - ours.qpos).max(axis=1))
+    # Rounding decides now and then in which substep something touches, and that environment goes its own way from
+    # there: so all of them are asked about the beginning, and half of them about the end.
+    assert errors[0].max() < 1e-4 and np.median(errors[-1]) < 2e-3, [error.max() for error in errors]
+    assert np.abs(ours.qpos - start.qpos).max(axis=1).min() > 0.01  # they went somewhere
+    assert np.isfinite(theirs.sensors).all() and np.isfinite(ours.sensors).all()
+    assert theirs.sensors.shape == ours.sensors.shape == (NUM_ENVS, task.model.nsensordata)
+    assert step._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, on_host(step(*given)), theirs)
+
+
+def on_host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def test_threads_and_restarts_change_no_bit(monkeypatch):
+    env = environment("ant_u_maze")
+    actions = np.random.default_rng(1).uniform(-1, 1, (40, NUM_ENVS, 8)).astype(np.float32)
+    ends = []
+    for count in ("1", "3"):
+        monkeypatch.setenv("DEEPRES_ENV_THREADS", count)
+        batch = BatchPhysics(env.task.model, env.dt, NUM_ENVS)
+        state = on_host(env.reset().physics)
+        for action in actions:
+            state = batch.step(state, action, on_host(jax.vmap(env.task.mocap)(state)))
+        ends.append(state)
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    monkeypatch.setenv("DEEPRES_ENV_THREADS", "many")
+    with pytest.raises(ValueError, match="DEEPRES_ENV_THREADS must be a number of threads >= 1, got 'many'"):
+        envs.make("ant", impl="c")
+
+
+def test_what_is_no_number_stays_in_its_own_environment_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = environment("ant")
+    state = on_host(env.reset().physics)
+    batch = BatchPhysics(env.task.model, env.dt, NUM_ENVS)
+    good = batch.step(state, np.zeros((NUM_ENVS, 8)), None)
+    broken = replace(state, qvel=np.where(np.arange(NUM_ENVS)[:, None] == 2, np.nan, state.qvel))
+    after = batch.step(broken, np.zeros((NUM_ENVS, 8)), None)
+    others = np.arange(NUM_ENVS) != 2
+    assert np.isnan(after.qpos[2]).any()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), after, good)
+    again = batch.step(state, np.zeros((NUM_ENVS, 8)), None)
+    jax.tree.map(np.testing.assert_array_equal, again, good)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["c", "jax"])
+def test_a_free_body_keeps_momentum_and_energy_and_falls_as_bodies_do(engine):
+    def thrown(gravity):
+        model = mujoco.MjModel.from_xml_string(
+            f"""<mujoco><option timestep="0.002" gravity="0 0 {gravity}"/>
+            <worldbody><body name="free"><freejoint/><geom type="box" size="0.1 0.2 0.3" mass="2"/></body></worldbody>
+            <sensor><subtreelinvel body="free"/><subtreeangmom body="free"/></sensor></mujoco>"""
+        )
+        qpos = np.tile(np.float32([0, 0, 5, 1, 0, 0, 0]), (2, 1))
+        qvel = np.float32([[1, 2, 3, 0.5, 1, -2], [0, -1, 2, 3, 0, 0.1]])
+        sensors = np.stack([resting_sensors(model, qpos[0])] * 2)
+        state = start = PhysicsState(qpos, qvel, np.zeros_like(qvel), sensors)
+        if engine == "c":
+            step = BatchPhysics(model, 0.1, 2).step
+        else:
+            step = jax.jit(jax.vmap(MjxPhysics(model, 0.1).step, in_axes=(0, 0, None)), static_argnums=2)
+        momenta = []
+        for _ in range(10):
+            state = step(state, np.zeros((2, 0), np.float32), None)
+            momenta.append(np.asarray(state.sensors))
+        inertia = model.body_inertia[1]
+        spin = [
+            (np.asarray(s.qvel, np.float64)[:, 3:] ** 2 * inertia).sum(axis=1) / 2 for s in (start, state)
+        ]
+        return np.stack(momenta), np.asarray(state.qpos), spin
+
+    momenta, _, (spin_before, spin_after) = thrown(gravity=0)
+    np.testing.assert_allclose(momenta, np.broadcast_to(momenta[0], momenta.shape), atol=2e-3)
+    np.testing.assert_allclose(spin_after, spin_before, rtol=5e-3)
+    velocity = np.array([[1, 2, 3], [0, -1, 2]])
+    np.testing.assert_allclose(momenta[-1][:, :3], velocity, atol=1e-5)
+    _, qpos, _ = thrown(gravity=-9.81)
+    height = 5 + velocity[:, 2] - 9.81 / 2  # after one second; the Euler step is 9.81 * dt / 2 off
+    np.testing.assert_allclose(qpos[:, 2], height, atol=0.011)
+    np.testing.assert_allclose(qpos[:, :2], velocity[:, :2], atol=1e-4)
+
+
+def test_a_task_whose_start_lacks_its_models_sensors_is_told(monkeypatch):
+    task = envs.make_task("arm_reach")
+    monkeypatch.setattr(task, "start", lambda key: (at_rest(jnp.zeros(9), jnp.zeros(9)), jnp.zeros(3)))
+    with pytest.raises(ValueError, match=r"a start of ArmReach must have sensors \[\d+\].*resting_sensors"):
+        GoalEnv(task)
+
+
+def test_candidate_contacts_are_those_of_the_pairs_that_can_meet():
+    assert candidate_contacts(environment("ant").functional.model) == 4  # four feet and the floor
+    assert candidate_contacts(environment("reacher").functional.model) == 0
 
 
 def body_mass(model, name):
@@ -56,90 +186,6 @@ def test_only_the_feet_meet_the_floor_and_only_walls_the_point():
     assert pairs("reacher") == []
 
 
-@pytest.mark.parametrize("name", ["ant", "point_u_maze", "reacher"])
-def test_mjx_agrees_with_the_c_engine_over_ten_steps(name):
-    env = environment(name)
-    model = env.functional.model
-    state = env.reset()
-    actions = np.random.default_rng(0).uniform(-1, 1, (10, NUM_ENVS, env.action_dim)).astype(np.float32)
-    if name == "point_u_maze":  # from near a wall, pressed against it
-        qpos = jnp.tile(jnp.array([[4.0, 2.4]]), (NUM_ENVS, 1))
-        state = replace(state, physics=replace(state.physics, qpos=qpos))
-        actions[..., 1] = -1.0
-    start = np.asarray(state.physics.qpos)
-    datas = [mujoco.MjData(model) for _ in range(NUM_ENVS)]
-    for data, qpos, qvel in zip(datas, state.physics.qpos, state.physics.qvel, strict=True):
-        data.qpos[:], data.qvel[:] = qpos, qvel
-    contacts, errors = 0, []
-    for action in actions:
-        state = env.step(state, action)
-        assert not state.done.any()
-        for data, ctrl in zip(datas, action, strict=True):
-            data.ctrl[:] = ctrl
-            if model.nmocap:
-                data.mocap_pos[:] = env.task.maze.window(jnp.asarray(data.qpos[:2], jnp.float32))
-            for _ in range(round(env.dt / model.opt.timestep)):
-                mujoco.mj_step(model, data)
-                contacts += data.ncon
-        truth = np.stack([data.qpos for data in datas])
-        errors.append(np.abs(np.asarray(state.physics.qpos) - truth).max(axis=1))
-    # Rounding decides now and then in which substep a foot lands, and that ant goes its own way from there.
-    assert max(errors[0].max(), errors[1].max()) < 1e-4
-    assert np.median(errors[-1]) < 1e-4 and (name == "ant" or errors[-1].max() < 1e-3)
-    assert np.abs(truth - start).max(axis=1).min() > 0.01  # they went somewhere
-    assert contacts > 0 or name == "reacher"
-
-
-def test_an_ant_left_alone_stands_and_settles():
-    env = environment("ant")
-    state = env.reset()
-    for _ in range(300):
-        state = env.step(state, jnp.zeros((NUM_ENVS, 8)))
-    assert (state.traj_id == 0).all()
-    assert float(jnp.abs(state.physics.qvel).max()) < 0.1
-    assert bool(((state.obs[:, 2] > 0.3) & (state.obs[:, 2] < 0.8)).all())
-
-
-def test_nobody_passes_a_wall_at_full_power():
-    env = environment("point_u_maze")
-    maze = env.task.maze
-    bearings = np.arange(NUM_ENVS) * 2 * np.pi / NUM_ENVS + 0.1
-    fresh = env.reset()
-    deepest = 0.0
-    for cell in np.argwhere(~maze.walls):
-        bearings = bearings + 0.11  # other directions from every cell
-        push = np.stack([np.cos(bearings), np.sin(bearings)], 1)
-        push = jnp.asarray(push / np.abs(push).max(1, keepdims=True), jnp.float32)
-        qpos = jnp.tile(jnp.asarray(cell * maze.cell, jnp.float32), (NUM_ENVS, 1))
-        state = replace(fresh, physics=replace(fresh.physics, qpos=qpos))
-        paths = []
-        for _ in range(env.episode_length - 1):
-            state = env.step(state, push)
-            paths.append(state.obs[:, :2])
-        deepest = max(deepest, wall_depth(maze, np.stack(paths).reshape(-1, 2), radius=0.25))
-    assert deepest < 0.1, f"the sphere sank {deepest:.3f} m into a wall"
-
-
-def wall_depth(maze, xy, radius):
-    """How deep, in metres, the worst of spheres centred at `xy` [T, 2] is inside some wall cell."""
-    centres = np.argwhere(maze.walls) * maze.cell
-    outside = np.maximum(np.abs(xy[:, None] - centres) - maze.cell / 2, 0)  # [T, walls, 2]
-    return float((radius - np.linalg.norm(outside, axis=-1)).max())
-
-
-def test_the_window_holds_every_wall_within_reach():
-    maze = Maze.parse("hardest_maze", 4.0)
-    rng = np.random.default_rng(2)
-    free = np.argwhere(~maze.walls)
-    xy = (free[rng.integers(len(free), size=4000)] + rng.uniform(-0.5, 0.5, (4000, 2))) * 4.0
-    windows = np.asarray(jax.jit(jax.vmap(maze.window))(jnp.asarray(xy, jnp.float32)))
-    centres = np.argwhere(maze.walls) * 4.0
-    gap = np.linalg.norm(np.maximum(np.abs(xy[:, None] - centres) - 2.0, 0), axis=-1)
-    for n, near in enumerate(gap < 1.9):
-        shown = {tuple(w[:2]) for w in windows[n] if w[2] > 0}
-        assert {tuple(c) for c in centres[near]} <= shown <= {tuple(c) for c in centres}
-
-
 def route(maze, start, goal):
     """Cell centres from `start` to `goal` (metres), by breadth-first search."""
     start, goal = (tuple(np.round(np.asarray(p) / maze.cell).astype(int)) for p in (start, goal))
@@ -172,23 +218,9 @@ def test_waypoints_lead_the_point_to_every_goal():
     assert (state.traj_id == 0).all() and (state.success == 1).all(), state.distance
 
 
-def test_inverse_kinematics_lead_the_reacher_to_every_goal():
-    env = environment("reacher")
-    state = env.reset()
-    x, y = np.asarray(state.goal)[:, :2].T
-    a, b = 0.1, 0.11
-    bend = np.arccos(np.clip((x**2 + y**2 - a**2 - b**2) / (2 * a * b), -1, 1))
-    shoulder = np.arctan2(y, x) - np.arctan2(b * np.sin(bend), a + b * np.cos(bend))
-    target = np.stack([shoulder, np.minimum(bend, 2.9)], 1)
-    for _ in range(150):
-        error = target - np.asarray(state.physics.qpos)
-        action = np.clip((20 * error - 8 * np.asarray(state.physics.qvel)) / 200, -1, 1)
-        state = env.step(state, action.astype(np.float32))
-    assert (state.success == 1).all(), state.distance
-
-
 def test_the_reachers_fingertip_is_the_models():
-    env, model = environment("reacher"), environment("reacher").functional.model
+    env = environment("reacher")
+    model = env.task.spec().compile()  # env.functional.model leaves out what touches nothing
     state = env.step(env.reset(), jnp.full((NUM_ENVS, 2), 0.3))
     tip = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "fingertip")
     for obs, qpos, qvel in zip(state.obs, state.physics.qpos, state.physics.qvel, strict=True):
@@ -240,44 +272,3 @@ def test_rewards_are_the_published_ones():
     assert float(ant) == pytest.approx(0.1 / 0.05 + 1 - 0.5 * 8 * 0.25)
     point = envs.make_task("point_u_maze").reward(None, None, np.array([4.0, 4, 0, 0]), np.array([4.0, 12]))
     assert float(point) == -8.0
-
-
-@pytest.mark.parametrize(
-    ("layout", "walls", "goals"),
-    [("u_maze", 18, 6), ("u_maze_eval", 18, 3), ("u2_maze", 21, 8), ("u3_maze", 24, 10), ("u4_maze", 24, 10),
-     ("u4_maze_eval", 24, 4), ("u5_maze", 39, 16), ("u5_maze_eval", 39, 8), ("u6_maze", 34, 14),
-     ("u6_maze_eval", 34, 7), ("u7_maze", 29, 12), ("u7_maze_eval", 29, 6), ("big_maze", 38, 25),
-     ("big_maze_eval", 38, 10), ("hardest_maze", 62, 45)],
-)  # fmt: skip
-def test_published_layouts_have_their_walls_and_goals(layout, walls, goals):
-    maze = Maze.parse(layout, 4.0)
-    assert (int(maze.walls.sum()), len(maze.goals), len(maze.starts)) == (walls, goals, 1)
-
-
-def test_every_layout_is_a_good_maze():
-    for layout in LAYOUTS:
-        Maze.parse(layout, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("rows", "reason"),
-    [
-        (["####", "#R.#", "####"], r"must have a goal cell \(G\), got none"),
-        (["####", "#G.#", "####"], r"must have a start cell \(R\), got none"),
-        (["####", "#RG.", "####"], "border must be closed by #"),
-        (["####", "#RG#", "#.##"], "border must be closed by #"),
-        (["#####", "#R#G#", "#####"], "got one at row 1, column 3 that walls cut off from the start"),
-        (["####", "#RG#", "###"], "equally long, got 4 cells in row 0 and 3 in row 2"),
-        (["####", "#RX#", "####"], "cells must be # R G or ., got 'X' in row 1"),
-        ([], "at least one row"),
-        ("v_maze", "layout must be one of big_maze, .*u_maze.*, got 'v_maze'"),
-    ],
-)  # fmt: skip
-def test_bad_grids_are_refused_with_the_reason(rows, reason):
-    with pytest.raises(ValueError, match=reason):
-        envs.make_task("point_u_maze", layout=rows)
-
-
-def test_a_grid_of_ones_own_is_a_maze():
-    task = envs.make_task("point_u_maze", layout=["#####", "#R.G#", "#####"])
-    assert task.maze.goals.tolist() == [[4.0, 12.0]] and task.maze.starts.tolist() == [[4.0, 4.0]]
