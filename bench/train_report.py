@@ -40,19 +40,24 @@ def finished(
         row["losses"] = losses[name]
         row["us"] = _parts(row, rounds[name])
         row["whole_us"] = timing.spread([1e6 * s for s in whole[name]])
-        row["speed_up"] = {r: timing.ratio(seconds[r], seconds[name]) for r in RIVALS if r in measured}
+        row["speed_up"] = {r: _faster(seconds[r], seconds[name]) for r in RIVALS if r in measured}
         row["whole_speed_up"] = {
-            r: timing.ratio([[s] for s in whole[r]], [[s] for s in whole[name]])
-            for r in RIVALS
-            if r in measured
+            r: _faster([[s] for s in whole[r]], [[s] for s in whole[name]]) for r in RIVALS if r in measured
         }
         row["loss_difference"] = {r: difference(losses[name], losses[r]) for r in RIVALS if r in measured}
     return list(rows.values())
 
 
+def _faster(rival: list[list[float]], own: list[list[float]]) -> dict[str, float]:
+    """How many times faster, turn by turn; contestants that ran one after another had turns of their own number."""
+    turns = min(len(rival), len(own))
+    return timing.ratio(rival[:turns], own[:turns])
+
+
 def difference(own: Sequence[float], other: Sequence[float]) -> float:
-    """The largest relative difference of the two curves, each smoothed over SMOOTH steps."""
-    pairs = zip(smoothed(own), smoothed(other), strict=True)
+    """The largest relative difference of the two curves, as far as both go, each smoothed over SMOOTH steps."""
+    common = min(len(own), len(other))
+    pairs = zip(smoothed(own[:common]), smoothed(other[:common]), strict=True)
     return max(abs(a - b) / abs(b) for a, b in pairs)
 
 
