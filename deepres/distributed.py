@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -92,19 +92,19 @@ class Ranks:
         """CPU threads of this rank: as wanted; if that is 0, its share of the cores; 0 (no change) when alone."""
         if wanted or self.size == 1:
             return wanted
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.local_size)
 
     # --- what a gradient step exchanges ---
 
     @torch.no_grad()
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace every p.grad by its mean over the ranks, the same bits everywhere.
+    def average(self, gradients: list[Tensor]) -> None:
+        """Replace every gradient by its mean over the ranks, the same bits everywhere.
 
-        Large gradients (a stack's) are reduced where they lie, at once; the small ones together in one flat tensor.
+        Large ones (a stack's) are reduced where they lie, at once; the small ones together in one flat tensor.
         """
         if self.size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
         small = [g for g in gradients if g.numel() < _SEPARATE]
         flat = torch.cat([g.reshape(-1) for g in small]) if small else None
         large = [g for g in gradients if g.numel() >= _SEPARATE]
@@ -218,8 +218,9 @@ def join(config: Config) -> Iterator[Ranks]:
         int(os.environ.get("LOCAL_RANK", rank)),
         int(os.environ.get("LOCAL_WORLD_SIZE", size)),
     )
-    # read when XLA starts: its pool takes this rank's share of the cores too, but no fewer than envs/xla.py asks for
+    # physics takes this rank's share of the cores too: XLA (no fewer than envs/xla.py asks for) and the C engine
     os.environ.setdefault("NPROC", str(max(8, ranks.threads(0))))
+    os.environ.setdefault("DEEPRES_ENV_THREADS", str(ranks.threads(0)))
     with _ends_when_asked():
         try:
             yield ranks

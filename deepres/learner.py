@@ -168,10 +168,10 @@ class Learner:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self.ranks.average_gradients(self.parameters().values())
         with torch.no_grad():
             optimizers = tuple(self.optimizers.values())
             grads = [optimizer.gradients() for optimizer in optimizers]
+            self.ranks.average([gradient for each in grads for gradient in each])
             squares = [sum_of_squares(each) for each in grads]
             # averaged gradients are the same everywhere, so all ranks agree; a loss is each rank's own
             judged = squares if self.ranks.size > 1 else [total.detach(), *squares]

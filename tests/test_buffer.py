@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from deepres.buffer import DTYPES, ReplayBuffer, buffer_bytes, truncated_geometric
+from deepres.buffer import DTYPES, ReplayBuffer, buffer_bytes, truncated_geometric, uploaded
 from deepres.config import Config
 
 GAMMA = 0.9
@@ -147,6 +147,28 @@ def test_a_ring_gone_round_holds_the_last_steps():
     buffer = filled(num_envs=2, capacity=30, steps=130)
     held = buffer.states[:, 0, 1].roll(-(130 % 30))
     assert held.tolist() == list(range(100, 130))
+
+
+def test_a_ring_reads_what_another_dtype_saved():
+    whole, half = filled(), ReplayBuffer(3, 50, 3, 1, slice(0, 3), dtype=torch.bfloat16)
+    half.load_state_tensors(whole.state_tensors(), whole.inserted)
+    again = ReplayBuffer(3, 50, 3, 1, slice(0, 3))
+    again.load_state_tensors(half.state_tensors(), half.inserted)
+    assert torch.equal(again.states, whole.states.bfloat16().float())  # whole numbers below 256 survive
+    assert torch.equal(again.traj_ids, whole.traj_ids)
+
+
+@pytest.mark.gpu
+def test_a_ring_in_host_memory_feeds_the_gpu():
+    ring, generator = filled(), torch.Generator("cuda").manual_seed(0)
+    assert ring.states.is_pinned()
+    batches = ring.batches(5, 16, window=1000, gamma=GAMMA, generator=generator)
+    for batch in uploaded(batches, torch.device("cuda")):
+        env, t, traj = batch.state.T
+        assert (
+            batch.goal.is_cuda and torch.equal(batch.goal[:, 0], env) and torch.equal(batch.goal[:, 2], traj)
+        )
+        assert (batch.goal[:, 1] >= t).all() and torch.equal(batch.action[:, 0], t / 1000)
 
 
 def test_what_does_not_fit_is_refused():

@@ -21,10 +21,10 @@ STATE, ACTION, GOAL, B = 7, 3, 2, 24
 SMALL = Config(critic_depth=8, actor_depth=4, width=32, feature_dim=16, batch_size=B)
 
 
-def make(config: Config = SMALL, **changes) -> Learner:
-    config = Config(**{**vars(config), **changes})
+def make(device: torch.device | str = "cpu", **changes) -> Learner:
+    config = Config(**{**vars(SMALL), **changes})
     dims = {"state_dim": STATE, "action_dim": ACTION, "goal_dim": GOAL}
-    return Learner(config, **dims, generator=torch.Generator().manual_seed(0))
+    return Learner(config, **dims, device=device, generator=torch.Generator().manual_seed(0))
 
 
 def stream(count: int, seed: int = 1) -> list[tuple[Batch, torch.Tensor]]:
@@ -234,6 +234,28 @@ def test_a_refused_capture_goes_on_from_python_and_says_why(caplog):
         "gradient steps are launched one by one: CUDA refused to capture one (operation not permitted when stream "
         "is capturing); cuda_graph=False leaves this out"
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bound", [None, 0.1])
+def test_a_captured_step_gives_the_plain_loops_bits(bound, caplog):
+    device = torch.device("cuda")
+    learners = [make(device=device, max_grad_norm=bound, warmup_steps=5) for _ in range(2)]
+    plain, captured = Steps(learners[0]), gradient_steps(learners[1])
+    assert type(captured) is GraphSteps
+    batches = stream(12)
+    batches[7][0].goal[0] = torch.inf
+    with caplog.at_level(logging.WARNING, logger="deepres"):
+        for _ in range(2):
+            for batch, noise in zip(
+                uploaded((b for b, _ in batches), device), (n for _, n in batches), strict=True
+            ):
+                plain(batch, noise.to(device))
+                captured(batch, noise.to(device))
+            assert captured.read() == plain.read()
+            captured.learner.lr_scale = plain.learner.lr_scale = 0.5
+    assert not caplog.records
+    assert same(numbers(plain.learner), numbers(captured.learner))
 
 
 def test_on_a_cpu_nothing_is_captured():
