@@ -18,7 +18,7 @@ from bench import table, timing
 Row = dict[str, Any]
 RIVALS = ("eager", "jax")
 PARTS = ("collect", "sample", "actor", "critic", "optimiser", "update", "log", "evaluate")
-SMOOTH = 10  # steps that a smoothed loss is the mean of
+SMOOTH = 10  # steps that a smoothed loss is the mean of, or a quarter of a short curve's
 
 
 def finished(
@@ -62,8 +62,8 @@ def difference(own: Sequence[float], other: Sequence[float]) -> float:
 
 
 def smoothed(curve: Sequence[float]) -> list[float]:
-    """Means of SMOOTH neighbours (of all, if there are fewer)."""
-    window = min(SMOOTH, len(curve))
+    """Means of SMOOTH neighbours, or of a quarter of a short curve."""
+    window = min(SMOOTH, max(1, len(curve) // 4))
     return [statistics.fmean(curve[i : i + window]) for i in range(len(curve) - window + 1)]
 
 
@@ -187,9 +187,8 @@ def draw(results: dict[str, Any], path: Path) -> bool:
         for style, row in zip(("-", "--", "-.", ":"), rows, strict=False):
             line = smoothed(row["losses"])
             curve.plot(line, style, color=colors[row["contestant"]], label=row["label"], linewidth=1.8)
-        curve.set(
-            title=f"{env}, depth {depth}", xlabel="gradient step", ylabel=f"critic's loss, mean of {SMOOTH}"
-        )
+        curve.set(title=f"{env}, depth {depth}", xlabel="gradient step", ylabel="critic's loss, smoothed")
+        curve.ticklabel_format(axis="y", useOffset=False)
         curve.legend(frameon=False, fontsize=8)
         labels = [row["label"] for row in rows]
         rates = [row["steps_per_s"] for row in rows]
