@@ -124,6 +124,8 @@ class Config:
     rank_timeout: int = 1800
     """Seconds that a process waits for another under torchrun before it ends with a sentence (ours)."""
 
+    eval_env: str | None = None
+    """Task that evaluations run, with vectors of the same sizes as env's (ours); None is env itself."""
     wandb: bool = False
     """Log to Weights & Biases too (ours); WANDB_MODE=offline keeps it on this machine."""
 
@@ -226,7 +228,7 @@ CHANGEABLE = frozenset({
     "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
     "buffer_dtype", "buffer_device", "cuda_graph", "overlap", "warmup_steps", "max_grad_norm", "max_skipped",
     "on_divergence", "rollback_lr_factor",
-    "rank_timeout", "wandb",
+    "rank_timeout", "eval_env", "wandb",
 })  # fmt: skip
 
 _AT_LEAST = {

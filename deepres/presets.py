@@ -38,6 +38,7 @@ class Preset:
             actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
             total_steps=self.env_steps,
             auto_reset="first",
+            eval_env=_EVALUATED_ON.get(self.env),
         )
 
 
@@ -54,6 +55,8 @@ _PUBLISHED: dict[str, tuple[int, dict[int, float], dict[int, float]]] = {
     "humanoid_u_maze": (400, {4: 3.2, 64: 159}, {64: 46.7, 1024: 134.15}),
     "humanoid_big_maze": (400, {4: 0.06, 64: 59}, {}),
 }
+
+_EVALUATED_ON = {"ant_big_maze": "ant_big_maze_eval"}  # the far goals alone
 
 PRESETS: dict[str, Preset] = {
     one.name: one

@@ -55,7 +55,13 @@ class Run:
         if threads := ranks.threads(config.threads):
             torch.set_num_threads(threads)
         self.env = make_env(config, self.share.num_envs, seed=ranks.seed(config.seed))
-        self.eval_env = make_env(config, config.eval_envs)
+        self.eval_env = make_env(replace(config, env=config.eval_env or config.env), config.eval_envs)
+        for name in ("state_dim", "action_dim", "goal_dim"):
+            if getattr(self.eval_env, name) != getattr(self.env, name):
+                raise ValueError(
+                    f"eval_env must have {config.env}'s {name} {getattr(self.env, name)}, got {config.eval_env} "
+                    f"with {getattr(self.eval_env, name)}; pass a variant of the same task"
+                )
         dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}
         self.learner = Learner(
             self.share,
