@@ -31,8 +31,10 @@ from bench.worker import Crew, Failed, Worker
 RESULTS = Path(__file__).resolve().parent / "results"
 CONTESTANTS = ("eager", "jax", "deepres", "deepres-bf16")
 DEFAULT_CASES = (("ant", 4), ("point_u_maze", 64), ("ant", 64), ("ant", 1024))
-ROUNDS = 3  # of collecting and learning, for each contestant
+ROUNDS = 3  # of collecting and learning, for each contestant; one where a step takes SLOW_S
+SLOW_S = 2.0
 TURN_S = 2.0  # of the slowest contestant
+ROUND_S = 1.0  # of each half of a round
 # as the deepres command sets it: workers sleep after their work, so that XLA's find a core (CONTRIBUTING)
 VARIABLES = {"OMP_WAIT_POLICY": "passive"}
 
@@ -53,8 +55,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--seconds",
         type=float,
-        default=180.0,
-        help="timed seconds of a curve, all contestants together (180)",
+        default=90.0,
+        help="timed seconds of a curve, all contestants together (90)",
     )
     add("--contestant", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="default: all")
     add("--batch", type=int, default=512, help="rows (default: %(default)s)")
@@ -192,7 +194,8 @@ class Contest:
         if not names:
             return
         calls = [self.built[name]["call_s"] for name in names]
-        last = max(6, min(self.arguments.steps, round(self.arguments.seconds / sum(calls))))
+        budget = self.arguments.seconds * len(names) / len(self.rows)
+        last = max(4, min(self.arguments.steps, round(budget / sum(calls))))
         stretch = max(2, min(25, round(TURN_S / max(calls)) + 1))
         first, turn = 2, 0  # `build` took the first two
         while first < last and names:
@@ -212,25 +215,25 @@ class Contest:
 
     def _rounds(self, names: list[str]) -> None:
         """Rounds of collecting and learning on each contestant's own data, in turns."""
-        for turn in range(ROUNDS):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                say(f"{self.race.env}, depth {self.race.depth}: round {turn + 1} of {ROUNDS}, {name}")
+        count = 1 if any(self.built[name]["call_s"] > SLOW_S for name in names) else ROUNDS
+        for turn in range(count):
+            for name in names[turn % max(1, len(names)) :] + names[: turn % max(1, len(names))]:
+                say(f"{self.race.env}, depth {self.race.depth}: round {turn + 1} of {count}, {name}")
                 self._attempt(name, self._round)
             names = [name for name in names if name in self.built]
 
     def _round(self, name: str) -> None:
         call = self.built[name]["call_s"]
-        gradient_steps = max(1, min(20, round(TURN_S / call)))
-        unroll = max(2, min(62, round(20 * TURN_S / (62 * call))))  # acting is a share of a step
+        gradient_steps = max(1, min(20, round(ROUND_S / call)))
+        unroll = max(4, min(62, round(ROUND_S / (0.1 * call))))  # acting takes about a tenth of a step
         if name not in self.rounds:  # what the first one compiles is no round's
-            self._ask(name, "round", 1, 1)
+            self._ask(name, "round", unroll, 0)
         self.rounds.setdefault(name, []).append(self._ask(name, "round", unroll, gradient_steps))
 
     def _finish(self, name: str) -> None:
         call = self.built[name]["call_s"]
-        eval_steps = (
-            50 if call < 0.5 else 10 if call < 2 else 2
-        )  # an environment is compiled for its episode's length
+        # few lengths, as an environment is compiled for its episode's
+        eval_steps = 50 if call < 0.5 else 10 if call < SLOW_S else 2
         self.rows[name] |= {
             "overheads": self._ask(name, "overheads", eval_steps),
             "split": self._ask(name, "split"),
@@ -241,9 +244,8 @@ class Contest:
         """Whether all contestants' networks and the greediest one's step fit the free memory at once."""
         race = self.race
         case = Case("gradient_step", "step", race.depth, race.batch, race.width, "fp32", "cpu")
-        idle = (
-            2 * 4 * 4 * step_parameters(case) * len(self.rows)
-        )  # weights, gradients and moments, twice for safety
+        # weights, gradients and moments of each, twice for safety
+        idle = 2 * 4 * 4 * step_parameters(case) * len(self.rows)
         free = environment.memory_bytes("MemAvailable")
         return free is None or idle + step_memory(case) < 0.8 * free
 

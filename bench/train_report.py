@@ -18,7 +18,7 @@ from bench import table, timing
 Row = dict[str, Any]
 RIVALS = ("eager", "jax")
 PARTS = ("collect", "sample", "actor", "critic", "optimiser", "update", "log", "evaluate")
-SMOOTH = 10  # steps that a smoothed loss is the mean of
+SMOOTH = 10  # steps that a smoothed loss is the mean of, or a quarter of a short curve's
 
 
 def finished(
@@ -40,25 +40,30 @@ def finished(
         row["losses"] = losses[name]
         row["us"] = _parts(row, rounds[name])
         row["whole_us"] = timing.spread([1e6 * s for s in whole[name]])
-        row["speed_up"] = {r: timing.ratio(seconds[r], seconds[name]) for r in RIVALS if r in measured}
+        row["speed_up"] = {r: _faster(seconds[r], seconds[name]) for r in RIVALS if r in measured}
         row["whole_speed_up"] = {
-            r: timing.ratio([[s] for s in whole[r]], [[s] for s in whole[name]])
-            for r in RIVALS
-            if r in measured
+            r: _faster([[s] for s in whole[r]], [[s] for s in whole[name]]) for r in RIVALS if r in measured
         }
         row["loss_difference"] = {r: difference(losses[name], losses[r]) for r in RIVALS if r in measured}
     return list(rows.values())
 
 
+def _faster(rival: list[list[float]], own: list[list[float]]) -> dict[str, float]:
+    """How many times faster, turn by turn; contestants that ran one after another had turns of their own number."""
+    turns = min(len(rival), len(own))
+    return timing.ratio(rival[:turns], own[:turns])
+
+
 def difference(own: Sequence[float], other: Sequence[float]) -> float:
-    """The largest relative difference of the two curves, each smoothed over SMOOTH steps."""
-    pairs = zip(smoothed(own), smoothed(other), strict=True)
+    """The largest relative difference of the two curves, as far as both go, each smoothed over SMOOTH steps."""
+    common = min(len(own), len(other))
+    pairs = zip(smoothed(own[:common]), smoothed(other[:common]), strict=True)
     return max(abs(a - b) / abs(b) for a, b in pairs)
 
 
 def smoothed(curve: Sequence[float]) -> list[float]:
-    """Means of SMOOTH neighbours (of all, if there are fewer)."""
-    window = min(SMOOTH, len(curve))
+    """Means of SMOOTH neighbours, or of a quarter of a short curve."""
+    window = min(SMOOTH, max(1, len(curve) // 4))
     return [statistics.fmean(curve[i : i + window]) for i in range(len(curve) - window + 1)]
 
 
@@ -182,9 +187,8 @@ def draw(results: dict[str, Any], path: Path) -> bool:
         for style, row in zip(("-", "--", "-.", ":"), rows, strict=False):
             line = smoothed(row["losses"])
             curve.plot(line, style, color=colors[row["contestant"]], label=row["label"], linewidth=1.8)
-        curve.set(
-            title=f"{env}, depth {depth}", xlabel="gradient step", ylabel=f"critic's loss, mean of {SMOOTH}"
-        )
+        curve.set(title=f"{env}, depth {depth}", xlabel="gradient step", ylabel="critic's loss, smoothed")
+        curve.ticklabel_format(axis="y", useOffset=False)
         curve.legend(frameon=False, fontsize=8)
         labels = [row["label"] for row in rows]
         rates = [row["steps_per_s"] for row in rows]

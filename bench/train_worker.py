@@ -78,7 +78,7 @@ class Desk:
     def record(self, race: Race, steps: int) -> None:
         """Write `steps` batches and noises to race.data: an untrained policy's walks, sampled as a run samples."""
         self._set_up(race, "deepres")
-        self._fill()
+        self._fill(PUBLISHED.unroll_length)
         batches = list(self._batches(steps))
         stacked = {
             name: torch.stack([getattr(batch, name) for batch in batches])
@@ -107,10 +107,13 @@ class Desk:
         return [seconds for seconds, _ in timed], [loss for _, loss in timed]
 
     def round(self, unroll: int, gradient_steps: int) -> dict[str, float]:
-        """A round on the contestant's own data: seconds of collecting `unroll` steps, and of each gradient step."""
+        """A round on the contestant's own data: seconds, for each gradient step of a published round, of collecting
+        (measured over `unroll` steps), sampling and updating; {} of no gradient steps."""
         if not self.buffer.inserted:
-            self._fill()
+            self._fill(unroll)
         collect = _clocked(lambda: self._collect(unroll))
+        if not gradient_steps:
+            return {}
         sample = update = 0.0
         batches = self._batches(gradient_steps)
         for _ in range(gradient_steps):
@@ -189,10 +192,9 @@ class Desk:
         assert math.isfinite(loss), f"its critic loss is {loss} at step {index}"
         return seconds, loss
 
-    def _fill(self) -> None:
+    def _fill(self, steps: int) -> None:
         """A window of steps in the buffer: one unroll, repeated as so many trajectories."""
-        unroll = self._collect(PUBLISHED.unroll_length)
-        steps = unroll.states.shape[0]
+        unroll = self._collect(steps)
         trajectories = int(unroll.traj_ids.max()) + 1
         for again in range(1, -(-WINDOW // steps)):
             self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids + again * trajectories)

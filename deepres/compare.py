@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deepres.config import CHANGEABLE, Config
+from deepres.config import Config
 
-# What does not make a run another one: where and how it was computed, and how far it was asked to go.
-_ASIDE = (CHANGEABLE - {"actor_lr", "critic_lr", "alpha_lr", "precision"}) | {"seed"}
+# What does not make a run another one: its seed, and how and where it was computed and kept.
+_ASIDE = frozenset({
+    "seed", "threads", "device", "impl", "checkpoint", "cuda_graph", "buffer_device", "rank_timeout", "wandb",
+    "checkpoint_every", "keep_checkpoints", "save_buffer",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

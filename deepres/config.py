@@ -232,7 +232,7 @@ CHANGEABLE = frozenset({
     "save_buffer", "precision", "checkpoint", "impl", "threads", "device", "actor_lr", "critic_lr", "alpha_lr",
     "buffer_dtype", "buffer_device", "cuda_graph", "overlap", "warmup_steps", "max_grad_norm", "max_skipped",
     "on_divergence", "rollback_lr_factor",
-    "rank_timeout", "wandb",
+    "rank_timeout", "eval_env", "physics", "wandb",
 })  # fmt: skip
 
 _AT_LEAST = {

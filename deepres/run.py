@@ -56,7 +56,12 @@ class Run:
             torch.set_num_threads(threads)
         self.env = make_env(config, self.share.num_envs, seed=ranks.seed(config.seed))
         self.eval_env = make_env(config, config.eval_envs, name=config.eval_env)
-        _check_alike(self.env, self.eval_env)
+        for name in ("state_dim", "action_dim", "goal_dim"):
+            if getattr(self.eval_env, name) != getattr(self.env, name):
+                raise ValueError(
+                    f"eval_env must have {config.env}'s {name} {getattr(self.env, name)}, got {config.eval_env} "
+                    f"with {getattr(self.eval_env, name)}; pass a variant of the same task"
+                )
         dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}
         self.learner = Learner(
             self.share,
@@ -340,15 +345,6 @@ def _make_env(
 
     quirks: dict[str, Any] = {"parity": True} if parity else {}
     return envs.make(name, num_envs, seed, episode_length, auto_reset, physics, **quirks)
-
-
-def _check_alike(env: Any, eval_env: Any) -> None:
-    sizes = [(e.state_dim, e.goal_dim, e.action_dim, e.goal_slice) for e in (env, eval_env)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"eval_env must have the state, goal and action of env={env.name} {sizes[0][:3]}, got {eval_env.name} "
-            f"{sizes[1][:3]}; pass another layout of the same robot"
-        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -72,6 +72,11 @@ def test_doctor_and_envs_tell_what_is_here(capsys):
             "critic_depth must be a multiple of skip_every=4, got 6; use 4",
         ),
         (["train", "--env", "mars"], 2, "env must be one of ant"),
+        (
+            ["train", *TINY, "--eval-env", "reacher", "--run-dir", "new"],
+            2,
+            "eval_env must have point_u_maze's state_dim 4, got reacher with 10; pass a variant of the same task",
+        ),
         (["eval", "nowhere"], 2, "no run at nowhere: config.json is not there; pass a folder that"),
         (["train", "--resume", "nowhere"], 2, "no run at nowhere"),
         (["render", "nowhere", "--format", "avi"], 2, "no run at nowhere"),

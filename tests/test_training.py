@@ -248,6 +248,3 @@ def test_without_the_buffer_a_resumed_run_fills_it_again(tmp_path):
 def test_evaluation_on_another_task_of_the_same_robot(tmp_path):
     run = deepres.run.Run(replace(TINY, eval_env="point_u_maze_eval", physics="jax"), tmp_path / "run")
     assert run.eval_env.name == "point_u_maze_eval" and run.env.impl == run.eval_env.impl == "jax"
-    with pytest.raises(ValueError, match="eval_env must have the state, goal and action of env=point_u_maze"):
-        deepres.run.Run(replace(TINY, eval_env="reacher"), tmp_path / "other")
-    assert not (tmp_path / "other").exists()
