@@ -24,7 +24,7 @@ def test_a_preset_is_the_published_run():
     assert (config.env, config.critic_depth, config.actor_depth) == ("humanoid_u_maze", 1024, 512)
     assert config.total_steps == 400_000_000 and config.auto_reset == "first"
     published = Config(
-        env="x", critic_depth=1024, actor_depth=512, total_steps=400_000_000, auto_reset="first"
+        env="x", parity=True, critic_depth=1024, actor_depth=512, total_steps=400_000_000, auto_reset="first"
     )
     assert {**vars(config), "env": "x"} == vars(published)
 
