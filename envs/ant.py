@@ -28,6 +28,8 @@ LEGS = (0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)  # radians at the start
 HEALTHY = (0.2, 1.0)  # metres: the episode goes on while the torso's height is within
 NOISE = 0.1  # of every starting position and velocity
 FOOT = 0.08  # metres: radius of a foot
+CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)  # which way the legs 1 to 4 go
+DOWNWARDS = np.array([1, -1, -1, 1], np.float32)  # sign of the ankle's angle that bends a leg down
 FEET = tuple(f"foot_{leg}" for leg in "1234")
 
 
@@ -83,8 +85,7 @@ class Ant(Task):
         return ~((state[2] >= lowest) & (state[2] <= highest))  # this way round, NaN ends the episode too
 
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
-        forward = (after[0] - before[0]) / self.dt
-        return forward + 1.0 - 0.5 * jnp.sum(action**2)
+        return (after[0] - before[0]) / self.dt + upkeep(action)
 
 
 class AntMaze(Walled, Ant):
@@ -108,16 +109,14 @@ class AntMaze(Walled, Ant):
     ) -> None:
         Ant.__init__(self, parity=parity)
         self.maze = Maze.parse(layout, cell=4.0, layouts=ANT_LAYOUTS)
-        self.pairs = _pairs(self.maze.path(), apart) if apart else None
+        self.pairs = _pairs(self.maze.path(), tuple(apart)) if apart else None
 
     def robot(self) -> mujoco.MjSpec:
         spec = Ant.spec(self)
         spec.add_numeric(name="max_contact_points", data=[12])  # MJX: of 31 candidates, the nearest
         torso = spec.body("torso")
-        for x, y in ((1, 1), (-1, 1), (-1, -1), (1, -1)):
-            root = torso.add_geom(
-                type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.08, 0, 0], pos=[0.2 * x, 0.2 * y, 0]
-            )
+        for x, y in 0.2 * CORNERS:
+            root = torso.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.08, 0, 0], pos=[x, y, 0])
             root.mass, root.contype = 0, WALL_BIT
         for name in ("torso", *FEET):
             spec.geom(name).contype |= WALL_BIT
@@ -134,26 +133,24 @@ class AntMaze(Walled, Ant):
         return at_rest(physics.qpos.at[:2].set(start), physics.qvel), goal
 
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
-        return -self.distance(after, goal) + 1.0 - 0.5 * jnp.sum(action**2)
+        return upkeep(action) - self.distance(after, goal)
 
 
 def _feet(qpos: jax.Array) -> jax.Array:
     """[4]: heights of the feet's centres, metres, of an ant at `qpos` [15] with a quaternion of length 1."""
     w, x, y, z = qpos[3:7]
     upwards = jnp.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
-    hip, ankle = qpos[7::2], qpos[8::2]
-    bearing = hip + jnp.pi * jnp.array([0.25, 0.75, 1.25, 1.75])
-    shin, root = (
-        0.4 * jnp.sqrt(2.0),
-        0.2 * jnp.sqrt(2.0),
-    )  # metres; each leg's root, thigh and shin are diagonals
-    far = root + shin * jnp.cos(ankle)
-    legs = jnp.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * 0.2
-    planar = legs + far[:, None] * jnp.stack([jnp.cos(bearing), jnp.sin(bearing)], axis=1)
-    drop = (
-        shin * jnp.sin(ankle) * jnp.array([1.0, -1.0, -1.0, 1.0])
-    )  # legs 2 and 3 bend down at negative angles
-    return qpos[2] + planar @ upwards[:2] - drop * upwards[2]
+    # A leg goes out from its root at a corner, by a thigh of 0.2 m and a shin of 0.4 m along both axes.
+    bearing = qpos[7::2] + jnp.arctan2(CORNERS[:, 1], CORNERS[:, 0])
+    bend = qpos[8::2] * DOWNWARDS
+    out = jnp.sqrt(2.0) * (0.2 + 0.4 * jnp.cos(bend))
+    planar = 0.2 * CORNERS + out[:, None] * jnp.stack([jnp.cos(bearing), jnp.sin(bearing)], axis=1)
+    return qpos[2] + planar @ upwards[:2] - jnp.sqrt(2.0) * 0.4 * jnp.sin(bend) * upwards[2]
+
+
+def upkeep(action: jax.Array) -> jax.Array:
+    """What every reward of the ant's holds: 1 for its health, less half the action's square."""
+    return 1.0 - 0.5 * jnp.sum(action**2)
 
 
 def on_circle(key: jax.Array, radius: float) -> jax.Array:
@@ -165,7 +162,8 @@ def on_circle(key: jax.Array, radius: float) -> jax.Array:
 def _pairs(path: np.ndarray, apart: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Start and goal [n, 2, 2] of all pairs of `path` that lie `apart` cells from each other, and their chances."""
     longest = len(path) - 1
-    if len(set(apart)) != len(apart) or not all(isinstance(k, int) and 1 <= k <= longest for k in apart):
+    whole = all(isinstance(k, int) and 1 <= k <= longest for k in apart)
+    if not whole or len(set(apart)) != len(apart):
         raise ValueError(f"apart must be different numbers of cells from 1 to {longest}, got {apart}")
     ends = [np.stack([path[:-k], path[k:]], axis=1) for k in apart]
     chances = [np.full(len(pairs), 1 / len(pairs) / len(apart), np.float32) for pairs in ends]

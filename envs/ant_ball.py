@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.ant import FEET, Ant, on_circle
+from deepres.envs.ant import FEET, Ant, on_circle, upkeep
 from deepres.envs.physics import PhysicsState, at_rest
 
 BALL_BIT = 4  # contype of the ant's geoms that the ball meets
@@ -68,4 +68,4 @@ class AntBall(Ant):
         return jnp.linalg.norm(state[29:31] - goal)
 
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
-        return -self.distance(after, goal) + 1.0 - 0.5 * jnp.sum(action**2)
+        return upkeep(action) - self.distance(after, goal)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.ant import FEET, NOISE, Ant
+from deepres.envs.ant import FEET, NOISE, Ant, upkeep
 from deepres.envs.base import View
 from deepres.envs.maze import WALL_BIT, WALL_RGBA
 from deepres.envs.physics import PhysicsState, at_rest
@@ -94,4 +94,4 @@ class AntPush(Ant):
         return jnp.concatenate([super().observe(physics), physics.qpos[15:] + jnp.array(BLOCK)])
 
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
-        return -self.distance(after, goal) + 1.0 - 0.5 * jnp.sum(action**2)
+        return upkeep(action) - self.distance(after, goal)

@@ -8,7 +8,8 @@ forces on the 25 coordinates (243-267). What belongs to links is one substep beh
 The goal is no business of the state, whose goals get relabelled: the target's entries are zero, in the sizes that
 published figures go with, unless parity asks for them.
 
-Solver: Newton, 1 iteration, 4 of line search, no implicit damping, as published for this robot on MJX.
+Solver: Newton, 1 iteration, 4 of line search, no implicit damping, as published for this robot on MJX: with the warm
+start one iteration per 3 ms substep holds a fallen humanoid within a millimetre of the floor's surface.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ from deepres.envs.base import Task, View
 from deepres.envs.layouts import LAYOUTS
 from deepres.envs.physics import PhysicsState
 
-AROUND = np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], indexing="ij"), axis=-1).reshape(
-    9, 2
-)  # a cell, its eight
+AROUND = np.array([(i, j) for i in (0, -1, 1) for j in (0, -1, 1)])  # a cell, then its eight neighbours
 WALL_BIT = 2  # robots' geoms that walls stop have this contype
 PARKED_Z = -100.0  # metres: where a box of the window waits that no wall needs
 WALL_RGBA = (0.55, 0.60, 0.68, 1.0)
