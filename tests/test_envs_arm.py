@@ -230,7 +230,8 @@ def test_a_bin_holds_a_cube_that_is_knocked_about(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "least"), [("arm_push_easy", 70, 0.9), ("arm_binpick_easy", 90, 0.5)]
+    ("name", "steps", "least"),
+    [("arm_push_easy", 70, 0.9), ("arm_binpick_easy", 90, 0.5), ("arm_binpick_hard", 110, 0.4)],
 )
 def test_a_scripted_gripper_lifts_the_cube_and_brings_it_to_the_goal(name, steps, least):
     env = environment(name)
@@ -241,6 +242,17 @@ def test_a_scripted_gripper_lifts_the_cube_and_brings_it_to_the_goal(name, steps
         highest = np.maximum(highest, np.asarray(state.obs[:, 2]))
     assert (highest > 0.12).mean() >= least
     assert state.success.mean() >= least
+
+
+def test_a_scripted_gripper_grasps_the_cube():
+    env = environment("arm_grasp")
+    state, policy, grasped = env.reset(), PickAndPlace(env.task.model, NUM_ENVS), np.zeros(NUM_ENVS)
+    for _ in range(50):
+        obs = np.asarray(state.obs)
+        as_pushed = np.column_stack([obs[:, :17], obs[:, :3]])  # lift it where it lies
+        state = env.step(state, policy(as_pushed, tips_of(state.physics)))
+        grasped += np.asarray(state.success)
+    assert (grasped > 5).mean() >= 0.5
 
 
 @pytest.mark.parametrize("name", ["arm_push_hard", "arm_grasp"])
