@@ -36,9 +36,7 @@ FINGER_OPEN = 255.0  # the gripper's controls are a byte: 0 is closed
 CUBE_HALF, CUBE_START = 0.03, 0.07  # metres: half a side, and the height it is let fall from
 ARM, FINGERS = slice(0, 7), slice(7, 9)  # in qpos
 FLANGE, FLANGE_VELOCITY, CUBE, LEFT_TIP, RIGHT_TIP = (slice(i, i + 3) for i in range(0, 15, 3))  # in sensors
-MAX_CONTACTS = (
-    16  # the deepest of 96 candidates with two bins: at most 12 touch at once, and MJX is twice as fast
-)
+MAX_CONTACTS = 16  # the deepest of 96 candidates with bins: 12 touch at most, and MJX is twice as fast
 PUBLISHED_GAIN = {"joint3": 2000, "joint4": 2000, "joint5": 1000, "joint6": 1000, "joint7": 1000}
 PUBLISHED_PAD = (0.015, 0.005, 0.04)  # metres: half sides of a finger's box
 START_RGBA, GOAL_RGBA, WALL_RGBA = (0.55, 0.65, 0.85, 1), (0.62, 0.82, 0.66, 1), (0.55, 0.60, 0.68, 1)

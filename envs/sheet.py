@@ -1,4 +1,4 @@
-"""A contact sheet: one small picture of every task at the start of an episode, its goal marked.
+"""A contact sheet: one small picture of each task at the start of an episode, its goal marked.
 
 python -m deepres.envs.sheet docs/tasks.png
 python -m deepres.envs.sheet docs/tasks.png ant reacher     # of these alone
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or not given[0].endswith(".png"):
         raise SystemExit("usage: python -m deepres.envs.sheet OUT.png [TASK ...]")
-    print(contact_sheet(given[0], given[1:] or names()))
+    training = [name for name in names() if "_eval" not in name and "_gen_" not in name]
+    print(contact_sheet(given[0], given[1:] or training))
 
 
 def contact_sheet(path: str | Path, tasks: Sequence[str], columns: int = COLUMNS) -> Path:

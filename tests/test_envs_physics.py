@@ -51,11 +51,12 @@ def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name):
         given = theirs, ctrl, on_host(mocap(theirs))
         theirs = on_host(step(*given))
         errors.append(np.abs(theirs.qpos - ours.qpos).max(axis=1))
-    # Rounding decides now and then in which substep something touches, and that environment goes its own way from
-    # there: so three of four are asked about the beginning, and half of them about the end.
+    # Rounding decides now and then in which substep something touches (a foot may start just on the floor), and that
+    # environment goes its own way from there: so three of four are asked about the beginning, half about the end.
     early, late = np.quantile(errors[0], 0.75), np.median(errors[-1])
-    assert early < 1e-4 and late < 2e-3, [error.max() for error in errors]
-    assert np.abs(ours.qpos - start.qpos).max(axis=1).min() > 0.01  # they went somewhere
+    gone = np.abs(ours.qpos - start.qpos).max(axis=1)
+    assert early < 1e-4 and late < 0.02 * np.median(gone), [error.max() for error in errors]
+    assert gone.min() > 0.01  # they went somewhere
     assert np.isfinite(theirs.sensors).all() and np.isfinite(ours.sensors).all()
     assert theirs.sensors.shape == ours.sensors.shape == (NUM_ENVS, task.model.nsensordata)
     assert step._cache_size() == 1
