@@ -92,7 +92,8 @@ class Ranks:
         """CPU threads of this rank: as wanted; if that is 0, its share of the cores; 0 (no change) when alone."""
         if wanted or self.size == 1:
             return wanted
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.local_size)
 
     # --- what a gradient step exchanges ---
 

@@ -15,15 +15,16 @@ from deepres.config import Config
 from deepres.distributed import ALONE, Ranks, deal, overlap
 
 EXCHANGES = """
-import sys
+import os, sys
 from dataclasses import replace
+from pathlib import Path
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from deepres import Batch, Config, Learner, ResidualStack
+from deepres import Batch, CheckpointError, Config, Learner, ResidualStack, checkpoint as checkpoints
+from deepres.checkpoint import Checkpoint
 from deepres.distributed import join
 
-BATCH, SIZES = 12, dict(state_dim=5, action_dim=2, goal_dim=3)
+disk, BATCH, SIZES = Path(sys.argv[1]), 12, dict(state_dim=5, action_dim=2, goal_dim=3)
 CONFIG = Config(critic_depth=4, actor_depth=4, width=32, feature_dim=8, batch_size=BATCH, num_envs=12)
 
 
@@ -81,6 +82,22 @@ with join(Config(device="cpu")) as ranks:
         assert apart({k: p.grad for k, p in stack.named_parameters()}, joint) < 1e-5, reduce
     del wrapped  # it holds the process group
 
+    def save(env_steps, numbers):
+        own = {"ring": torch.full((numbers,), float(ranks.rank))}
+        state = Checkpoint({}, {"env_steps": env_steps}, {}, {ranks.rank: own})
+        return checkpoints.save(disk, state, keep=3, ranks=ranks)
+
+    save(10, 100)
+    try:
+        save(20, 2_000_000 if ranks.rank == 1 else 100)
+        raise AssertionError("8 MB fitted a disk of 4")
+    except CheckpointError as error:
+        assert "nothing there was lost" in str(error)  # in every rank, though one alone met the full disk
+    save(30, 50)
+    loaded = checkpoints.load_newest(disk, ranks)[1]
+    assert sorted(os.listdir(disk)) == ["000000000010", "000000000030"] and list(loaded.shards) == [ranks.rank]
+    assert torch.equal(loaded.shards[ranks.rank]["ring"], torch.full((50,), float(ranks.rank)))
+
     def refuse():
         if ranks.rank == ranks.size - 1:
             raise ValueError("the last one would not")
@@ -108,9 +125,9 @@ def torchrun(size: int, *arguments: str, **options) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_shares_give_the_joint_batchs_gradients(tmp_path, size):
+def test_shares_give_the_joint_batchs_gradients_and_agree(tmp_path, small_disk, size):
     (tmp_path / "exchanges.py").write_text(EXCHANGES)
-    process = torchrun(size, str(tmp_path / "exchanges.py"))
+    process = torchrun(size, str(tmp_path / "exchanges.py"), str(small_disk))
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and f"all equal {size}" in output, output
 
