@@ -36,6 +36,7 @@ class Preset:
             env=self.env,
             eval_env=_EVALUATED_ON.get(self.env),
             parity=True,
+            physics="jax" if self.env.startswith("arm_") else "auto",  # C moves the published arm otherwise
             critic_depth=self.depth,
             actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
             total_steps=self.env_steps,
