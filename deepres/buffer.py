@@ -54,7 +54,7 @@ class ReplayBuffer:
 
     A step is the state [S] before acting, the action [A], and the id of the trajectory it belongs to.
 
-    device: where the ring lies; on the CPU beside a GPU it is pinned, for copies that do not wait (`uploaded`).
+    device: where the ring lies. pinned: on the CPU, to feed a GPU by copies that do not wait (see `uploaded`).
     dtype: of states and actions. bf16 is off by up to 2^-8 of a number and fp16 by 2^-11 (above 6e-5 and below
     65504, past which it is infinite): a goal's x = 30 m comes back up to 12 cm or 1.5 cm off, so far goals in
     bf16 blur at the scale of a success radius. Batches are float32 whatever it is.
@@ -69,10 +69,11 @@ class ReplayBuffer:
         goal_slice: slice,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        pinned: bool = False,
     ):
-        self.capacity, self.goal_slice = capacity, goal_slice
-        self.pinned = torch.device(device).type == "cpu" and torch.cuda.is_available()
-        options: dict[str, Any] = {"device": device, "pin_memory": self.pinned}
+        self.capacity, self.goal_slice, self.pinned = capacity, goal_slice, pinned
+        options: dict[str, Any] = {"device": device, "pin_memory": pinned}
         self.states = torch.zeros(capacity, num_envs, state_dim, dtype=dtype, **options)
         self.actions = torch.zeros(capacity, num_envs, action_dim, dtype=dtype, **options)
         self.traj_ids = torch.zeros(capacity, num_envs, dtype=torch.int32, **options)

@@ -96,7 +96,8 @@ class Config:
     impl: str = "auto"
     """Kernels: auto, reference, or a backend that `deepres doctor` lists."""
     threads: int = 0
-    """CPU threads of PyTorch and the CPU kernels; 0 leaves PyTorch's choice. The same number, the same bits."""
+    """CPU threads of PyTorch and the CPU kernels; 0 leaves PyTorch's choice, under torchrun this process's share of
+    the cores. The same number, the same bits."""
     device: str = "auto"
     """Where networks and buffer live: auto (CUDA if there is one), cpu, cuda, cuda:1."""
 

@@ -71,15 +71,16 @@ class Run:
             generator=torch.Generator().manual_seed(config.seed),  # the same in every rank
             ranks=ranks,
         )
+        beside = config.buffer_device in ("auto", self.device.type)
+        where = self.device if beside else pick_device(config.buffer_device)
         self.buffer = ReplayBuffer(
             self.share.num_envs,
             config.buffer_steps,
             **dims,
             goal_slice=self.env.goal_slice,
-            device=self.device
-            if config.buffer_device in ("auto", self.device.type)
-            else pick_device(config.buffer_device),
+            device=where,
             dtype=DTYPES[config.buffer_dtype],
+            pinned=(where.type, self.device.type) == ("cpu", "cuda"),
         )
         self.steps = gradient_steps(self.learner)
         self._returns = Returns()

@@ -80,20 +80,22 @@ def train(
                     if log:
                         _tell_return(run, reason)
                         log.close()
-                        # rows past the checkpoint are to be written again
+                        # drops the rows past the checkpoint
                         log = RunLog(folder, run.env_steps, wandb=config.wandb)
                     continue
                 if log:
                     log.write("train", row)
                 bar.round(row)
                 stopping = ranks.any(interrupt.asked)
-                last = run.done or stopping
-                if last or run.rounds % config.eval_every == 0:
+                if stopping:  # save before the evaluation: torchrun kills 30 seconds after it was interrupted
+                    _save(run, last=True)
+                if run.done or stopping or run.rounds % config.eval_every == 0:
                     figures = examine()
                     goal = config.stop_at_success
                     reached = goal is not None and figures.success_any >= goal
-                if last or reached or run.rounds % config.checkpoint_every == 0:
-                    _save(run, last or reached)
+                last = run.done or reached
+                if not stopping and (last or run.rounds % config.checkpoint_every == 0):
+                    _save(run, last)
             if log:
                 log.close()
         return Result(folder, run.before, figures, run.env_steps, interrupted=stopping)

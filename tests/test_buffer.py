@@ -160,7 +160,9 @@ def test_a_ring_reads_what_another_dtype_saved():
 
 @pytest.mark.gpu
 def test_a_ring_in_host_memory_feeds_the_gpu():
-    ring, generator = filled(), torch.Generator("cuda").manual_seed(0)
+    whole, generator = filled(), torch.Generator("cuda").manual_seed(0)
+    ring = ReplayBuffer(3, 50, 3, 1, slice(0, 3), pinned=True)
+    ring.load_state_tensors(whole.state_tensors(), whole.inserted)
     assert ring.states.is_pinned()
     batches = ring.batches(5, 16, window=1000, gamma=GAMMA, generator=generator)
     for batch in uploaded(batches, torch.device("cuda")):
