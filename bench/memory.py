@@ -4,7 +4,7 @@
     python bench/memory.py --critic-depth 64 --actor-depth 64 --precision bf16
 
 writes bench/results/memory_<critic>_<actor>_<precision>.json. The sizes are the humanoid's. A process builds the
-learner and takes three gradient steps; its own resident set before (interpreter, PyTorch) counts on both sides.
+learner and takes two gradient steps; its own resident set before (interpreter, PyTorch) counts on both sides.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if not __package__:
 from bench import environment
 from bench.timing import _status_bytes as status_bytes
 
-STEPS = 3
+STEPS = 2
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
