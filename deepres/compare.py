@@ -178,5 +178,5 @@ def _rows(path: Path) -> list[dict[str, float]]:
         return [
             {name: float(value) for name, value in row.items()}
             for row in csv.DictReader(file)
-            if None not in row.values()
+            if all(row.values())  # whole ones: a live run may be writing its last
         ]
