@@ -28,6 +28,9 @@ LEGS = (0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)  # radians at the start
 HEALTHY = (0.2, 1.0)  # metres: the episode goes on while the torso's height is within
 NOISE = 0.1  # of every starting position and velocity
 FOOT = 0.08  # metres: radius of a foot
+CLEARANCE = (
+    0.01  # metres between the feet and the floor at the start: rounding would decide about one just on it
+)
 CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)  # which way the legs 1 to 4 go
 DOWNWARDS = np.array([1, -1, -1, 1], np.float32)  # sign of the ankle's angle that bends a leg down
 FEET = tuple(f"foot_{leg}" for leg in "1234")
@@ -74,7 +77,7 @@ class Ant(Task):
         qpos = qpos + jax.random.uniform(position_key, (15,), minval=-NOISE, maxval=NOISE)
         if not self.parity:
             qpos = qpos.at[3:7].divide(jnp.linalg.norm(qpos[3:7]))
-            qpos = qpos.at[2].add(jnp.maximum(FOOT - jnp.min(_feet(qpos)), 0.0))
+            qpos = qpos.at[2].add(jnp.maximum(FOOT + CLEARANCE - jnp.min(_feet(qpos)), 0.0))
         return at_rest(qpos, NOISE * jax.random.normal(velocity_key, (14,)))
 
     def observe(self, physics: PhysicsState) -> jax.Array:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import logging
 import os
+import threading
 from dataclasses import dataclass
 
 import jax
@@ -120,7 +121,8 @@ class BatchPhysics:
     """Steps `num_envs` environments of `model` together by `dt` seconds with MuJoCo's C engine, on threads.
 
     It computes in float64 and starts every period from float32, so that what a state holds is all that
-    decides how it goes on; the number of threads changes no bit.
+    decides how it goes on; the number of threads changes no bit. Two threads of Python may share one: they take
+    turns.
     """
 
     def __init__(self, model: mujoco.MjModel, dt: float, num_envs: int) -> None:
@@ -134,6 +136,7 @@ class BatchPhysics:
         model.opt.disableflags |= flags
         self._batch = Batch(model, num_envs, min(threads(), num_envs))
         self._substeps = substeps(model, dt)
+        self._turn = threading.Lock()
         self._ctrl = self._batch.bind("ctrl")
         self._mocap_pos = self._batch.bind("mocap_pos")
         fields = ("qpos", "qvel", "qacc_warmstart", "sensordata")
@@ -142,13 +145,14 @@ class BatchPhysics:
 
     def step(self, state: PhysicsState, ctrl: np.ndarray, mocap_pos: np.ndarray | None) -> PhysicsState:
         """The state after one control period, of numpy arrays; like MjxPhysics.step, with a leading axis [N]."""
-        for field, value in zip(self._before, (state.qpos, state.qvel, state.warmstart), strict=True):
-            field[:] = value
-        self._ctrl[:] = ctrl
-        if mocap_pos is not None:
-            self._mocap_pos[:] = mocap_pos
-        self._batch.step(nstep=self._substeps)
-        return PhysicsState(*(field.astype(np.float32) for field in self._after))
+        with self._turn:
+            for field, value in zip(self._before, (state.qpos, state.qvel, state.warmstart), strict=True):
+                field[:] = value
+            self._ctrl[:] = ctrl
+            if mocap_pos is not None:
+                self._mocap_pos[:] = mocap_pos
+            self._batch.step(nstep=self._substeps)
+            return PhysicsState(*(field.astype(np.float32) for field in self._after))
 
 
 def threads() -> int:
