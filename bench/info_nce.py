@@ -121,8 +121,10 @@ def worst_error(step: Step, phi: Tensor, psi: Tensor) -> float:
 
 
 def needed_bytes(name: str, batch: int) -> int:
-    """Roughly what a form must hold: the materialised ones keep five [B, B] tensors or more."""
-    return 0 if name in ("fused", "broadcast") else 5 * 4 * batch * batch
+    """Roughly what a form must hold: the materialised ones keep [B, B] tensors, seven of them unless compiled."""
+    if name in ("fused", "broadcast"):
+        return 0
+    return (4 if "compiled" in name else 8) * 4 * batch * batch
 
 
 def free_bytes(device: str) -> int:
