@@ -43,6 +43,7 @@ def describe(device: str) -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "load_average_at_start": load_average(),
+        "cores_busy_at_start": cores_busy(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **versions()},
     }
@@ -123,3 +124,21 @@ def memory_bytes(field: str) -> int | None:
 
 def load_average() -> list[float] | None:
     return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def cores_busy(seconds: float = 2.0) -> float | None:
+    """Cores that other programs keep busy now, while this one sleeps; None where the system does not say.
+
+    A load average remembers minutes, so it calls a machine busy that has just finished something.
+    """
+    try:
+        before = _idle_seconds()
+        time.sleep(seconds)
+        return round(max(0.0, (os.cpu_count() or 1) - (_idle_seconds() - before) / seconds), 2)
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _idle_seconds() -> float:
+    idle, waiting = Path("/proc/stat").read_text().split("\n", 1)[0].split()[4:6]
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")

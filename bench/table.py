@@ -122,15 +122,17 @@ def notes(rows: list[Row]) -> list[str]:
 def machine(results: dict[str, Any]) -> str:
     """The line under a table: where and when."""
     e = results["environment"]
-    load = e["load_average_at_start"]
+    load, busy = e["load_average_at_start"], e.get("cores_busy_at_start")  # older files have no such count
     facts = [e["device"]["name"]]
     if e["device"]["kind"] == "cpu":
         facts.append(f"{e['threads']} of {e['cpu']['cores']} threads")
     facts += [f"torch {e['versions'].get('torch', '?')}", f"commit {e['commit']}", e["date"][:10]]
     if e["uncommitted_changes"]:
         facts[-2] += " with uncommitted changes"
-    if load and load[0] > e["cpu"]["cores"] / 4:
+    if busy is None and load and load[0] > e["cpu"]["cores"] / 4:
         facts.append(f"on a busy machine (load average {load[0]}): not to be quoted")
+    if busy is not None and busy > e["cpu"]["cores"] / 16:
+        facts.append(f"on a busy machine (others keep {busy} cores): not to be quoted")
     if not results["complete"]:
         facts.append("stopped early")
     return ", ".join(facts)

@@ -47,7 +47,7 @@ def test_a_run_leaves_figures_with_their_circumstances(run):
     assert results["complete"]
     environment = results["environment"]
     assert environment["threads"] >= 1 and environment["versions"]["torch"] and environment["commit"]
-    assert len(environment["load_average_at_start"]) == 3
+    assert len(environment["load_average_at_start"]) == 3 and environment["cores_busy_at_start"] >= 0
     names = ["eager", "products"]
     if environment["deepres"]["backends"]["residual_stack"].get("cpu") == "available":
         names.append("deepres")
