@@ -35,7 +35,8 @@ ROUNDS = 3  # of collecting and learning, for each contestant; one where a step 
 SLOW_S = 2.0
 TURN_S = 2.0  # of the slowest contestant
 ROUND_S = 1.0  # of each half of a round
-# as the deepres command sets it: workers sleep after their work, so that XLA's find a core (CONTRIBUTING)
+# as the deepres command sets it for itself: workers sleep after their work, so that XLA's find a core (CONTRIBUTING);
+# rivals keep their own defaults
 VARIABLES = {"OMP_WAIT_POLICY": "passive"}
 
 
@@ -171,7 +172,7 @@ class Contest:
         return train_report.finished(self.rows, self.seconds, self.losses, self.rounds, interleaved=together)
 
     def _ask(self, name: str, question: str, *arguments: Any) -> Any:
-        worker: Worker = self.crew.get(name, VARIABLES)
+        worker: Worker = self.crew.get(name, VARIABLES if name.startswith("deepres") else {})
         return worker.ask(question, *arguments, limit_s=self.arguments.limit)
 
     def _attempt(self, name: str, step: Any) -> None:
