@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import environment, timing
-from bench.registry import BASELINE, CEILING, OPS, Case, Implementation
+from bench.registry import BASELINE, CEILING, OPS, SINGLE, Case, Implementation
 from bench.worker import Crew, Failed, Worker
 
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ class Contest:
             except Failed as failure:
                 self._leave(name, failure, reasons)
         turns = self._time(case, built, reasons)
-        base, ceiling = turns.get(BASELINE), turns.get(CEILING)
+        base, single, ceiling = turns.get(BASELINE), turns.get(SINGLE), turns.get(CEILING)
         for name in self.workers:
             row = _blank_row(case, name)
             if name not in turns:
@@ -103,6 +103,7 @@ class Contest:
                 "served_by": built[name]["served_by"],
                 "ms": {k: v if k == "runs" else v * 1e3 for k, v in timing.spread(seconds).items()},
                 "speed_up": timing.ratio(base, turns[name]) if base else None,
+                "speed_up_fp32": timing.ratio(single, turns[name]) if single else None,
                 "share_of_products": timing.ratio(ceiling, turns[name])["median"] if ceiling else None,
                 "gflops_per_s": op.flops(case) / median / 1e9,
                 "gbytes_per_s": op.bytes(case) / median / 1e9,
@@ -174,6 +175,7 @@ def _blank_row(case: Case, name: str) -> Row:
         "bytes": op.bytes(case),
         "ms": None,
         "speed_up": None,
+        "speed_up_fp32": None,
         "share_of_products": None,
         "gflops_per_s": None,
         "gbytes_per_s": None,

@@ -29,6 +29,7 @@ INK, FAINT, GRID = "#222222", "#8a8f98", "#e6e8eb"
 STYLES: dict[str, dict[str, Any]] = {
     "eager": {"color": "#6b7280", "marker": "o"},
     "reference": {"color": "#b0b6bf", "marker": "o"},
+    "eager-fp32": {"color": "#a9adb5", "marker": "x"},
     "compile": {"color": "#e08e45", "marker": "s"},
     "jax": {"color": "#8e6bbf", "marker": "D"},
     "deepres": {"color": "#00857c", "marker": "o", "linewidth": 2.6, "markersize": 6, "zorder": 5},
@@ -45,11 +46,12 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     groups = [(heading, rows) for heading, rows in groups if rows]
     if not groups:
         return False
-    panels = (
+    panels = [
         ("times as fast as eager PyTorch", _speed, False),
-        ("time per layer, µs", lambda row: _spread(row, 1e3 / row["depth"]), True),
         ("peak memory above parameters, MB", _memory, True),
-    )
+    ]
+    if results["environment"]["device"]["kind"] != "cpu":  # a CPU's times are its neighbours', too
+        panels.insert(1, ("time per layer, µs", lambda row: _spread(row, 1e3 / row["depth"]), True))
     figure, axes = plt.subplots(
         len(panels),
         len(groups),

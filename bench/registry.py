@@ -12,6 +12,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 DEPTHS = (4, 16, 64, 256, 1024)
 ACTOR_DEPTH_LIMIT = 512  # the paper saw the actor's loss explode beyond
 BASELINE = "eager"  # every ratio is against this one
+SINGLE = "eager-fp32"  # joins where the precision is another: what a user of plain fp32 would gain
 CEILING = "products"  # the matrix products of the same case alone, by PyTorch: what shares are a share of
 
 
@@ -148,6 +149,7 @@ OPS: dict[str, Op] = {
         modes={"forward": "forward", "forward_backward": "forward + backward"},
         implementations={
             "eager": Implementation("eager PyTorch", "bench.residual_stack:eager", worse=8.0),
+            SINGLE: Implementation("eager PyTorch, fp32", "bench.residual_stack:eager", variant="fp32"),
             "compile": Implementation("torch.compile", "bench.residual_stack:compiled", worse=8.0),
             "jax": Implementation("JAX jit", "bench.residual_stack_jax:jitted", worse=8.0),
             **_deepres("bench.residual_stack:fused", worse=2.0),

@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,7 +88,8 @@ class Stack(nn.Module):
 
 
 def eager(case: Case, variant: str) -> Prepared:
-    return _plain(case, compile=False)
+    """variant: another precision than the case's, if any."""
+    return _plain(replace(case, precision=variant or case.precision), compile=False)
 
 
 def compiled(case: Case, variant: str) -> Prepared:

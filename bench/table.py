@@ -57,8 +57,8 @@ def rates(results: dict[str, Any]) -> list[str]:
 
 
 def full_header(results: dict[str, Any]) -> list[str]:
-    """What leads, with its spread: on a CPU, which has neighbours, the ratio; on a GPU the time."""
-    leading = ["ms (p10-p90)", "x eager"] if _absolute(results) else ["x eager (p10-p90)", "ms"]
+    """On a CPU, which has neighbours, ratios with their spread; on a GPU the time leads."""
+    leading = ["ms (p10-p90)", "x eager"] if _absolute(results) else ["x eager (p10-p90)", "x eager fp32"]
     return ["depth", "", *leading, "GFLOP/s", "of products", "peak MB"]
 
 
@@ -67,12 +67,16 @@ def full_cells(results: dict[str, Any], row: Row) -> list[str]:
     if row["status"] != "measured":
         return [str(row["depth"]), row["label"], row["status"], *["-"] * 4]
     absolute, share, peak = _absolute(results), row["share_of_products"], row["peak_bytes"]
-    ms = _with_spread(row["ms"], _digits, absolute)
     ratio = _with_spread(row["speed_up"], "{:.2f}".format, not absolute) if row["speed_up"] else "-"
+    single = row.get("speed_up_fp32")  # older files have none
+    if absolute:
+        leading = [_with_spread(row["ms"], _digits, True), ratio]
+    else:
+        leading = [ratio, _with_spread(single, "{:.2f}".format, True) if single else "-"]
     return [
         str(row["depth"]),
         row["label"] + (f" ({row['served_by']})" if row["served_by"] not in ("", "reference") else ""),
-        *([ms, ratio] if absolute else [ratio, ms]),
+        *leading,
         f"{row['gflops_per_s']:.0f}",
         f"{share:.0%}" if share else "-",
         f"{peak / 1e6:.0f}" if peak is not None else "-",
@@ -91,23 +95,26 @@ def _digits(ms: float) -> str:
     return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
-def compact(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """(header, lines): a line for each depth, a column for each contestant with its time and ratio."""
+def compact(results: dict[str, Any], rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines): a line for each depth, a column for each contestant: how many times as fast as eager, and
+    on a GPU its time."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
+    absolute = _absolute(results)
     lines = []
     for depth in dict.fromkeys(row["depth"] for row in rows):
-        cells = {row["label"]: _compact_cell(row) for row in rows if row["depth"] == depth}
+        cells = {row["label"]: _compact_cell(row, absolute) for row in rows if row["depth"] == depth}
         lines.append([str(depth), *(cells.get(label, "-") for label in labels)])
     return ["depth", *labels], lines
 
 
-def _compact_cell(row: Row) -> str:
+def _compact_cell(row: Row, absolute: bool) -> str:
     if row["status"] != "measured":
         return row["status"]
+    ratio = f"**{row['speed_up']['median']:.2f}x**" if row["speed_up"] else ""
+    if not absolute:
+        return ratio or "-"
     ms = _digits(row["ms"]["median"]) + " ms"
-    if row["speed_up"] is None or row["implementation"] in ("eager", CEILING):
-        return ms
-    return f"{ms} (**{row['speed_up']['median']:.2f}x**)"
+    return f"{ms} ({ratio})" if ratio and row["implementation"] not in ("eager", CEILING) else ms
 
 
 def notes(rows: list[Row]) -> list[str]:
@@ -146,7 +153,9 @@ def markdown(path: str, results: dict[str, Any], *, full: bool, op: str | None =
         if op is not None and rows[0]["op"] != op:
             continue
         header, lines = (
-            (full_header(results), [full_cells(results, row) for row in rows]) if full else compact(rows)
+            (full_header(results), [full_cells(results, row) for row in rows])
+            if full
+            else compact(results, rows)
         )
         parts += [f"**{heading}**, batch {size['batch']}, width {size['width']}", "", _line(header)]
         parts += [_line(["---:"] + ["---"] * (len(header) - 1)), *map(_line, lines), ""]

@@ -22,7 +22,7 @@ if not __package__:  # run as a file: the folder above holds `bench`, and `deepr
 
 from bench import measure
 from bench.progress import Progress, show
-from bench.registry import BASELINE, CEILING, DEPTHS, OPS, PRECISIONS
+from bench.registry import BASELINE, CEILING, DEPTHS, OPS, PRECISIONS, SINGLE
 from bench.worker import Crew, Failed
 
 OP_CHOICES = (*(op for op in OPS if op != "matrix_product"), "info_nce")
@@ -173,9 +173,9 @@ def plan(arguments: argparse.Namespace) -> list[tuple[str, str, int, str]]:
     return cases
 
 
-def contestants(op: str, arguments: argparse.Namespace) -> list[str]:
-    """The baseline, the rivals asked for, deepres, and the ceiling."""
-    wanted = {BASELINE, "deepres", CEILING}
+def contestants(op: str, precision: str, arguments: argparse.Namespace) -> list[str]:
+    """The baseline, also in fp32 where `precision` is another; the rivals asked for, deepres, and the ceiling."""
+    wanted = {BASELINE, "deepres", CEILING} | ({SINGLE} if precision != "fp32" else set())
     wanted |= {name for name in ("compile", "jax", "reference") if getattr(arguments, name)}
     return [name for name in OPS[op].implementations if name in wanted]
 
@@ -194,7 +194,7 @@ def run(
     cases = plan(arguments)
     for op, precision in dict.fromkeys((op, precision) for op, precision, _, _ in cases):
         contest = measure.Contest(op, precision, settings, crew, progress.say)
-        contest.enter(contestants(op, arguments))
+        contest.enter(contestants(op, precision, arguments))
         contest.enter(other_backends(op, results, contest), asked_for=False)
         results["checks"] += contest.checks
         for _, _, depth, mode in (case for case in cases if case[:2] == (op, precision)):

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is no part of the installed package
 
-from bench import measure, registry, table, timing, worker
+from bench import measure, plot, registry, table, throughput, timing, worker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,10 +79,10 @@ def test_tables_come_from_the_file_and_name_their_command(run):
     process = bench("table.py", path)
     assert process.returncode == 0
     results = json.loads(path.read_text())
-    row = next(r for r in results["rows"] if r["op"] == "residual_stack" and r["implementation"] == "eager")
+    row = next(r for r in results["rows"] if r["op"] == "residual_stack" and r["implementation"] == "deepres")
     assert "**residual_stack, forward + backward, fp32**, batch 64, width 64" in process.stdout
-    ms = row["ms"]["median"]
-    assert f"| 4 | {f'{ms:.3f}' if ms < 1 else f'{ms:#.3g}'} ms |" in process.stdout
+    assert f"| **{row['speed_up']['median']:.2f}x** |" in process.stdout
+    assert " ms" not in process.stdout  # times are for GPUs
     assert f"`python bench/table.py {path}`" in process.stdout
     only = bench("table.py", path, "--full", "--op", "gradient_step").stdout
     assert "one CRL gradient step" in only and "residual_stack," not in only
@@ -157,3 +157,13 @@ def test_statistics():
     assert timing.ratio([[2.0], [8.0], [6.0]], [[1.0], [2.0], [3.0]])["median"] == 2.0
     order = [(name, r) for name, r, _ in timing.interleave({"a": list, "b": list}, 2, 1.0)]
     assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+def test_other_precisions_are_also_held_against_fp32():
+    arguments = throughput.parse(["--precision", "bf16"])
+    assert "eager-fp32" in throughput.contestants("residual_stack", "bf16", arguments)
+    assert "eager-fp32" not in throughput.contestants("residual_stack", "fp32", arguments)
+
+
+def test_every_contestant_has_its_line_in_the_plot():
+    assert {name for op in registry.OPS.values() for name in op.implementations} <= set(plot.STYLES)

@@ -12,7 +12,8 @@ namespace deepres {
 namespace {
 
 struct Fp32 {
-  static constexpr int64_t kPack = 1;  // values to a word
+  static constexpr int64_t kPack = 1;    // values to a word
+  static constexpr bool kRough = false;  // whether a sigmoid to 7e-5 is good enough
   using Saved = float;
 
   DEEPRES_INLINE static Floats dot(Floats sum, Floats a, Floats b) { return sum + a * b; }
@@ -24,6 +25,7 @@ struct Fp32 {
 
 // n is saved in 16 bits: fp16, as |n| < sqrt(width), or bf16 where nothing bounds it (norm off).
 struct Saved16 {
+  static constexpr bool kRough = true;  // operands are rounded to 2e-3
   using Saved = uint16_t;
 
   DEEPRES_INLINE static Floats load_saved(const uint16_t* p, bool bounded) {

@@ -16,6 +16,15 @@ constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
 static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
               "tiles must fit the padding");
 
+// to [rows, width] = rows of `from`, whose stride is `padded`; this core will not read them soon.
+inline void stream_rows(const StackShape& shape, const float* from, int64_t rows, float* to) {
+  const int64_t width = shape.width, whole = width / kLanes * kLanes;
+  for (int64_t i = 0; i < rows; ++i, from += shape.padded, to += width) {
+    for (int64_t c = 0; c < whole; c += kLanes) stream(to + c, load(from + c));
+    std::copy(from + whole, from + width, to + whole);
+  }
+}
+
 // Products by vector instructions: register tiles of kRows x kPanel sums.
 template <class O>
 struct VectorProducts {
@@ -71,27 +80,40 @@ struct VectorProducts {
 
   static constexpr int64_t kBatchWords = 128;  // rows of panels that stay in L1 together
 
-  // c [kPad, width], row stride `padded`, = a^T du over the words of a panel of a and of all panels of du.
-  static void outer(const StackShape& shape, const float* a, const float* du, int64_t words, float* c) {
-    std::fill_n(c, kPad * shape.padded, 0.0f);
+  // out [rows, width] = a^T du over the words of a panel of a and of all panels of du; rows is at most kPad.
+  static void outer(const StackShape& shape, const float* a, const float* du, int64_t words, int64_t rows,
+                    float* work, float* out) {
+    const bool direct = words && rows == kPad && shape.width % kPanel == 0;
+    const float* zeros = work + work_size(shape) - shape.padded;
     for (int64_t word = 0; word < words; word += kBatchWords) {
       const int64_t count = std::min(kBatchWords, words - word);
+      const bool last = word + count == words;
       for (int64_t column = 0; column < shape.width; column += kPanel) {
         for (int64_t row = 0; row < kPad; row += kRows) {
           const float* left = a + word * kPad + row;
           const float* right = du + (column / kPad * words + word) * kPad + column % kPad;
-          float* out = c + row * shape.padded + column;
-          tile(
-              count, [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[j * kPad + i]; },
-              [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPad; },
-              [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-                float* sums = out + i * shape.padded;
-                store(sums, low + load(sums));
-                store(sums + kLanes, high + load(sums + kLanes));
-              });
+          float *sums = work + row * shape.padded + column, *to = out + row * shape.width + column;
+          const float* plus = word ? sums : zeros;
+          const int64_t plus_stride = word ? shape.padded : 0;
+          const auto left_word = [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[j * kPad + i]; };
+          const auto right_row = [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPad; };
+          if (last && direct) {
+            tile(count, left_word, right_row, [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+              stream(to + i * shape.width, low + load(plus + i * plus_stride));
+              stream(to + i * shape.width + kLanes, high + load(plus + i * plus_stride + kLanes));
+            });
+          } else {
+            tile(count, left_word, right_row, [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+              store(sums + i * shape.padded, low + load(plus + i * plus_stride));
+              store(sums + i * shape.padded + kLanes, high + load(plus + i * plus_stride + kLanes));
+            });
+          }
         }
       }
     }
+    if (!words) std::fill_n(work, rows * shape.padded, 0.0f);
+    if (!direct) stream_rows(shape, work, rows, out);
+    finish_streams();
   }
 };
 

@@ -120,7 +120,8 @@ struct TileProducts {
 
   static constexpr int64_t kBatchWords = 128;
 
-  static void outer(const StackShape& shape, const float* a, const float* du, int64_t words, float* c) {
+  static void outer(const StackShape& shape, const float* a, const float* du, int64_t words, int64_t rows,
+                    float* c, float* out) {
     alignas(64) float left[kPad * kBatchWords];  // a panel's words with the batch along the row
     Block block;
     std::fill_n(c, kPad * shape.padded, 0.0f);
@@ -142,6 +143,8 @@ struct TileProducts {
         block.put(c + column, shape.padded);
       }
     }
+    stream_rows(shape, c, rows, out);
+    finish_streams();
   }
 };
 

@@ -10,7 +10,7 @@ namespace deepres {
 namespace {
 
 constexpr int64_t kTileRows = 128;     // rows that a thread takes through a stretch at a time, at most
-constexpr int64_t kStretchLayers = 8;  // layers of a stretch, at most (or one block, if that is longer)
+constexpr int64_t kStretchLayers = 4;  // layers of a stretch, at most (or one block, if that is longer)
 constexpr int64_t kSpanLayers = 64;    // layers of a span, about
 constexpr int64_t kStretchWords = int64_t{6}
                                   << 20;  // what a stretch may leave behind for its weight gradients

@@ -23,9 +23,9 @@ LayerVectors vectors_of(const StackShape& shape, const StackRows& rows, int64_t 
   return {bias, bias + shape.padded, bias + 2 * shape.padded};
 }
 
-template <bool kSwish>
+template <bool kSwish, bool kRough>
 DEEPRES_INLINE Floats activated(Floats z) {
-  if constexpr (kSwish) return z * sigmoid(z);
+  if constexpr (kSwish) return z * sigmoid<kRough>(z);
   return z <= 0.0f ? Floats{} : z;  // NaN stays NaN
 }
 
@@ -115,31 +115,26 @@ struct Stack {
     }
   }
 
-  static constexpr int64_t kGroup =
-      4;  // rows whose statistics are taken together, to hide the latency of sums
+  static constexpr int64_t kGroup = 8;  // rows whose statistics are taken together: sums wait for each other
 
-  // Rows of u become u - mean.
-  static void centre(const StackShape& shape, float* u, float rstd[kGroup]) {
+  // Of kGroup rows of u.
+  static void statistics(const StackShape& shape, const float* u, float mean[kGroup], float rstd[kGroup]) {
     const int64_t width = shape.width, padded = shape.padded, whole = width / kLanes * kLanes;
-    Floats sums[kGroup] = {};
+    Floats sums[kGroup] = {}, squares[kGroup] = {};
     for (int64_t c = 0; c < width; c += kLanes) {
       DEEPRES_UNROLL
       for (int64_t i = 0; i < kGroup; ++i) sums[i] += load(u + i * padded + c);
     }
-    float mean[kGroup];
     for (int64_t i = 0; i < kGroup; ++i) mean[i] = sum(sums[i]) / float(width);
-    Floats squares[kGroup] = {};
     for (int64_t c = 0; c < whole; c += kLanes) {
       DEEPRES_UNROLL
       for (int64_t i = 0; i < kGroup; ++i) {
         const Floats centred = load(u + i * padded + c) - mean[i];
-        store(u + i * padded + c, centred);
         squares[i] += centred * centred;
       }
     }
     for (int64_t i = 0; i < kGroup && whole != width; ++i) {
       const Floats centred = keep(load(u + i * padded + whole) - mean[i], first_lanes(width - whole));
-      store(u + i * padded + whole, centred);
       squares[i] += centred * centred;
     }
     for (int64_t i = 0; i < kGroup; ++i)
@@ -150,7 +145,7 @@ struct Stack {
   template <bool kSwish, bool kSkips>
   DEEPRES_INLINE static Floats output(const LayerVectors& vectors, int64_t c, Floats normal,
                                       const float* block) {
-    const Floats y = activated<kSwish>(load(vectors.gamma + c) * normal + load(vectors.beta + c));
+    const Floats y = activated<kSwish, O::kRough>(load(vectors.gamma + c) * normal + load(vectors.beta + c));
     return kSkips ? y + load(block + c) : y;
   }
 
@@ -164,8 +159,9 @@ struct Stack {
     P::product(shape, count, rows.a + row * words, words, rows.packed + local * padded * k, k, vectors.bias,
                0, rows.work);
     for (int64_t group = 0; group < count; group += kGroup) {
-      float rstd[kGroup] = {1.0f, 1.0f, 1.0f, 1.0f};
-      if (kNorm) centre(shape, rows.work + group * padded, rstd);
+      float mean[kGroup] = {}, rstd[kGroup];
+      std::fill_n(rstd, kGroup, 1.0f);
+      if (kNorm) statistics(shape, rows.work + group * padded, mean, rstd);
       for (int64_t i = 0; i < std::min(kGroup, count - group); ++i) {
         const int64_t saved = local * shape.batch + row + group + i;
         Saved* n = rows.n ? static_cast<Saved*>(rows.n) + saved * padded : nullptr;
@@ -176,7 +172,7 @@ struct Stack {
         const float* u = rows.work + (group + i) * padded;
         float *a = rows.a + (row + group + i) * words, *block = rows.block + (row + group + i) * padded;
         for (int64_t c = 0; c < width; c += kLanes) {
-          const Floats normal = load(u + c) * rstd[i];
+          const Floats normal = (load(u + c) - mean[i]) * rstd[i];
           if (n) O::store_saved(n + c, normal, kNorm);
           const Floats y = output<kSwish, kSkips>(vectors, c, normal, block);
           O::put_row(a, c, y);
@@ -240,8 +236,10 @@ struct Stack {
 
   static constexpr int64_t kAhead = 8;  // rows from the prefetch of a saved value to its use
 
-  // From the gradient of the layer's output to du, of rows `row` and `row` + 1; du goes to `work` as a left
-  // operand and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
+  static constexpr int64_t kTogether = kLanes == 16 ? 4 : 2;  // rows of gradient_rows: registers hold them
+
+  // From the gradient of the layer's output to du, of kTogether rows from `row` on; du goes to `work` as a
+  // left operand and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
   template <bool kSwish, bool kNorm>
   static void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
                             int64_t in_block, float* sums) {
@@ -254,10 +252,10 @@ struct Stack {
     float* a = leaves ? rows.a + (local + 1) * padded * words : nullptr;
     float* panels = rows.du ? rows.du + local * padded * words : nullptr;
     float *scratch = rows.work + kRowBlock * padded, *zeros = rows.work + 2 * kRowBlock * padded;
-    const Saved* n[2];
-    const float* da[2];
-    float *dblock[2], *operand[2], rstd[2] = {};
-    for (int64_t i = 0; i < 2; ++i) {
+    const Saved* n[kTogether];
+    const float* da[kTogether];
+    float *dblock[kTogether], *operand[kTogether], rstd[kTogether] = {};
+    for (int64_t i = 0; i < kTogether; ++i) {
       const bool real = row + i < rows.end;
       const int64_t saved = local * shape.batch + row + i;
       n[i] =
@@ -268,23 +266,23 @@ struct Stack {
       if (real) rstd[i] = rows.rstd[saved];
     }
     float *dbias = sums, *dgamma = dbias + padded, *dbeta = dgamma + padded;
-    Floats total[2] = {}, along[2] = {};
+    Floats total[kTogether] = {}, along[kTogether] = {};
     for (int64_t c = 0; c < width; c += kLanes) {
       const Floats gamma = load(vectors.gamma + c), beta = load(vectors.beta + c);
-      Floats y[2], scale{}, shift{};
+      Floats y[kTogether], scale{}, shift{};
       DEEPRES_UNROLL
-      for (int64_t i = 0; i < 2; ++i) {
+      for (int64_t i = 0; i < kTogether; ++i) {
         const Floats dy = load(da[i] + c), normal = O::load_saved(n[i] + c, kNorm);
         __builtin_prefetch(n[i] + c + kAhead * padded);
         if (ends) store(dblock[i] + c, dy);
         const Floats z = gamma * normal + beta;
         Floats dz;
         if constexpr (kSwish) {
-          const Floats s = sigmoid(z);
+          const Floats s = sigmoid<O::kRough>(z);
           y[i] = z * s;
-          dz = dy * (s * (1.0f + z * (1.0f - s)));
+          dz = dy * (s + y[i] * (1.0f - s));
         } else {
-          y[i] = activated<false>(z);
+          y[i] = activated<false, O::kRough>(z);
           dz = z <= 0.0f ? Floats{} : dy;
         }
         scale += dz * normal;
@@ -296,23 +294,25 @@ struct Stack {
       }
       store(dgamma + c, load(dgamma + c) + scale);
       store(dbeta + c, load(dbeta + c) + shift);
-      if (leaves) put_in_panels<O>(a, words, row, c, y);
+      for (int64_t i = 0; i < kTogether && leaves; i += 2) put_in_panels<O>(a, words, row + i, c, y + i);
     }
-    float mean[2] = {}, slope[2] = {};
-    for (int64_t i = 0; i < 2 && kNorm; ++i) {
-      mean[i] = sum(total[i]) / float(shape.width);
-      slope[i] = sum(along[i]) / float(shape.width);
+    float mean[kTogether] = {}, slope[kTogether] = {};  // times rstd
+    for (int64_t i = 0; i < kTogether && kNorm; ++i) {
+      mean[i] = sum(total[i]) / float(shape.width) * rstd[i];
+      slope[i] = sum(along[i]) / float(shape.width) * rstd[i];
     }
     for (int64_t c = 0; c < width; c += kLanes) {
-      Floats du[2];
+      Floats du[kTogether], shift{};
       DEEPRES_UNROLL
-      for (int64_t i = 0; i < 2; ++i) {
+      for (int64_t i = 0; i < kTogether; ++i) {
         const Floats normal = O::load_saved(n[i] + c, kNorm);
-        du[i] = (load(scratch + i * padded + c) - mean[i] - normal * slope[i]) * rstd[i];
+        du[i] = load(scratch + i * padded + c) * rstd[i] - (normal * slope[i] + mean[i]);
         O::put_row(operand[i], c, du[i]);
+        shift += du[i];
       }
-      store(dbias + c, load(dbias + c) + (du[0] + du[1]));
-      if (panels) put_in_panels<O>(panels, words, row, c, du);
+      store(dbias + c, load(dbias + c) + shift);
+      for (int64_t i = 0; i < kTogether && panels; i += 2)
+        put_in_panels<O>(panels, words, row + i, c, du + i);
     }
     for (int64_t c = width; c < padded; c += kLanes) {  // the scratch of other steps lies here
       for (float* each : operand) O::put_row(each, c, Floats{});
@@ -328,7 +328,9 @@ struct Stack {
     std::fill_n(sums, 3 * padded, 0.0f);
     // Panels want whole row blocks.
     const int64_t count = rows.du ? kRowBlock : std::min(kRowBlock, rows.end - row);
-    for (int64_t i = 0; i < count; i += 2) gradient_rows<kSwish, kNorm>(shape, rows, layer, row + i, i, sums);
+    for (int64_t i = 0; i < count; i += kTogether) {
+      gradient_rows<kSwish, kNorm>(shape, rows, layer, row + i, i, sums);
+    }
     if (layer == rows.first && !rows.needs_input) return;
     P::product(shape, std::min(kRowBlock, rows.end - row), rows.work, row_words(shape),
                rows.packed + local * padded * k, k, joins ? rows.dblock + row * padded : zeros,
@@ -373,15 +375,7 @@ struct Stack {
                               float* dweight, float* work) {
     const int64_t width = shape.width, words = batch_words(shape),
                   rows = std::min(kPad, width - panel * kPad);
-    P::outer(shape, a + panel * words * kPad, du, words, work);
-    for (int64_t i = 0; i < rows; ++i) {
-      const float* sums = work + i * shape.padded;
-      float* out = dweight + (panel * kPad + i) * width;
-      const int64_t whole = width / kLanes * kLanes;
-      for (int64_t c = 0; c < whole; c += kLanes) stream(out + c, load(sums + c));
-      std::copy(sums + whole, sums + width, out + whole);
-    }
-    finish_streams();
+    P::outer(shape, a + panel * words * kPad, du, words, rows, work, dweight + panel * kPad * width);
   }
 
   static constexpr StackKernels table() {
