@@ -1,4 +1,6 @@
-// The residual stack on the CPU: who does what. Threads share the stretches of layers and own tiles of rows.
+// The residual stack on the CPU: who does what. Threads share the stretches of layers and own tiles of rows. All
+// schedules are static, so that a thread meets in its own cache what it left there: its rows from stretch to
+// stretch, and the operands of its weight gradients from panel to panel.
 
 #include <algorithm>
 
@@ -10,7 +12,7 @@ namespace deepres {
 namespace {
 
 constexpr int64_t kTileRows = 128;     // rows that a thread takes through a stretch at a time, at most
-constexpr int64_t kStretchLayers = 4;  // layers of a stretch, at most (or one block, if that is longer)
+constexpr int64_t kStretchLayers = 8;  // layers of a stretch, at most (or one block, if that is longer)
 constexpr int64_t kSpanLayers = 64;    // layers of a span, about
 constexpr int64_t kStretchWords = int64_t{6}
                                   << 20;  // what a stretch may leave behind for its weight gradients
@@ -71,7 +73,7 @@ class Run {
     pack(first, std::min(first + stretch_, last), false);
     for (int64_t start = first; start < last; start += stretch_) {
       const int64_t end = std::min(start + stretch_, last);
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(static) nowait
       for (int64_t row = 0; row < rows_; row += tile_) {
         if (start == first && in) load_rows(in, in_width, row, block());
         walk(first, start, end, row, saved);
@@ -113,7 +115,7 @@ class Run {
 
   // All threads, who leave together; no layers are no work.
   void pack(int64_t first, int64_t last, bool transposed) const {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t layer = first; layer < last; ++layer) {
       kernels_.pack(shape_, parameters_.weight + layer * shape_.width * shape_.width, transposed,
                     packed(first) + (layer - first) * kernels_.packed_size(shape_), work());
@@ -175,7 +177,7 @@ class BackwardRun : public Run {
   float* inputs() const { return left_.at(2 * stretch_ * panels_); }
 
   void rebuild(int64_t first, int64_t span, int64_t span_end, const StackSaved& saved) const {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows_; row += tile_) {
       const int64_t row_end = std::min(row + tile_, shape_.batch);
       const float* stream = saved.streams + (span - first) / span_ * shape_.batch * shape_.padded;
@@ -189,7 +191,7 @@ class BackwardRun : public Run {
     float *da = gradient_states_.at(), *dblock = gradient_states_.at(state_);
     float* a = gradients_.dweight ? left_.at() : nullptr;
     float* du = gradients_.dweight ? left_.at(stretch_ * panels_) : nullptr;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows_; row += tile_) {
       const int64_t row_end = std::min(row + tile_, shape_.batch);
       if (end == shape_.depth) load_rows(dy, shape_.width, row, da);
@@ -204,7 +206,7 @@ class BackwardRun : public Run {
   // The gradients of the parameters, out of what the rows left behind.
   void finish(int64_t span, int64_t start, int64_t end) const {
     const int64_t tasks = 1 + (gradients_.dweight ? shape_.padded / kPad : 0);
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < (end - start) * tasks; ++task) {
       const int64_t layer = start + task / tasks, local = layer - start, panel = task % tasks - 1;
       if (panel < 0) {
