@@ -1,6 +1,6 @@
-// The residual stack on the CPU: who does what. Threads share the stretches of layers and own tiles of rows. All
-// schedules are static, so that a thread meets in its own cache what it left there: its rows from stretch to
-// stretch, and the operands of its weight gradients from panel to panel.
+// The residual stack on the CPU: who does what. Threads share the stretches of layers and own tiles of rows.
+// All schedules are static, so that a thread meets in its own cache what it left there: its rows from stretch
+// to stretch, and the operands of its weight gradients from panel to panel.
 
 #include <algorithm>
 
