@@ -59,8 +59,11 @@ def assert_matches(args: list[torch.Tensor], **options) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("batch", "width", "depth"),
-    [(513, 32, 4), (7, 33, 16), (1, 100, 64), (64, 256, 64), (513, 100, 16), (40, 512, 16), (32, 64, 256)],
-)
+    [
+        (513, 32, 4), (7, 33, 16), (1, 100, 64), (64, 256, 64), (513, 100, 16), (40, 512, 16), (32, 64, 256),
+        (512, 256, 16), (100, 128, 32), (7, 24, 1024),
+    ],
+)  # fmt: skip
 def test_error_is_no_worse_than_plain_pytorch(batch: int, width: int, depth: int, precision: str) -> None:
     assert_matches(arguments(batch, width, depth), precision=precision)
 
@@ -84,8 +87,8 @@ def test_every_option(options: dict, precision: str) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("checkpoint", [1, 3, 4, 100])
-def test_checkpointing_computes_the_same_again(checkpoint: int) -> None:
+@pytest.mark.parametrize("checkpoint", [1, 3, 4, 100, "auto"])
+def test_checkpointing_computes_the_same_again(checkpoint: int | str) -> None:
     args = arguments(37, 40, 72)
     kept = outputs("cpu", torch.float32, args)
     again = outputs("cpu", torch.float32, args, checkpoint=checkpoint)
