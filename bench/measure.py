@@ -173,6 +173,7 @@ def _blank_row(case: Case, name: str) -> Row:
         "served_by": "",
         "flops": op.flops(case),
         "bytes": op.bytes(case),
+        "gradient_bytes": op.gradients(case),
         "ms": None,
         "speed_up": None,
         "speed_up_fp32": None,

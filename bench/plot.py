@@ -36,6 +36,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "deepres-cpu": {"color": "#4fb0a8", "marker": "v"},
     "deepres-triton": {"color": "#3d7fc4", "marker": "v"},
     "deepres-cuda": {"color": "#7a9a01", "marker": "v"},
+    "deepres-checkpoint": {"color": "#00857c", "marker": "^", "linestyle": "--"},
     "products": {"color": INK, "linestyle": (0, (2, 2)), "linewidth": 1.2, "zorder": 1},
 }
 

@@ -51,7 +51,8 @@ class Implementation:
 class Op:
     """modes: what is timed, key and words. truth: "module:function" giving (float64 results, plain PyTorch's)
     for the check before the clock starts; "" where there is nothing to get wrong. memory: bytes the greediest
-    contestant needs at its peak, roughly. resident: bytes every other one holds meanwhile.
+    contestant needs at its peak, roughly. resident: bytes every other one holds meanwhile. gradients: bytes of the
+    gradients that a contestant hands over, which its peak holds too.
     """
 
     modes: dict[str, str]
@@ -61,6 +62,7 @@ class Op:
     bytes: Callable[[Case], int]
     memory: Callable[[Case], int]
     resident: Callable[[Case], int]
+    gradients: Callable[[Case], int] = lambda case: 0
 
 
 def stack_flops(case: Case) -> int:
@@ -87,6 +89,11 @@ def stack_memory(case: Case) -> int:
     """What plain PyTorch needs at its peak, roughly: parameters, their gradients, six [B, W] kept a layer."""
     kept = 0 if case.mode == "forward" else 6 * case.depth * case.batch * case.width
     return 4 * (2 * stack_parameters(case) + kept) + 2**28
+
+
+def stack_gradients(case: Case) -> int:
+    """Of every parameter, and dx."""
+    return 0 if case.mode == "forward" else 4 * (stack_parameters(case) + case.batch * case.width)
 
 
 def actor_depth(case: Case) -> int:
@@ -153,6 +160,9 @@ OPS: dict[str, Op] = {
             "compile": Implementation("torch.compile", "bench.residual_stack:compiled", worse=8.0),
             "jax": Implementation("JAX jit", "bench.residual_stack_jax:jitted", worse=8.0),
             **_deepres("bench.residual_stack:fused", worse=2.0),
+            "deepres-checkpoint": Implementation(
+                "deepres, every 4th block", "bench.residual_stack:fused", variant="auto:4"
+            ),
             "products": Implementation("products alone", "bench.residual_stack:products"),
         },
         truth="bench.residual_stack:truth",
@@ -160,6 +170,7 @@ OPS: dict[str, Op] = {
         bytes=stack_bytes,
         memory=stack_memory,
         resident=lambda case: 2 * 4 * stack_parameters(case) + 2**28,
+        gradients=stack_gradients,
     ),
     "gradient_step": Op(
         modes={"step": "one CRL gradient step"},

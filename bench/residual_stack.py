@@ -113,13 +113,22 @@ def _plain(case: Case, *, compile: bool) -> Prepared:
     return _prepared(case, forward, tensors, list(stack.parameters()), named)
 
 
-def fused(case: Case, impl: str) -> Prepared:
+def fused(case: Case, variant: str) -> Prepared:
+    """variant: `impl`, or `impl:checkpoint`."""
+    impl, _, blocks = variant.partition(":")
+    checkpoint = int(blocks) if blocks else "none"
     tensors = inputs(case)
     leaves = [tensors[name].requires_grad_() for name in PARAMETERS]
 
     def forward(x: Tensor) -> Tensor:
         return deepres.residual_stack(
-            x, *leaves, skip_every=SKIP_EVERY, eps=EPS, precision=case.precision, impl=impl
+            x,
+            *leaves,
+            skip_every=SKIP_EVERY,
+            eps=EPS,
+            precision=case.precision,
+            checkpoint=checkpoint,
+            impl=impl,
         )
 
     server = served_by(case, impl)

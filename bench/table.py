@@ -59,13 +59,13 @@ def rates(results: dict[str, Any]) -> list[str]:
 def full_header(results: dict[str, Any]) -> list[str]:
     """On a CPU, which has neighbours, ratios with their spread; on a GPU the time leads."""
     leading = ["ms (p10-p90)", "x eager"] if _absolute(results) else ["x eager (p10-p90)", "x eager fp32"]
-    return ["depth", "", *leading, "GFLOP/s", "of products", "peak MB"]
+    return ["depth", "", *leading, "GFLOP/s", "of products", "peak MB", "less gradients"]
 
 
 def full_cells(results: dict[str, Any], row: Row) -> list[str]:
     """One contestant's line of the full table."""
     if row["status"] != "measured":
-        return [str(row["depth"]), row["label"], row["status"], *["-"] * 4]
+        return [str(row["depth"]), row["label"], row["status"], *["-"] * 5]
     absolute, share, peak = _absolute(results), row["share_of_products"], row["peak_bytes"]
     ratio = _with_spread(row["speed_up"], "{:.2f}".format, not absolute) if row["speed_up"] else "-"
     single = row.get("speed_up_fp32")  # older files have none
@@ -80,6 +80,7 @@ def full_cells(results: dict[str, Any], row: Row) -> list[str]:
         f"{row['gflops_per_s']:.0f}",
         f"{share:.0%}" if share else "-",
         f"{peak / 1e6:.0f}" if peak is not None else "-",
+        f"{(peak - row.get('gradient_bytes', 0)) / 1e6:.0f}" if peak is not None else "-",
     ]
 
 

@@ -66,6 +66,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--threads", type=int, help="CPU threads of each contestant (default: PyTorch's own choice)")
     add("--compile", action="store_true", help="torch.compile as well; building it takes minutes at depth")
     add("--jax", action="store_true", help="the published network in JAX under jit as well")
+    add(
+        "--checkpoint", action="store_true", help="deepres keeping the input of every 4th block only, as well"
+    )
     add("--reference", action="store_true", help="deepres's own plain reference as well")
     add("--seconds", type=float, default=5.0, help="timed seconds a case aims at (default: %(default)s)")
     add("--limit", type=float, default=240.0, help="longest wait for one answer, in s (default: %(default)s)")
@@ -177,6 +180,7 @@ def contestants(op: str, precision: str, arguments: argparse.Namespace) -> list[
     """The baseline, also in fp32 where `precision` is another; the rivals asked for, deepres, and the ceiling."""
     wanted = {BASELINE, "deepres", CEILING} | ({SINGLE} if precision != "fp32" else set())
     wanted |= {name for name in ("compile", "jax", "reference") if getattr(arguments, name)}
+    wanted |= {"deepres-checkpoint"} if arguments.checkpoint else set()
     return [name for name in OPS[op].implementations if name in wanted]
 
 

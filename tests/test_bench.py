@@ -163,6 +163,7 @@ def test_other_precisions_are_also_held_against_fp32():
     arguments = throughput.parse(["--precision", "bf16"])
     assert "eager-fp32" in throughput.contestants("residual_stack", "bf16", arguments)
     assert "eager-fp32" not in throughput.contestants("residual_stack", "fp32", arguments)
+    assert "deepres-checkpoint" not in throughput.contestants("residual_stack", "fp32", arguments)
 
 
 def test_every_contestant_has_its_line_in_the_plot():
