@@ -1,6 +1,7 @@
 """How long a dependent layer should take on a GPU: a model of the machine, for sizes no GPU here can run.
 
     python bench/model.py [--gpu h100] [--width 256] [--batch 512] [--depth 64] [--precision bf16]
+    python bench/model.py --all bench/results/model.json       # every GPU and size of the docs, as a file
 
 Every figure is a prediction. What a layer of the chain kernels (csrc/cuda) costs, in one block:
 
@@ -19,7 +20,11 @@ shared memory. `bench/gpu_check.sh` measures what is assumed here, and writes me
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,11 @@ class Machine:
     boundary: float = 1.3
     shared: int = 128  # bytes of shared memory that an SM moves in a cycle
     special: int = 16  # special functions that an SM starts in a cycle
+    clusters: bool = True  # blocks that read each other's shared memory: from sm_90 on
 
 
 MACHINES = {
-    "a100": Machine("A100 SXM", 108, 1.41, 90.0, 4700.0, 1900.0, 2048, 0.9),
+    "a100": Machine("A100 SXM", 108, 1.41, 90.0, 4700.0, 1900.0, 2048, 0.9, clusters=False),
     "h100": Machine("H100 SXM", 132, 1.75, 137.0, 5500.0, 3000.0, 4096, 0.63),
     "h200": Machine("H200 SXM", 132, 1.75, 137.0, 5500.0, 4300.0, 4096, 0.63),
     "b200": Machine("B200", 148, 1.85, 137.0, 9000.0, 7000.0, 8192, 0.32),
@@ -143,10 +149,15 @@ def rivals(machine: Machine, size: Size) -> dict[str, float]:
     }
 
 
+def designs(machine: Machine) -> dict[str, int]:
+    """Blocks of a cluster, by the designs that this machine can run."""
+    return {design: cluster for design, cluster in CLUSTERS.items() if cluster == 1 or machine.clusters}
+
+
 def predictions(machine: Machine, size: Size) -> dict[str, float]:
     """Microseconds by "design/mode", and of the rivals."""
     found: dict[str, float] = {}
-    for design, cluster in CLUSTERS.items():
+    for design, cluster in designs(machine).items():
         found[f"{design}/layer"] = layer(machine, size, cluster)
         found[f"{design}/forward"] = forward(machine, size, cluster)
         found[f"{design}/forward_backward"] = forward(machine, size, cluster) + backward(
@@ -160,6 +171,37 @@ def measured(machine: Machine, **figures: float) -> Machine:
     return replace(machine, name=machine.name + ", measured", **figures)
 
 
+def every(
+    widths: tuple[int, ...] = (256, 1024), depths: tuple[int, ...] = (64, 1024, 4096)
+) -> Iterator[dict]:
+    """A row for each GPU, width and depth at batch 512 in bf16: microseconds by design and mode."""
+    for key, machine in MACHINES.items():
+        for width in widths:
+            for depth in depths:
+                found = predictions(machine, Size(depth, 512, width, "bf16"))
+                us = {name: round(value, 2) for name, value in found.items()}
+                yield {
+                    "gpu": key,
+                    "depth": depth,
+                    "batch": 512,
+                    "width": width,
+                    "precision": "bf16",
+                    "us": us,
+                }
+
+
+def write(path: Path) -> None:
+    """All of `every`, one row to a line, and what is assumed of each GPU."""
+    machines = {key: json.dumps(asdict(machine)) for key, machine in MACHINES.items()}
+    assumed = ",\n".join(f'  "{key}": {line}' for key, line in machines.items())
+    rows = ",\n".join("  " + json.dumps(row) for row in every())
+    command = f"python bench/model.py --all {path}"
+    path.write_text(
+        f'{{\n "kind": "deepres predictions, not measurements",\n "command": "{command}",\n'
+        f' "assumed": {{\n{assumed}\n }},\n "rows": [\n{rows}\n ]\n}}\n'
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Predicted microseconds of the residual stack on a GPU.")
     parser.add_argument("--gpu", choices=tuple(MACHINES), default="h100")
@@ -167,7 +209,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--depth", type=int, nargs="*", default=[64, 1024])
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16")
+    parser.add_argument("--all", type=Path, metavar="FILE", help="write every GPU and size there instead")
     chosen = parser.parse_args()
+    if chosen.all:
+        write(chosen.all)
+        return print(f"wrote {chosen.all}", file=sys.stderr)
     machine = MACHINES[chosen.gpu]
     print(
         f"{machine.name}, width {chosen.width}, batch {chosen.batch}, {chosen.precision}: predictions, "
@@ -175,7 +221,7 @@ def main() -> None:
     )
     for depth in chosen.depth:
         size = Size(depth, chosen.batch, chosen.width, chosen.precision)
-        for design, cluster in CLUSTERS.items():
+        for design, cluster in designs(machine).items():
             parts = layer_parts(machine, size, cluster)
             listed = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
             print(f"  depth {depth} design {design} a layer: {listed} us")
