@@ -259,7 +259,6 @@ def _setup_context(ctx, inputs, output):
     y, activations, statistics = output
     ctx.mark_non_differentiable(activations, statistics)
     ctx.set_materialize_grads(False)  # or autograd fills zeros as large as what was saved
-    ctx.set_materialize_grads(False)  # no zeros of the size of the activations
     ctx.save_for_backward(x, y, weight, bias, gamma, beta, activations, statistics)
 
 
