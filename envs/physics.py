@@ -146,7 +146,9 @@ class BatchPhysics:
         self._before = [self._batch.bind(name) for name in fields[:3]]
         self._after = [self._batch.bind(name) for name in fields]
 
-    def step(self, state: PhysicsState, ctrl: np.ndarray, mocap_pos: np.ndarray | None) -> PhysicsState:
+    def step(
+        self, state: PhysicsState, ctrl: np.ndarray | jax.Array, mocap_pos: np.ndarray | jax.Array | None
+    ) -> PhysicsState:
         """The state after one control period, of numpy arrays; like MjxPhysics.step, with a leading axis [N]."""
         with self._turn, _CLOCK:
             for field, value in zip(self._before, (state.qpos, state.qvel, state.warmstart), strict=True):
@@ -161,8 +163,7 @@ class BatchPhysics:
 class _Clock:
     """MuJoCo's clock, stopped while anybody is within.
 
-    Every stage of a substep reads it, for the statistics in MjData.timer, which nobody looks at here: an eighth of
-    the ant's time.
+    Every stage of a substep reads it, for the statistics in MjData.timer, which nobody looks at here.
     """
 
     def __init__(self) -> None:

@@ -103,8 +103,7 @@ class _CStep:
         self._arrive = jit(partial(_arrive, functional))
 
     def __call__(self, state: EnvState, action: np.ndarray) -> EnvState:
-        ctrl, mocap_pos = self._drive(state.physics, action)
-        physics = self._physics.step(*jax.tree.map(np.asarray, (state.physics, ctrl, mocap_pos)))
+        physics = self._physics.step(state.physics, *self._drive(state.physics, action))
         return self._arrive(state, action, physics)
 
 
