@@ -1,6 +1,7 @@
 """The tasks, one by one: sizes beside the published ones, what they cost, and what random actions achieve.
 
-    python bench/envs.py                       # every task: minutes each, most of it compiling MJX
+    python bench/envs.py                       # every task: most of its time goes into compiling MJX
+    python bench/envs.py --rounds 3            # the same sooner, from three turns of each contestant for seven
     python bench/envs.py ant arm_reach         # these
     python bench/envs.py --only-sizes          # nothing is compiled or timed
 
@@ -65,7 +66,12 @@ def main(argv: list[str] | None = None) -> int:
         "kind": "deepres environments",
         "complete": False,
         "environment": environment.describe("cpu"),
-        "arguments": {"names": arguments.names, "only_sizes": arguments.only_sizes, "sizes": arguments.envs},
+        "arguments": {
+            "names": arguments.names,
+            "only_sizes": arguments.only_sizes,
+            "sizes": arguments.envs,
+            "rounds": arguments.rounds,
+        },
         "rows": [],
     }
     results["environment"]["versions"] |= {name: version(name) for name in ("mujoco", "mujoco-mjx")}
@@ -77,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                 progress.say(name)
                 row = sizes(name)
                 if not arguments.only_sizes:
-                    row |= speeds(name, arguments.envs, progress.say) | chance(name)
+                    row |= speeds(name, arguments.envs, arguments.rounds, progress.say) | chance(name)
                     results["rows"].append(row)
                     save(results, path)
                 else:
@@ -104,8 +110,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("names", nargs="*", metavar="TASK", help="by default every registered one")
     add("--only-sizes", action="store_true", help="compile and time nothing")
     add("--envs", nargs="+", type=int, default=list(SIZES), metavar="N", help="default: %(default)s")
+    add(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        metavar="N",
+        help="turns of each contestant, default: %(default)s",
+    )
     add("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
     arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be a number of turns >= 1, got {arguments.rounds}")
     arguments.names = arguments.names or envs.names()
     for name in arguments.names:
         envs.make_task(name)  # an unknown one is said before anything is measured
@@ -133,7 +148,7 @@ def sizes(name: str) -> Row:
     }
 
 
-def speeds(name: str, counts: list[int], say: Callable[[str], None]) -> Row:
+def speeds(name: str, counts: list[int], rounds: int, say: Callable[[str], None]) -> Row:
     """Seconds to a first step of each engine, and its env steps a second, the contestants taking turns."""
     import jax
     import numpy as np
@@ -151,7 +166,7 @@ def speeds(name: str, counts: list[int], say: Callable[[str], None]) -> Row:
             compile_s.setdefault(engine, time.perf_counter() - began)
             turns[f"{engine}_{count}"] = _turns(env, state, actions)
     rates: dict[str, list[float]] = {contestant: [] for contestant in turns}
-    for r in range(ROUNDS):
+    for r in range(rounds):
         for contestant in sorted(turns, key=list(turns).index, reverse=bool(r % 2)):
             rates[contestant].append(turns[contestant]())
     spread = {

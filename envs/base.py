@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from deepres.envs.draws import unrolled
 from deepres.envs.physics import MjxPhysics, PhysicsState
 
 ASSETS = Path(__file__).parent / "assets"
@@ -213,7 +214,7 @@ class GoalEnv:
 
     def reset(self, key: jax.Array) -> EnvState:
         """The first state of the first episode, drawn with `key` (uint32 [2], see `jax.random.PRNGKey`)."""
-        key, draw = jax.random.split(key)
+        key, draw = self._split(key)
         physics, goal = self._begin(draw)
         state = self.task.observe(physics)
         obs = jnp.concatenate([state, goal])
@@ -279,7 +280,7 @@ class GoalEnv:
         if state.first is not None:
             key, physics, goal = state.key, state.first.physics, state.first.goal
         else:
-            key, draw = jax.random.split(state.key)
+            key, draw = self._split(state.key)
             physics, goal = self._begin(draw)
         again = replace(
             state,
@@ -292,9 +293,16 @@ class GoalEnv:
         )
         return jax.tree.map(lambda new, old: jnp.where(state.done, new, old), again, state)
 
+    @staticmethod
+    def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The raw key [2] of all later episodes, and the raw key [2] of this one."""
+        key, draw = jax.random.key_data(jax.random.split(unrolled(key)))
+        return key, draw
+
     def _begin(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """A new episode's physics and goal."""
+        """A new episode's physics and goal, drawn with the raw `key` [2]; a goal sampler gets a raw one, too."""
         if self._goal_sampler is None:
-            return self.task.start(key)
-        start_key, goal_key = jax.random.split(key)
-        return self.task.start(start_key)[0], jnp.asarray(self._goal_sampler(goal_key), jnp.float32)
+            return self.task.start(unrolled(key))
+        start_key, goal_key = jax.random.split(unrolled(key))
+        goal = self._goal_sampler(jax.random.key_data(goal_key))
+        return self.task.start(start_key)[0], jnp.asarray(goal, jnp.float32)

@@ -13,6 +13,8 @@ import numpy as np
 from deepres.envs.base import EnvState, GoalEnv
 from deepres.envs.physics import BatchPhysics, PhysicsState
 
+FEW = 8  # environments that the C engine's step begins anew together
+
 
 class VectorEnv:
     """`num_envs` environments side by side; what deepres.envs.make returns.
@@ -101,12 +103,26 @@ class _CStep:
         self._arrive = jit(partial(_arrive, functional))
 
     def __call__(self, state: EnvState, action: np.ndarray) -> EnvState:
-        ctrl, mocap_pos = self._drive(state.physics, action)
-        physics = self._physics.step(*jax.tree.map(np.asarray, (state.physics, ctrl, mocap_pos)))
+        physics = self._physics.step(state.physics, *self._drive(state.physics, action))
         return self._arrive(state, action, physics)
 
 
 def _arrive(functional: GoalEnv, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:
+    """What a step reached, and where it ended an episode the first state of the next: a few environments at a time,
+    for most steps end only a few episodes, and random draws cost more than all the rest.
+    """
     reached = jax.vmap(functional.arrive)(state, action, physics)
-    # Most steps end no episode, and on a CPU a branch that is not taken costs nothing.
-    return jax.lax.cond(reached.done.any(), jax.vmap(functional.renew), lambda same: same, reached)
+    count, count_ended = len(reached.done), reached.done.sum()
+    few = min(count, FEW)
+    # Filled up with a number that is no environment's: what is read there does not matter, and nothing is written.
+    ended = jnp.nonzero(reached.done, size=-(-count // few) * few, fill_value=count)[0]
+
+    def renew(renewed: tuple[jax.Array, EnvState]) -> tuple[jax.Array, EnvState]:
+        begin, states = renewed
+        which = jax.lax.dynamic_slice(ended, (begin,), (few,))
+        some = jax.tree.map(lambda leaf: leaf.at[which].get(mode="clip"), states)
+        some = jax.vmap(functional.renew)(some)
+        states = jax.tree.map(lambda all_, new: all_.at[which].set(new, mode="drop"), states, some)
+        return begin + few, states
+
+    return jax.lax.while_loop(lambda renewed: renewed[0] < count_ended, renew, (jnp.int32(0), reached))[1]

@@ -97,9 +97,9 @@ def test_nobody_passes_a_wall(robot, count, power):
     for _ in range(1000):
         if power == "random":
             action = crowd.rng.uniform(-1, 1, (crowd.n, size))
-        else:  # every motor at its limit, one way for a second or two
+        else:  # every motor at its limit, one way for a second or two; the point also straight along x or y
             turn = crowd.rng.random(crowd.n) < 0.03
-            action[turn] = crowd.rng.choice([-1.0, 1.0], (turn.sum(), size))
+            action[turn] = crowd.rng.choice([-1, 0, 1] if robot == "point" else [-1, 1], (turn.sum(), size))
         xy, going = crowd.step(action)
         cells = np.round(xy / crowd.cell).astype(int).clip(0, np.array(crowd.walls.shape[1:]) - 1)
         assert not (crowd.walls[np.arange(crowd.n), cells[:, 0], cells[:, 1]] & going).any()
