@@ -89,6 +89,7 @@ CASES = [
     (128, 8, 100, {"precision": "bf16"}),
     (256, 4, 7, {"precision": "fp32"}),
     (512, 4, 7, {"precision": "bf16"}),
+    (512, 4, 7, {"precision": "fp32"}),
 ]
 
 
