@@ -71,18 +71,24 @@ class Tiles(NamedTuple):
     num_stages: int
 
     def arguments(self) -> dict[str, int]:
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        # Left to itself the compiler spills to fit more programs on a multiprocessor.
+        compiler = {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": 255}
+        return {**self.blocks, **compiler, "enable_fp_fusion": True}
 
 
-def tiles(width: int, small: bool) -> Tiles:
-    """small: tiles of 16 rows, to spread a small batch over the multiprocessors.
+def tiles(width: int, small: bool, phase: str) -> Tiles:
+    """The work of PHASE, in sizes that spill nothing (bench/compile_report.py).
 
-    The sizes are those that bench/compile_report.py shows without spills among the matrix products.
+    small: tiles of 16 rows, to spread a small batch over the multiprocessors.
     """
     padded = max(16, 1 << (width - 1).bit_length())
     rows = {128: 32, 256: 16, 512: 16}.get(padded, 64)
     small = small or rows == 16
-    blocks = {"BX": 16 if small else rows, "BY": 32, "BD": padded, "BK": min(padded, 32)}
+    # Gradients of many wide rows leave few registers for a product.
+    crowded = phase == "gradients" and not small and padded >= 64
+    by = 16 if crowded else 32
+    bk = 16 if crowded and padded == 128 else min(padded, 32)
+    blocks = {"BX": 16 if small else rows, "BY": by, "BD": padded, "BK": bk}
     return Tiles(blocks, 4 if padded <= 64 and small else 8, 2)
 
 
@@ -111,21 +117,20 @@ def forward(
     dphi = torch.empty_like(phi) if needs[0] else None
     dpsi = torch.empty_like(psi) if needs[1] else None
     counter = torch.zeros(1, dtype=torch.int32, device=phi.device)
-    small = _programs(batch, goals, tiles(width, True)) <= _multiprocessors(phi)
-    chosen = tiles(width, small)
     arguments = (
         phi, psi, batch, goals, width, options.positive_offset, options.logsumexp_penalty,
         rows, cols, counter, summary, dphi, dpsi,
     )  # fmt: skip
-    keywords = {**constants(options, needs), **chosen.arguments()}
-    grid = (_programs(batch, goals, chosen),)
-    if (
-        small and not interpreted()
-    ):  # the interpreter runs programs one after the other: no barrier could open
-        info_nce_kernel[grid](*arguments, **keywords, PHASE="both", launch_cooperative_grid=True)
-    else:
-        for phase in ("statistics", "gradients"):
-            info_nce_kernel[grid](*arguments, **keywords, PHASE=phase)
+    programs = _programs(batch, goals, tiles(width, True, "both"))
+    small = programs <= _multiprocessors(phi)
+    # The interpreter runs programs one after the other: no barrier could open.
+    phases = ("both",) if small and not interpreted() else ("statistics", "gradients")
+    for phase in phases:
+        chosen = tiles(width, small, phase)
+        info_nce_kernel[(_programs(batch, goals, chosen),)](
+            *arguments, **constants(options, needs), **chosen.arguments(), PHASE=phase,
+            launch_cooperative_grid=phase == "both",
+        )  # fmt: skip
     return summary[0].clone(), rows[3].clone(), summary[1:].clone(), dphi, dpsi
 
 
