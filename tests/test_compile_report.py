@@ -26,7 +26,14 @@ def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None
 
 
 def test_what_is_wrong_is_named() -> None:
-    fits = {"kernel": "dgrad", "target": 90, "spill_stores": 0, "spill_loads": 0, "shared": 9, "shared_limit": 9}
+    fits = {
+        "kernel": "dgrad",
+        "target": 90,
+        "spill_stores": 0,
+        "spill_loads": 0,
+        "shared": 9,
+        "shared_limit": 9,
+    }
     spills = {**fits, "spill_stores": 8, "loop_spills": 1}
     large = {**fits, "target": 120, "shared": 10}
     assert compile_report.complaints([fits, spills, large]) == [
