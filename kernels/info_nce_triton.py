@@ -18,12 +18,13 @@ Nothing waits for the device, and all memory comes from PyTorch: a CUDA graph ma
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
+from deepres.kernels.triton_device import unavailable as unavailable
 
 if TYPE_CHECKING:
     from deepres.kernels.info_nce import InfoNCEOptions
@@ -31,49 +32,12 @@ if TYPE_CHECKING:
 LARGEST_WIDTH = 512
 
 
-def unavailable() -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed; pip install 'deepres[cuda]'"
-    if interpreted():
-        return None
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
-    return None
-
-
 def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None:
     if phi.dtype != torch.float32:
         return f"phi must be float32, got {phi.dtype}"
     if phi.shape[1] > LARGEST_WIDTH:
         return f"it is built for up to {LARGEST_WIDTH} features, got {phi.shape[1]}"
-    if interpreted():
-        return (
-            None if phi.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it for the GPU"
-        )
-    if phi.device.type != "cuda":
-        return f"phi must be on a CUDA device, got {phi.device}"
-    major, minor = torch.cuda.get_device_capability(phi.device)
-    if major < 8:
-        return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-    return None
-
-
-def interpreted() -> bool:
-    """Whether Triton emulates its kernels on the CPU in this process."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-class Tiles(NamedTuple):
-    """Tile sizes (constants of the kernel) and the compiler's options."""
-
-    blocks: dict[str, int]
-    num_warps: int
-    num_stages: int
-
-    def arguments(self) -> dict[str, int]:
-        # Left to itself the compiler spills to fit more programs on a multiprocessor.
-        compiler = {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": 255}
-        return {**self.blocks, **compiler, "enable_fp_fusion": True}
+    return unsupported_device(phi)
 
 
 def tiles(width: int, small: bool, phase: str) -> Tiles:
@@ -84,12 +48,12 @@ def tiles(width: int, small: bool, phase: str) -> Tiles:
     padded = max(16, 1 << (width - 1).bit_length())
     rows = {128: 32, 256: 16, 512: 16}.get(padded, 64)
     small = small or rows == 16
-    # Gradients of many wide rows leave few registers for a product.
-    crowded = phase == "gradients" and not small and padded >= 64
+    crowded = phase == "gradients" and not small  # gradients of many rows leave few registers for a product
     by = 16 if crowded else 32
     bk = 16 if crowded and padded == 128 else min(padded, 32)
     blocks = {"BX": 16 if small else rows, "BY": by, "BD": padded, "BK": bk}
-    return Tiles(blocks, 4 if padded <= 64 and small else 8, 2)
+    # All registers: to fit more programs on a multiprocessor, the compiler would spill a few.
+    return Tiles(blocks, 4 if padded <= 64 and small else 8, 2, registers=255)
 
 
 def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, object]:
