@@ -49,9 +49,12 @@ def tiles(width: int, small: bool, phase: str) -> Tiles:
     rows = {128: 32, 256: 16, 512: 16}.get(padded, 64)
     small = small or rows == 16
     crowded = phase == "gradients" and not small  # gradients of many rows leave few registers for a product
-    by = 16 if crowded else 32
-    bk = 16 if crowded and padded == 128 else min(padded, 32)
-    blocks = {"BX": 16 if small else rows, "BY": by, "BD": padded, "BK": bk}
+    blocks = {
+        "BX": 16 if small else rows,
+        "BY": 16 if crowded else 32,
+        "BD": padded,
+        "BK": min(padded, 32),
+    }
     # All registers: to fit more programs on a multiprocessor, the compiler would spill a few.
     return Tiles(blocks, 4 if padded <= 64 and small else 8, 2, registers=255)
 

@@ -25,7 +25,10 @@ def _logits(
     x, y, x0, y0, nx, ny, D,
     ENERGY: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """(logits [BX, BY], near [BX, BY]); tiles with near pairs are computed again from differences."""
+    """(logits [BX, BY], near [BX, BY]); tiles with near pairs are computed again from differences.
+
+    Loops are told not to keep addresses (disable_licm): all those of a tile are more than registers hold.
+    """
     product = tl.zeros([BX, BY], tl.float32)
     xx, yy = tl.zeros([BX], tl.float32), tl.zeros([BY], tl.float32)
     for k in tl.range(0, BD, BK, disable_licm=True):
@@ -145,7 +148,7 @@ def _gradient(
             weights += tl.sum(far, 1)
             if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
                 close = tl.where(near, w, 0.0)
-                for j in range(BY):
+                for j in tl.range(0, BY, disable_licm=BD <= 128):  # by what spills least
                     if y0 + j < ny:
                         wj = tl.sum(tl.where((col == y0 + j)[None, :], close, 0.0), 1)
                         yj = _rows(y, y0 + j, ny, D, 1, 0, BD)
