@@ -2,7 +2,8 @@
 
     python bench/compile_cuda.py [--width 256] [--precision bf16] [--target sm_90a]
 
-writes bench/results/compile_cuda.json, a row for each kernel of each configuration and target. It takes what
+writes bench/results/compile_cuda.json, a row for each kernel of each configuration and target, and exits with 1
+if one spills or does not fit. It takes what
 `pip install 'deepres[cuda]'` brings for compiling: cuda-core, cuda-bindings and nvidia-cuda-nvrtc.
 """
 
@@ -13,9 +14,14 @@ import datetime
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+if not __package__:  # run as a file: `bench` and `deepres` are found in the folder above
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from bench.compile_report import complaints
 from deepres.kernels import cuda_program
 from deepres.kernels.residual_stack import PRECISIONS, StackOptions
 from deepres.kernels.residual_stack_cuda import WIDTHS, Geometry
@@ -72,7 +78,7 @@ def _usage(log: str) -> Iterable[tuple[str, dict[str, int]]]:
         yield kernel, {name: int(value) for name, value in figures.items()}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the CUDA kernels and report what they take.")
     parser.add_argument("--width", type=int, nargs="*", choices=WIDTHS, default=WIDTHS)
     parser.add_argument("--precision", nargs="*", choices=PRECISIONS, default=PRECISIONS)
@@ -93,6 +99,10 @@ def main() -> None:
     }
     lines = ",\n".join("    " + json.dumps(row) for row in rows)
     RESULTS.write_text(json.dumps(head, indent=2)[:-2] + f',\n  "rows": [\n{lines}\n  ]\n}}\n')
+    wrong = complaints(rows)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _nvrtc_version() -> tuple[int, int]:
@@ -103,4 +113,4 @@ def _nvrtc_version() -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

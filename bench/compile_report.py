@@ -2,7 +2,8 @@
 
     python bench/compile_report.py [--backend triton] [--only target=90 width=256 kernel=dgrad]
 
-writes bench/results/compile_<backend>.json, one row to a kernel, configuration and target. An item of
+writes bench/results/compile_<backend>.json, one row to a kernel, configuration and target, and exits with 1 if
+one spills or does not fit. An item of
 BACKENDS holds a function for each of its ops; it yields entries, and an entry compiles itself for a target.
 """
 
@@ -15,9 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = (80, 90, 100, 120)
@@ -89,7 +90,7 @@ def compile_triton(kernel, types: dict[str, str], constants: dict[str, object], 
     compiled = triton.compile(
         triton.compiler.ASTSource(kernel, signature, {**constants, **tiles.blocks}, aligned),
         target=GPUTarget("cuda", target, 32),
-        options={"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, "enable_fp_fusion": True},
+        options={name: value for name, value in tiles.arguments().items() if name not in tiles.blocks},
     )
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
@@ -138,9 +139,11 @@ def triton_residual_stack() -> Iterator[Entry]:
 
 
 def triton_info_nce() -> Iterator[Entry]:
-    """The Triton InfoNCE with both gradients, in one launch and in two, at every padded width."""
+    """The Triton InfoNCE with both gradients, in one launch and in two: every width that tiles differ for, and at
+    64 and the largest every energy and every form.
+    """
     from deepres.kernels import info_nce_triton as launcher
-    from deepres.kernels.info_nce import FORMS, InfoNCEOptions
+    from deepres.kernels.info_nce import ENERGIES, FORMS, InfoNCEOptions
     from deepres.kernels.info_nce_triton_kernels import info_nce_kernel
 
     types = {
@@ -149,14 +152,15 @@ def triton_info_nce() -> Iterator[Entry]:
         "counter": "*i32",
         "penalty": "fp32",
     }
-    cases = [(width, "norm", "forward") for width in (64, 128, 256, 512)]
-    cases += [(64, energy, "forward") for energy in ("l2", "dot")]
-    cases += [(64, "norm", form) for form in FORMS[1:]]
+    cases = [(width, "norm", "forward") for width in (16, 32, 128, 256)]
+    for width in (64, launcher.LARGEST_WIDTH):
+        cases += [(width, energy, "forward") for energy in ENERGIES]
+        cases += [(width, "norm", form) for form in FORMS if form != "forward"]
     for width, energy, form in cases:
         for phase in ("both", "statistics", "gradients"):
             options = InfoNCEOptions(energy=energy, form=form)
             constants = {**launcher.constants(options, (True, True)), "PHASE": phase}
-            tiles = launcher.tiles(width, small=phase == "both")
+            tiles = launcher.tiles(width, phase == "both", phase)
             configuration = {"width": width, "energy": energy, "form": form, "phase": phase}
 
             def compile_for(target: int, constants=constants, tiles=tiles) -> Usage:
@@ -206,7 +210,24 @@ def report(backend: str, only: dict[str, str]) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> None:
+def complaints(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """A line for each row whose kernel spills registers or asks for more than its target has."""
+    lines = []
+    for row in rows:
+        wrong = []
+        if row["spill_stores"] or row["spill_loads"]:
+            where = ", in a product's loop too" if row.get("loop_spills") else ""
+            wrong.append(f"spills {row['spill_stores']} bytes{where}")
+        if row["shared"] > row["shared_limit"]:
+            wrong.append(f"takes {row['shared']} bytes of shared memory, {row['shared_limit']} are there")
+        if wrong:
+            usage = {*Usage._fields, "shared_limit", "stack", "stages"}
+            name = " ".join(f"{field}={value}" for field, value in row.items() if field not in usage)
+            lines.append(f"{name}: {'; '.join(wrong)}")
+    return lines
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", choices=list(BACKENDS), default="triton")
     parser.add_argument(
@@ -219,15 +240,19 @@ def main() -> None:
     rows = report(arguments.backend, dict(pair.split("=", 1) for pair in arguments.only))
     out = arguments.out or ROOT / "bench" / "results" / f"compile_{arguments.backend}.json"
     head = {
-        "command": "python bench/compile_report.py --backend " + arguments.backend,
+        "command": " ".join(["python", "bench/compile_report.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "commit": _run("git", "-C", ROOT, "rev-parse", "--short", "HEAD").stdout.strip(),
         "versions": BACKENDS[arguments.backend].versions(),
     }
     lines = ",\n".join("    " + json.dumps(row) for row in rows)
     out.write_text(json.dumps(head, indent=2)[:-2] + f',\n  "rows": [\n{lines}\n  ]\n}}\n')
+    wrong = complaints(rows)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    main()
+    sys.exit(main())

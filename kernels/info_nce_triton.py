@@ -18,12 +18,13 @@ Nothing waits for the device, and all memory comes from PyTorch: a CUDA graph ma
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
+from deepres.kernels.triton_device import unavailable as unavailable
 
 if TYPE_CHECKING:
     from deepres.kernels.info_nce import InfoNCEOptions
@@ -31,59 +32,31 @@ if TYPE_CHECKING:
 LARGEST_WIDTH = 512
 
 
-def unavailable() -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed; pip install 'deepres[cuda]'"
-    if interpreted():
-        return None
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
-    return None
-
-
 def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None:
     if phi.dtype != torch.float32:
         return f"phi must be float32, got {phi.dtype}"
     if phi.shape[1] > LARGEST_WIDTH:
         return f"it is built for up to {LARGEST_WIDTH} features, got {phi.shape[1]}"
-    if interpreted():
-        return (
-            None if phi.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it for the GPU"
-        )
-    if phi.device.type != "cuda":
-        return f"phi must be on a CUDA device, got {phi.device}"
-    major, minor = torch.cuda.get_device_capability(phi.device)
-    if major < 8:
-        return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-    return None
+    return unsupported_device(phi)
 
 
-def interpreted() -> bool:
-    """Whether Triton emulates its kernels on the CPU in this process."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+def tiles(width: int, small: bool, phase: str) -> Tiles:
+    """The work of PHASE, in sizes that spill nothing (bench/compile_report.py).
 
-
-class Tiles(NamedTuple):
-    """Tile sizes (constants of the kernel) and the compiler's options."""
-
-    blocks: dict[str, int]
-    num_warps: int
-    num_stages: int
-
-    def arguments(self) -> dict[str, int]:
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
-
-
-def tiles(width: int, small: bool) -> Tiles:
-    """small: tiles of 16 rows, to spread a small batch over the multiprocessors.
-
-    The sizes are those that bench/compile_report.py shows without spills among the matrix products.
+    small: tiles of 16 rows, to spread a small batch over the multiprocessors.
     """
     padded = max(16, 1 << (width - 1).bit_length())
     rows = {128: 32, 256: 16, 512: 16}.get(padded, 64)
     small = small or rows == 16
-    blocks = {"BX": 16 if small else rows, "BY": 32, "BD": padded, "BK": min(padded, 32)}
-    return Tiles(blocks, 4 if padded <= 64 and small else 8, 2)
+    crowded = phase == "gradients" and not small  # gradients of many rows leave few registers for a product
+    blocks = {
+        "BX": 16 if small else rows,
+        "BY": 16 if crowded else 32,
+        "BD": padded,
+        "BK": min(padded, 32),
+    }
+    # All registers: to fit more programs on a multiprocessor, the compiler would spill a few.
+    return Tiles(blocks, 4 if padded <= 64 and small else 8, 2, registers=255)
 
 
 def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, object]:
@@ -111,21 +84,20 @@ def forward(
     dphi = torch.empty_like(phi) if needs[0] else None
     dpsi = torch.empty_like(psi) if needs[1] else None
     counter = torch.zeros(1, dtype=torch.int32, device=phi.device)
-    small = _programs(batch, goals, tiles(width, True)) <= _multiprocessors(phi)
-    chosen = tiles(width, small)
     arguments = (
         phi, psi, batch, goals, width, options.positive_offset, options.logsumexp_penalty,
         rows, cols, counter, summary, dphi, dpsi,
     )  # fmt: skip
-    keywords = {**constants(options, needs), **chosen.arguments()}
-    grid = (_programs(batch, goals, chosen),)
-    if (
-        small and not interpreted()
-    ):  # the interpreter runs programs one after the other: no barrier could open
-        info_nce_kernel[grid](*arguments, **keywords, PHASE="both", launch_cooperative_grid=True)
-    else:
-        for phase in ("statistics", "gradients"):
-            info_nce_kernel[grid](*arguments, **keywords, PHASE=phase)
+    programs = _programs(batch, goals, tiles(width, True, "both"))
+    small = programs <= _multiprocessors(phi)
+    # The interpreter runs programs one after the other: no barrier could open.
+    phases = ("both",) if small and not interpreted() else ("statistics", "gradients")
+    for phase in phases:
+        chosen = tiles(width, small, phase)
+        info_nce_kernel[(_programs(batch, goals, chosen),)](
+            *arguments, **constants(options, needs), **chosen.arguments(), PHASE=phase,
+            launch_cooperative_grid=phase == "both",
+        )  # fmt: skip
     return summary[0].clone(), rows[3].clone(), summary[1:].clone(), dphi, dpsi
 
 

@@ -25,10 +25,13 @@ def _logits(
     x, y, x0, y0, nx, ny, D,
     ENERGY: tl.constexpr, BX: tl.constexpr, BY: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """(logits [BX, BY], near [BX, BY]); tiles with near pairs are computed again from differences."""
+    """(logits [BX, BY], near [BX, BY]); tiles with near pairs are computed again from differences.
+
+    Loops are told not to keep addresses (disable_licm): all those of a tile are more than registers hold.
+    """
     product = tl.zeros([BX, BY], tl.float32)
     xx, yy = tl.zeros([BX], tl.float32), tl.zeros([BY], tl.float32)
-    for k in range(0, BD, BK):
+    for k in tl.range(0, BD, BK, disable_licm=True):
         xs, ys = _rows(x, x0, nx, D, BX, k, BK), _rows(y, y0, ny, D, BY, k, BK)
         product = tl.dot(xs, tl.trans(ys), product, input_precision="tf32x3")
         xx += tl.sum(xs * xs, 1)
@@ -80,7 +83,7 @@ def _statistics(
     largest = tl.full([BX], float("-inf"), tl.float32)
     total, own = tl.zeros([BX], tl.float32), tl.zeros([BX], tl.float32)
     plain, soft = tl.zeros([BX], tl.float32), tl.zeros([BX], tl.float32)
-    for y0 in range(0, ny, BY):
+    for y0 in tl.range(0, ny, BY, disable_licm=True):
         s, _ = _logits(x, y, x0, y0, nx, ny, D, ENERGY, BX, BY, BD, BK)
         col = y0 + tl.arange(0, BY)
         inside = (col < ny)[None, :]
@@ -113,7 +116,7 @@ def _gradient(
         x_largest = tl.load(x_softmax + row, mask=row < nx, other=float("inf"))
         x_scale = tl.load(x_softmax + nx + row, mask=row < nx, other=0.0)
         x_own = tl.load(x_softmax + 2 * nx + row, mask=row < nx, other=0.0)
-    for y0 in range(0, ny, BY):
+    for y0 in tl.range(0, ny, BY, disable_licm=True):
         s, near = _logits(x, y, x0, y0, nx, ny, D, ENERGY, BX, BY, BD, BK)
         col = y0 + tl.arange(0, BY)
         w, own = tl.zeros([BX, BY], tl.float32), tl.zeros([BX, BY], tl.float32)
@@ -125,10 +128,12 @@ def _gradient(
             y_scale = tl.load(y_softmax + ny + col, mask=col < ny, other=0.0)
             w += tl.exp(s - y_largest[None, :]) * y_scale[None, :]
             own += tl.load(y_softmax + 2 * ny + col, mask=col < ny, other=0.0)[None, :]
+        partner = col[None, :] == row[:, None] + shift
         if BINARY:
-            w += _sigmoid(s) * binary_share
-            own -= _sigmoid(-s) * binary_share
-        w = tl.where(col[None, :] == row[:, None] + shift, own, w)
+            part = _sigmoid(tl.where(partner, -s, s)) * binary_share
+            w += part
+            own -= part
+        w = tl.where(partner, own, w)
         w = tl.where((row < nx)[:, None] & (col < ny)[None, :], w, 0.0)
         if ENERGY == "norm":
             w = tl.where(s == 0, 0.0, w / tl.where(s == 0, 1.0, s))
@@ -143,7 +148,7 @@ def _gradient(
             weights += tl.sum(far, 1)
             if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
                 close = tl.where(near, w, 0.0)
-                for j in range(BY):
+                for j in tl.range(0, BY, disable_licm=BD <= 128):  # by what spills least
                     if y0 + j < ny:
                         wj = tl.sum(tl.where((col == y0 + j)[None, :], close, 0.0), 1)
                         yj = _rows(y, y0 + j, ny, D, 1, 0, BD)

@@ -19,12 +19,13 @@ all memory comes from PyTorch: a CUDA graph may capture both directions.
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
+from deepres.kernels.triton_device import unavailable as unavailable
 
 if TYPE_CHECKING:
     from deepres.kernels.residual_stack import StackOptions
@@ -45,48 +46,12 @@ STRETCH = 32
 ROUNDED_AHEAD = 256
 
 
-def unavailable() -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed; pip install 'deepres[cuda]'"
-    if interpreted():
-        return None
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
-    return None
-
-
 def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
     if x.dtype != torch.float32:
         return f"it computes in float32, got x of {x.dtype}; call x.float()"
     if x.shape[1] not in WIDTHS:
         return f"it is built for widths {', '.join(map(str, WIDTHS))}, got {x.shape[1]}"
-    if interpreted():
-        return (
-            None if x.device.type == "cpu" else "TRITON_INTERPRET is for CPU tensors; unset it to use the GPU"
-        )
-    if x.device.type != "cuda":
-        return f"it runs on a CUDA device, got x on {x.device}; call .cuda()"
-    major, minor = torch.cuda.get_device_capability(x.device)
-    if major < 8:
-        return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-    return None
-
-
-def interpreted() -> bool:
-    """Whether Triton emulates its kernels on the CPU in this process."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-class Tiles(NamedTuple):
-    """The shape of one kernel's work: its tile sizes (constants of the kernel) and the compiler's options."""
-
-    blocks: dict[str, int]
-    num_warps: int
-    num_stages: int
-
-    def arguments(self) -> dict[str, int]:
-        compiler = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        return {**self.blocks, **compiler}
+    return unsupported_device(x)
 
 
 def shared_memory(capability: tuple[int, int]) -> int:
@@ -95,10 +60,7 @@ def shared_memory(capability: tuple[int, int]) -> int:
 
 
 def tiles(kernel: str, width: int, precision: str, capability: tuple[int, int]) -> Tiles:
-    """Of the kernel "forward", "dgrad" or "wgrad", so that no loop spills (bench/compile_report.py).
-
-    dgrad at width 512 does, by a few addresses that it reads again.
-    """
+    """Of the kernel "forward", "dgrad" or "wgrad", so that nothing spills (bench/compile_report.py)."""
     size = operand_bytes(precision)
     if kernel == "wgrad":
         side, rows = (min(width, 128), 64) if size == 2 else (64, 32)

@@ -186,6 +186,10 @@ def dgrad_kernel(
 ):  # fmt: skip
     """The chain of input gradients of a stretch for BLOCK_B rows. FIRST: the stretch starts at layer 0."""
     CHUNKS: tl.constexpr = W // BLOCK_K
+    # Two tiles wait while a block is walked: the gradient on its way past it, and its output. Where their
+    # registers would spill, they wait in dx and stream, and addresses are computed anew in each layer.
+    WIDE: tl.constexpr = W > 256
+    PARKED: tl.constexpr = WIDE and SKIP > 0
     program = tl.program_id(0).to(tl.int64)
     start = program * BLOCK_B  # of the program's rows
     rows = tl.arange(0, BLOCK_B)
@@ -204,9 +208,6 @@ def dgrad_kernel(
     du += start * W
 
     da = tl.load(dy + tile, mask=inside, other=0.0)
-    # Two tiles wait while a block is walked: the gradient on its way past it, and its output. Where their
-    # registers would spill, they wait in dx and stream.
-    PARKED: tl.constexpr = W > 256 and SKIP > 0
     if not PARKED:
         carried = tl.zeros([BLOCK_B, W], tl.float32)
         if NEED_WEIGHT and SKIP > 0:
@@ -223,13 +224,12 @@ def dgrad_kernel(
     steps = layers * CHUNKS
     if not NEED_INPUT:
         steps -= CHUNKS - 1  # all of the bottom layer's product but the chunk that its du comes with
-    for t in range(steps):
+    for t in tl.range(steps, disable_licm=WIDE):
         k = t % CHUNKS
         l = last - t // CHUNKS
         if k == 0:
-            z = n.to(tl.float32)
-            if NORM:
-                z = z * scale[None, :] + shift[None, :]
+            own = rows + tl.minimum(l, 0) if WIDE else rows  # the same rows, but the compiler cannot tell
+            here = own[:, None] * W + cols[None, :]
             if SKIP > 0:
                 if (l + 1) % SKIP == 0:
                     if not PARKED:
@@ -237,22 +237,27 @@ def dgrad_kernel(
                         carried = da
                     else:
                         if l < last:
-                            da += tl.load(dx + tile, mask=inside, other=0.0)
-                        tl.store(dx + tile, da, mask=inside)
+                            da += tl.load(dx + here, mask=inside, other=0.0)
+                        tl.store(dx + here, da, mask=inside)
+            z = n.to(tl.float32)
+            if NORM:
+                z = z * scale[None, :] + shift[None, :]
+            # Tied to da: else Triton computes the activation twice, as products lay it out and as `a` is stored.
+            z = tl.where(da == da, z, da)
+            dz = da * _slope(z, SWISH)
             if NEED_WEIGHT:  # the layer's output is the input of the layer above
                 out = _activate(z, SWISH)
                 above = out
                 if SKIP > 0:
                     if (l + 1) % SKIP == 0:
                         if PARKED:
-                            above = tl.load(stream + tile, mask=inside, other=0.0)
-                            tl.store(stream + tile, above - out, mask=inside)
+                            above = tl.load(stream + here, mask=inside, other=0.0)
+                            tl.store(stream + here, above - out, mask=inside)
                         else:
                             above = block
                             block -= out
                 if l < last:
-                    tl.store(a + (l + 1) * size + tile, _rounded(above, OPERAND), mask=inside)
-            dz = da * _slope(z, SWISH)
+                    tl.store(a + (l + 1) * size + here, _rounded(above, OPERAND), mask=inside)
             if NORM:
                 normal = n.to(tl.float32)
                 if NEED_VECTORS:
@@ -268,16 +273,16 @@ def dgrad_kernel(
                 tl.store(sums + (program * layers + l) * W + cols, tl.sum(dz, 0))
             rounded = _rounded(dz, OPERAND)
             if NEED_WEIGHT:
-                tl.store(du + l * size + tile, rounded, mask=inside)
+                tl.store(du + l * size + here, rounded, mask=inside)
             chunks = _chunks(rounded, CHUNKS)
             da = tl.zeros([BLOCK_B, W], tl.float32)
             below = tl.maximum(l - 1, 0)  # asked for a whole layer ahead
-            n = tl.load(saved + below * size + tile, mask=inside, other=0.0)
+            n = tl.load(saved + below * size + here, mask=inside, other=0.0)
             if NORM:
                 r = tl.load(rstd + below.to(tl.int64) * batch + rows, mask=live, other=0.0)
                 scale = tl.load(gamma + below * W + cols)
                 shift = tl.load(beta + below * W + cols)
-        weights = weight + l.to(tl.int64) * W * W + k * BLOCK_K + transposed
+        weights = weight + l.to(tl.int64) * W * W + (transposed + k * BLOCK_K)
         da = tl.dot(_pick(chunks, k, CHUNKS), tl.load(weights), da, input_precision=DOT)
     if NEED_INPUT:
         if SKIP > 0:

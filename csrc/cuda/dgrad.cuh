@@ -9,6 +9,11 @@
 
 namespace deepres {
 
+// With 16 columns to a thread registers are short: addresses are computed anew in each layer, and beside a
+// product in fp32 there is no room for the next gamma and beta, which come when they are used.
+constexpr bool kWide = kOwned > 8;
+constexpr bool kVectorsLate = kWide && DEEPRES_PRECISION == 32;
+
 // What one layer left behind, asked for while the layer above is still computing.
 struct Kept {
   RawTile<Saved> normalized;
@@ -30,17 +35,25 @@ struct DgradArguments {
   float* partials;
   i64 batch, layers, skip_every;
 
-  DEEPRES_DEVICE void load(Kept& kept, i64 layer, i64 first_row, const Lane& at) const {
-    kept.normalized.load(normalized + layer * batch * kWidth * Saved::kBytes, first_row, batch, at);
+  DEEPRES_DEVICE void load(Kept& kept, i64 layer, const Lane& at) const {
+    kept.normalized.load(normalized + layer * batch * kWidth * Saved::kBytes, batch, at);
     if constexpr (kNorm) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const i64 row = first_row + at.group + 8 * h;
+        const i64 row = at.row + 8 * h;
         kept.rstd[h] = row < batch ? rstd[layer * batch + row] : 0.0f;
       }
-      load_vector(kept.gamma, gamma + layer * kWidth, at);
-      load_vector(kept.beta, beta + layer * kWidth, at);
+      if constexpr (kVectorsLate) {
+        ptx::prefetch(gamma + layer * kWidth + at.column);
+        ptx::prefetch(beta + layer * kWidth + at.column);
+      } else {
+        load_vectors(kept, layer, at);
+      }
     }
+  }
+  DEEPRES_DEVICE void load_vectors(Kept& kept, i64 layer, const Lane& at) const {
+    load_vector(kept.gamma, gamma + layer * kWidth, at);
+    load_vector(kept.beta, beta + layer * kWidth, at);
   }
 };
 
@@ -110,27 +123,28 @@ DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rs
   }
 }
 
-DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i64 block, const Lane& at) {
-  const i64 first_row = block * kRows, blocks = ptx::block_count() / kCluster, padded = blocks * kRows;
+DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i64 block, Lane at) {
+  const i64 blocks = ptx::block_count() / kCluster, padded = blocks * kRows;
   Tile d, d_block, stream;  // dL/d(layer output), dL/d(block output), the residual stream above the layer
-  load_tile(d, in.dy, first_row, in.batch, at);
-  load_tile(stream, in.y, first_row, in.batch, at);
+  load_tile(d, in.dy, in.batch, at);
+  load_tile(stream, in.y, in.batch, at);
   Kept kept;
-  in.load(kept, in.layers - 1, first_row, at);
-  i64 until_skip = 1;
+  in.load(kept, in.layers - 1, at);
+  int until_skip = 1;
   for (i64 layer = in.layers - 1; layer >= 0; --layer) {
+    if constexpr (kWide) ptx::forget(at.row), ptx::forget(at.column);
+    if constexpr (kNorm && kVectorsLate) in.load_vectors(kept, layer, at);
     Tile n;
     kept.normalized.decode(n);
     const bool ends_block = in.skip_every != 0 && --until_skip == 0;
-    if (ends_block) until_skip = in.skip_every;
+    if (ends_block) until_skip = static_cast<int>(in.skip_every);
     // The layer above, if this launch has it, wants its input; rows past the batch are written too, for
     // wgrad.
     unsigned char* input_above = in.inputs == nullptr || layer + 1 == in.layers
                                      ? nullptr
                                      : in.inputs + (layer + 1) * padded * kWidth * Operand::kBytes;
-    if (ends_block && input_above != nullptr) store_tile<Operand>(input_above, stream, first_row, padded, at);
+    if (ends_block && input_above != nullptr) store_tile<Operand>(input_above, stream, kAllRows, at);
 
-    float scaled[kOwned] = {};  // dz n, over the lane's two rows
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float value[kOwned];  // this layer's output before the skip
@@ -144,15 +158,16 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
           stream[h][i] -= value[i];
         }
         d[h][i] *= slope;
-        scaled[i] += d[h][i] * n[h][i];
       }
-      if (!ends_block && input_above != nullptr)
-        store_row<Operand>(input_above, value, h, first_row, padded, at);
+      if (!ends_block && input_above != nullptr) store_row<Operand>(input_above, value, h, kAllRows, at);
     }
 
     float* sums = in.partials == nullptr ? nullptr : in.partials + (layer * blocks + block) * 3 * kWidth;
     if constexpr (kNorm) {
       if (sums != nullptr) {
+        float scaled[kOwned];
+#pragma unroll
+        for (int i = 0; i < kOwned; ++i) scaled[i] = d[0][i] * n[0][i] + d[1][i] * n[1][i];
         sum_columns(sums + kWidth, scaled, at);
         sum_columns(sums + 2 * kWidth, d, at);
       }
@@ -167,9 +182,9 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
     shared.left.exchange(d, at);
     if (sums != nullptr) sum_columns(sums, d, at);
     if (in.du != nullptr)
-      store_tile<Operand>(in.du + layer * padded * kWidth * Operand::kBytes, d, first_row, padded, at);
+      store_tile<Operand>(in.du + layer * padded * kWidth * Operand::kBytes, d, kAllRows, at);
 
-    if (layer > 0) in.load(kept, layer - 1, first_row, at);
+    if (layer > 0) in.load(kept, layer - 1, at);
     if (layer > 0 || in.dx != nullptr) shared.left.multiply(d, shared.ring, at);
     if (in.skip_every != 0 && until_skip == 1) {  // the block's first layer
 #pragma unroll
@@ -178,12 +193,12 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
         for (int i = 0; i < kOwned; ++i) d[h][i] += d_block[h][i];
     }
   }
-  if (in.dx != nullptr) store_tile<Float32>(in.dx, d, first_row, in.batch, at);
+  if (in.dx != nullptr) store_tile<Float32>(in.dx, d, in.batch, at);
   if (in.inputs != nullptr) {
-    if (in.x != nullptr) load_tile(stream, in.x, first_row, in.batch, at);
-    store_tile<Operand>(in.inputs, stream, first_row, padded, at);
+    if (in.x != nullptr) load_tile(stream, in.x, in.batch, at);
+    store_tile<Operand>(in.inputs, stream, kAllRows, at);
   }
-  if (in.block_input != nullptr) store_tile<Float32>(in.block_input, stream, first_row, in.batch, at);
+  if (in.block_input != nullptr) store_tile<Float32>(in.block_input, stream, in.batch, at);
 }
 
 // dy [batch, W], the gradient of the last layer's output, back through `layers` layers, whose weights lie
@@ -200,7 +215,7 @@ residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsi
                      const float* gamma, const float* beta, const unsigned char* normalized,
                      const float* rstd, float* dx, float* block_input, unsigned char* inputs,
                      unsigned char* du, float* partials, i64 batch, i64 layers, i64 skip_every, i64 stages) {
-  const Lane at(ptx::thread_index());
+  const Lane at(ptx::thread_index(), ptx::block_index() / kCluster);
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages), packed + (layers - 1) * kLayerBytes,
                       -kLayerBytes, layers - (dx == nullptr), at);
   const DgradArguments arguments{dy,          y,      x,  gamma,    beta,  normalized, rstd,      dx,

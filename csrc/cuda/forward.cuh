@@ -55,10 +55,9 @@ struct ForwardArguments {
 };
 
 // Layer by layer: product, normalize, activation, skip, and back to shared memory.
-DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& shared, i64 first_row,
-                                 const Lane& at) {
+DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& shared, const Lane& at) {
   Tile a, block;
-  load_tile(a, in.x, first_row, in.batch, at);
+  load_tile(a, in.x, in.batch, at);
 #pragma unroll
   for (int i = 0; i < 2 * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
   shared.left.exchange(a, at);
@@ -82,12 +81,11 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
     else
       shared.pairs.exchange({}, at);
     if (in.normalized != nullptr) {
-      store_tile<Saved>(in.normalized + layer * in.batch * kWidth * Saved::kBytes, a, first_row, in.batch,
-                        at);
+      store_tile<Saved>(in.normalized + layer * in.batch * kWidth * Saved::kBytes, a, in.batch, at);
       if constexpr (kNorm) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const i64 row = first_row + at.group + 8 * h;
+          const i64 row = at.row + 8 * h;
           if (at.column == 0 && row < in.batch) in.rstd[layer * in.batch + row] = rstd[h];
         }
       }
@@ -106,10 +104,10 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
       until_checkpoint = in.segment;
       const i64 slot = (layer + 1) / in.segment - 1;
       if (layer + 1 < in.layers)
-        store_tile<Float32>(in.checkpoints + slot * in.batch * kWidth, a, first_row, in.batch, at);
+        store_tile<Float32>(in.checkpoints + slot * in.batch * kWidth, a, in.batch, at);
     }
   }
-  if (in.y != nullptr) store_tile<Float32>(in.y, a, first_row, in.batch, at);
+  if (in.y != nullptr) store_tile<Float32>(in.y, a, in.batch, at);
 }
 
 // x [batch, W] through `layers` layers, whose weights lie packed for the forward product.
@@ -123,7 +121,7 @@ residual_stack_forward(const float* x, const unsigned char* packed, const float*
                        const float* beta, float* y, unsigned char* normalized, float* rstd,
                        float* checkpoints, i64 batch, i64 layers, i64 skip_every, i64 segment, double eps,
                        i64 stages) {
-  const Lane at(ptx::thread_index());
+  const Lane at(ptx::thread_index(), ptx::block_index() / kCluster);
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages), packed, kLayerBytes, layers, at);
   const ForwardArguments arguments{x,
                                    bias,
@@ -138,7 +136,7 @@ residual_stack_forward(const float* x, const unsigned char* packed, const float*
                                    skip_every,
                                    segment,
                                    static_cast<float>(eps)};
-  forward_rows(arguments, shared, ptx::block_index() / kCluster * kRows, at);
+  forward_rows(arguments, shared, at);
 }
 
 }  // namespace deepres

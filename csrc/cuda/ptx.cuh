@@ -44,6 +44,12 @@ DEEPRES_DEVICE u32 shared_address(const void* pointer) {
   return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// The line that holds *at, on its way to L2.
+DEEPRES_DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
+// The compiler no longer knows the value: what follows from it is computed anew, not kept in registers.
+DEEPRES_DEVICE void forget(int& value) { asm volatile("" : "+r"(value)); }
+
 // --- Arithmetic ---
 
 DEEPRES_DEVICE u32 bits(float value) { return __float_as_uint(value); }

@@ -21,7 +21,7 @@ class Ring {
         landed_(reinterpret_cast<u64*>(memory + kWarps * stages * kStageBytes) + at.warp * stages),
         source_(packed + at.part * kStages * kStageBytes),
         step_(step - kStages * kStageBytes),
-        left_(layers * kStages) {
+        left_(static_cast<int>(layers * kStages)) {
     if (at.lane == 0) {
       for (int stage = 0; stage < stages; ++stage)
         ptx::mbarrier_init(&landed_[stage], ptx::copy_stage_arrivals());
@@ -49,15 +49,15 @@ class Ring {
     --left_;
     ptx::copy_stage(memory_ + slot_ * kStageBytes, source_, kStageBytes, &landed_[slot_], lane_);
     source_ += kStageBytes;
-    if (--until_step_ == 0) until_step_ = kStages, source_ += step_;
+    if (left_ % kStages == 0) source_ += step_;
   }
 
   int stages_, lane_;
   unsigned char* memory_;
   u64* landed_;
   const unsigned char* source_;
-  i64 step_, left_;
-  int until_step_ = kStages;
+  i64 step_;
+  int left_;
   int slot_ = 0;
   u32 phase_ = 0;
 };

@@ -11,15 +11,17 @@
 
 namespace deepres {
 
-// The thread's place: its columns follow those of the warps before it, over all blocks of the team.
+// The thread's place: `row` and `row` + 8 of the batch, and columns that follow those of the warps before it,
+// over all blocks of the team.
 struct Lane {
-  int warp, lane, group, part, column;
+  int warp, lane, group, part, row, column;
 
-  DEEPRES_DEVICE explicit Lane(int thread)
+  DEEPRES_DEVICE Lane(int thread, i64 team)
       : warp(thread / 32),
         lane(thread % 32),
         group(lane / 4),
         part((kCluster > 1 ? ptx::cluster_rank() * kWarps : 0) + warp),
+        row(static_cast<int>(team) * kRows + group),
         column(part * 8 * kTiles + lane % 4 * kOwned) {}
 };
 

@@ -15,15 +15,17 @@ using Tile = float[2][kOwned];
 
 // --- Rows in global memory: matrix [batch, kWidth]; rows past the batch read as 0 and are never written. ---
 
+constexpr i64 kAllRows = 1ll << 62;  // the `batch` of a matrix that has the rows of whole tiles
+
 template <class Format>
 struct RawTile {  // a tile as it lies in memory, so that a load can be under way while others compute
   static constexpr int kWords = kOwned * Format::kBytes / 4;
   u32 words[2][kWords];
 
-  DEEPRES_DEVICE void load(const void* matrix, i64 first_row, i64 batch, const Lane& at) {
+  DEEPRES_DEVICE void load(const void* matrix, i64 batch, const Lane& at) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const i64 row = first_row + at.group + 8 * h;
+      const i64 row = at.row + 8 * h;
       if (row < batch) {
         const i64 element = row * kWidth + at.column;
         load_words<kWords>(words[h], static_cast<const unsigned char*>(matrix) + element * Format::kBytes);
@@ -39,26 +41,25 @@ struct RawTile {  // a tile as it lies in memory, so that a load can be under wa
   }
 };
 
-DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 first_row, i64 batch, const Lane& at) {
+DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 batch, const Lane& at) {
   RawTile<Float32> raw;
-  raw.load(matrix, first_row, batch, at);
+  raw.load(matrix, batch, at);
   raw.decode(tile);
 }
 
 // Row g + 8 h of a tile.
 template <class Format>
-DEEPRES_DEVICE void store_row(void* matrix, const float (&values)[kOwned], int h, i64 first_row, i64 batch,
-                              const Lane& at) {
-  const i64 row = first_row + at.group + 8 * h;
+DEEPRES_DEVICE void store_row(void* matrix, const float (&values)[kOwned], int h, i64 batch, const Lane& at) {
+  const i64 row = at.row + 8 * h;
   if (row >= batch) return;
   u32 words[kOwned * Format::kBytes / 4];
   encode<Format, kOwned>(values, words);
   store_words(static_cast<unsigned char*>(matrix) + (row * kWidth + at.column) * Format::kBytes, words);
 }
 template <class Format>
-DEEPRES_DEVICE void store_tile(void* matrix, const Tile& tile, i64 first_row, i64 batch, const Lane& at) {
+DEEPRES_DEVICE void store_tile(void* matrix, const Tile& tile, i64 batch, const Lane& at) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) store_row<Format>(matrix, tile[h], h, first_row, batch, at);
+  for (int h = 0; h < 2; ++h) store_row<Format>(matrix, tile[h], h, batch, at);
 }
 
 // A lane's columns of one layer's vector [kWidth].

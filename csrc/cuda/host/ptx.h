@@ -20,6 +20,8 @@ inline i64 block_index_y() { return Cluster::current()->index_y; }
 inline i64 block_count() { return Cluster::current()->count; }
 inline int block_size() { return Cluster::current()->threads(); }
 inline unsigned char* shared_memory() { return Cluster::current()->shared(); }
+inline void prefetch(const void*) {}
+inline void forget(int&) {}
 
 // --- Arithmetic ---
 

@@ -1,0 +1,47 @@
+"""Kernels compiled with no GPU for every target: those with the fewest registers to spare must not spill."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is Linux only")
+
+from bench import compile_report
+
+TIGHT = [
+    {"kernel": "dgrad", "width": "512", "precision": "bf16"},
+    {"kernel": "info_nce", "width": "64", "energy": "norm", "form": "forward", "phase": "gradients"},
+]
+
+
+@pytest.mark.parametrize("only", TIGHT, ids=lambda only: only["kernel"])
+def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    rows = compile_report.report("triton", only)
+    assert [row["target"] for row in rows] == list(compile_report.TARGETS)
+    for row in rows:
+        assert row["spill_stores"] == row["spill_loads"] == row["loop_spills"] == 0, row
+        assert row["shared"] <= row["shared_limit"], row
+        assert row["registers"] * row["threads"] <= 65536, row
+
+
+def test_what_is_wrong_is_named() -> None:
+    fits = {
+        "kernel": "dgrad",
+        "target": 90,
+        "spill_stores": 0,
+        "spill_loads": 0,
+        "shared": 9,
+        "shared_limit": 9,
+    }
+    spills = {**fits, "spill_stores": 8, "loop_spills": 1}
+    large = {**fits, "target": 120, "shared": 10}
+    assert compile_report.complaints([fits, spills, large]) == [
+        "kernel=dgrad target=90: spills 8 bytes, in a product's loop too",
+        "kernel=dgrad target=120: takes 10 bytes of shared memory, 9 are there",
+    ]
+
+
+def test_loop_spills_are_those_between_products() -> None:
+    listing = "STL [R1], R2 ;\n.L_x_1:\nLDL R2, [R1] ;\nHMMA.1688 R4 ;\n@P0 BRA `(.L_x_1) ;\nLDL R2, [R1] ;\n"
+    assert compile_report.loop_spills(listing) == 1
