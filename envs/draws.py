@@ -1,7 +1,7 @@
 """Random draws for a few environments at a time: JAX's own generator, bit for bit, with its rounds written out.
 
 JAX runs Threefry's rounds as a loop on a CPU, and each pass of a loop costs XLA several calls, however little there
-is to compute: half of what a new episode cost. Written out, they become one.
+is to compute. Written out, they become one.
 """
 
 from __future__ import annotations
