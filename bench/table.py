@@ -111,7 +111,9 @@ def compact(results: dict[str, Any], rows: list[Row]) -> tuple[list[str], list[l
 def _compact_cell(row: Row, absolute: bool) -> str:
     if row["status"] != "measured":
         return row["status"]
-    ratio = f"**{row['speed_up']['median']:.2f}x**" if row["speed_up"] else ""
+    ratio = f"{row['speed_up']['median']:.2f}x" if row["speed_up"] else ""
+    if ratio and row["implementation"].startswith("deepres"):
+        ratio = f"**{ratio}**"
     if not absolute:
         return ratio or "-"
     ms = _digits(row["ms"]["median"]) + " ms"
