@@ -41,7 +41,7 @@ def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None
 
 
 def tiles(width: int, small: bool, phase: str) -> Tiles:
-    """The work of PHASE, in sizes that spill nothing (bench/compile_report.py).
+    """The work of PHASE, in sizes that spill nothing among the products (bench/compile_report.py).
 
     small: tiles of 16 rows, to spread a small batch over the multiprocessors.
     """

@@ -26,19 +26,16 @@ def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None
 
 
 def test_what_is_wrong_is_named() -> None:
-    fits = {
-        "kernel": "dgrad",
-        "target": 90,
-        "spill_stores": 0,
-        "spill_loads": 0,
-        "shared": 9,
-        "shared_limit": 9,
-    }
-    spills = {**fits, "spill_stores": 8, "loop_spills": 1}
-    large = {**fits, "target": 120, "shared": 10}
-    assert compile_report.complaints([fits, spills, large]) == [
-        "kernel=dgrad target=90: spills 8 bytes, in a product's loop too",
-        "kernel=dgrad target=120: takes 10 bytes of shared memory, 9 are there",
+    usage = {"threads": 256, "registers": 255, "spill_stores": 8, "loop_spills": 0, "shared": 9}
+    fits = {"kernel": "dgrad", "target": 90, **usage, "shared_limit": 9}
+    spills = {**fits, "loop_spills": 1}
+    anywhere = {name: value for name, value in fits.items() if name != "loop_spills"}
+    large = {**fits, "target": 120, "threads": 512, "shared": 10}
+    assert compile_report.complaints([fits, spills, anywhere, large]) == [
+        "kernel=dgrad target=90: spills 8 bytes",
+        "kernel=dgrad target=90: spills 8 bytes",
+        "kernel=dgrad target=120: takes 10 bytes of shared memory, 9 are there; "
+        "takes 255 registers for each of 512 threads",
     ]
 
 
