@@ -25,6 +25,8 @@ PYBIND11_MODULE(_C, m) {
                                static_cast<py::ssize_t>(memory.bytes()));
       });
   m.def("poison_memory", &deepres::Memory::poison, "For tests: whether every pooled buffer starts as NaN.");
+  m.def("pooled_bytes", &deepres::Memory::pooled_bytes,
+        "Bytes of freed memory that are kept for the next call, at most.");
   m.def("release_memory", &deepres::Memory::release,
         "Gives the memory kept for the next call back to the system.");
 

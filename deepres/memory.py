@@ -26,7 +26,6 @@ from deepres.run import pick_device
 
 Change = tuple[str, Any]  # a field of Config and its new value
 
-POOL = 1 << 30  # what the CPU kernels keep of freed memory for their next call (csrc/cpu/memory.h)
 CONTEXT = 600_000_000  # of a GPU, CUDA's own share and the libraries' code: assumed, not yet measured
 SAVE_COPIES = 2  # of the larger of a checkpoint's files, while safetensors makes it (measured: 1.95)
 SAVING = "a checkpoint on its way to the disk"
@@ -148,8 +147,17 @@ class StepMemory:
             most = max(most, alive + computed + made)
             alive -= held
         # what the CPU kernels free stays theirs, up to a limit; PyTorch's allocator on a GPU hands it on to the next
-        self.pooled = 0 if device == "cuda" else min(POOL, max(0, kept + again + weights - most))
+        self.pooled = 0 if device == "cuda" else min(_pool(), max(0, kept + again + weights - most))
         self.peak = 3 * weights + copied + rounded + most + self.pooled
+
+
+def _pool() -> int:
+    """Bytes of freed memory that the CPU kernels keep for their next call, at most."""
+    try:
+        from deepres import _C  # type: ignore[attr-defined]
+    except ImportError:
+        return 0
+    return _C.pooled_bytes()
 
 
 def _encoder_numbers(config: Config, in_dim: int, out_dim: int, depth: int) -> int:

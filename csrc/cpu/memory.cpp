@@ -1,5 +1,6 @@
 #include "cpu/memory.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -9,6 +10,9 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
 #endif
 
 namespace deepres {
@@ -89,7 +93,19 @@ Memory::~Memory() {
   const std::lock_guard<std::mutex> lock(to.mutex);
   to.buffers.push_front({data_, bytes_});
   to.total += bytes_;
-  to.shrink_to(kPooledBytes);
+  to.shrink_to(pooled_bytes());
+}
+
+size_t Memory::pooled_bytes() {
+  static const size_t limit = [] {
+    constexpr size_t kMost = size_t{4} << 30;
+#if defined(_SC_PHYS_PAGES)
+    const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+    if (pages > 0 && bytes > 0) return std::min(kMost, size_t(pages) * size_t(bytes) / 4);
+#endif
+    return kMost / 4;
+  }();
+  return limit;
 }
 
 void Memory::poison(bool on) { poisoned = on; }

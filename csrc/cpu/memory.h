@@ -7,11 +7,11 @@
 
 namespace deepres {
 
-// A buffer on a cache line boundary, uninitialised. It goes back to a pool of at most kPooledBytes when it
+// A buffer on a cache line boundary, uninitialised. It goes back to a pool of at most pooled_bytes() when it
 // dies.
 class Memory {
  public:
-  static constexpr size_t kPooledBytes = size_t{1} << 30;
+  static size_t pooled_bytes();  // 4 GiB, or a quarter of the machine's memory where that is less
 
   explicit Memory(size_t bytes);  // throws std::bad_alloc
   ~Memory();
