@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,9 @@ class EnvState:
     first: FirstState | None
 
 
+BEGINNING = ("key", "physics", "goal", "obs")  # what a new episode puts in the place of the last one's
+
+
 class GoalEnv:
     """A single environment of `task` as pure functions: `reset(key)` and `step(state, action)`.
 
@@ -277,21 +280,26 @@ class GoalEnv:
 
     def renew(self, state: EnvState) -> EnvState:
         """`state`, or where it ended its episode the first of the next: a few random draws."""
-        if state.first is not None:
-            key, physics, goal = state.key, state.first.physics, state.first.goal
-        else:
-            key, draw = self._split(state.key)
-            physics, goal = self._begin(draw)
         again = replace(
             state,
-            obs=jnp.concatenate([self.task.observe(physics), goal]),
             traj_id=state.traj_id + 1,
             steps=jnp.zeros((), jnp.int32),
-            goal=goal,
-            key=key,
-            physics=physics,
+            **self.again(state.key, state.first),
         )
         return jax.tree.map(lambda new, old: jnp.where(state.done, new, old), again, state)
+
+    def again(self, key: jax.Array, first: FirstState | None) -> dict[str, Any]:
+        """What the next episode starts with: BEGINNING of EnvState.
+
+        key: [2], drawn with it. first: what to go back to, or None for a new start and goal.
+        """
+        if first is not None:
+            physics, goal = first.physics, first.goal
+        else:
+            key, draw = self._split(key)
+            physics, goal = self._begin(draw)
+        obs = jnp.concatenate([self.task.observe(physics), goal])
+        return {"key": key, "physics": physics, "goal": goal, "obs": obs}
 
     @staticmethod
     def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:

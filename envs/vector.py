@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepres.envs.base import EnvState, GoalEnv
-from deepres.envs.physics import BatchPhysics, PhysicsState
-
-FEW = 8  # environments that the C engine's step begins anew together
+from deepres.envs.c_step import CStep
 
 
 class VectorEnv:
@@ -55,7 +53,7 @@ class VectorEnv:
         jit = partial(jax.jit, in_shardings=place, out_shardings=place, compiler_options=options)
         self._reset = jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
         self._step: Callable[[EnvState, Any], EnvState] = (
-            _CStep(functional, num_envs, jit) if impl == "c" else jit(jax.vmap(functional.step))
+            CStep(functional, num_envs, jit) if impl == "c" else jit(jax.vmap(functional.step))
         )
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
@@ -89,40 +87,3 @@ class VectorEnv:
 
     def __repr__(self) -> str:
         return f"VectorEnv({self.name!r}, num_envs={self.num_envs}, seed={self.seed})"
-
-
-class _CStep:
-    """A step whose physics is the C engine's; the task's own code before and after it is jitted.
-
-    Kept apart from XLA, for a callback from inside a jitted step can lock up XLA's thread pool on two cores.
-    """
-
-    def __init__(self, functional: GoalEnv, num_envs: int, jit: Callable[..., Any]) -> None:
-        self._physics = BatchPhysics(functional.model, functional.task.dt, num_envs)
-        self._drive = jit(jax.vmap(functional.drive))
-        self._arrive = jit(partial(_arrive, functional))
-
-    def __call__(self, state: EnvState, action: np.ndarray) -> EnvState:
-        physics = self._physics.step(state.physics, *self._drive(state.physics, action))
-        return self._arrive(state, action, physics)
-
-
-def _arrive(functional: GoalEnv, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:
-    """What a step reached, and where it ended an episode the first state of the next: a few environments at a time,
-    for most steps end only a few episodes, and random draws cost more than all the rest.
-    """
-    reached = jax.vmap(functional.arrive)(state, action, physics)
-    count, count_ended = len(reached.done), reached.done.sum()
-    few = min(count, FEW)
-    # Filled up with a number that is no environment's: what is read there does not matter, and nothing is written.
-    ended = jnp.nonzero(reached.done, size=-(-count // few) * few, fill_value=count)[0]
-
-    def renew(renewed: tuple[jax.Array, EnvState]) -> tuple[jax.Array, EnvState]:
-        begin, states = renewed
-        which = jax.lax.dynamic_slice(ended, (begin,), (few,))
-        some = jax.tree.map(lambda leaf: leaf.at[which].get(mode="clip"), states)
-        some = jax.vmap(functional.renew)(some)
-        states = jax.tree.map(lambda all_, new: all_.at[which].set(new, mode="drop"), states, some)
-        return begin + few, states
-
-    return jax.lax.while_loop(lambda renewed: renewed[0] < count_ended, renew, (jnp.int32(0), reached))[1]

@@ -4,6 +4,10 @@ Two traps of XLA's CPU backend are set aside here. jaxlib 0.10's fusion emitters
 kinematic chain once per descendant (a nine-link arm steps hundreds of times slower; short chains only compile
 more slowly). And its thread pool, which has one thread per core, can lock up when there are only two.
 
+A program of more than a thousand floating-point operations goes to that pool while the caller only waits, and waking
+a thread for it costs up to 50 us, a fifteenth of a step of 64 ants on the C engine. So XLA is told to compute on the
+thread that calls, which is also as good for MJX.
+
 Compiled steps are kept on disk, for XLA takes seconds to compile one and every command would do it again.
 """
 
@@ -15,6 +19,7 @@ import os
 import platform
 import sys
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +30,10 @@ MIN_POOL_THREADS = 8
 
 @cache
 def prepare() -> None:
-    """Set what XLA reads when its first backend starts: the fusion flag (jaxlib 0.10 only) and NPROC.
+    """Set what XLA reads when its first backend starts: the fusion flag (jaxlib 0.10 only), NPROC, and that a CPU
+    computes on the thread that calls (jax_cpu_enable_async_dispatch=False).
 
-    Settings that the user made stay as they are. If JAX has computed something already it is too late, and
+    Flags and NPROC that the user set stay as they are. If JAX has computed something already it is too late, and
     one RuntimeWarning says what that costs. Raises ImportError if JAX or MuJoCo's MJX is not installed.
     """
     missing = [name for name in ("jax", "jaxlib", "mujoco", "mujoco-mjx") if _version(name) is None]
@@ -39,9 +45,9 @@ def prepare() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     wants_flag = (_version("jaxlib") or "").startswith("0.10.") and "xla_cpu_use_fusion_emitters" not in flags
     wants_pool = "NPROC" not in os.environ and (os.cpu_count() or 1) < MIN_POOL_THREADS
-    if not wants_flag and not wants_pool:
-        return
     if _xla_has_started():
+        if not wants_flag and not wants_pool:
+            return
         warnings.warn(
             "JAX was in use before deepres.envs, so XLA's CPU settings came too late: jointed robots may "
             f"step slowly and compile longer; import deepres.envs first, or set XLA_FLAGS={FUSION_FLAG} and "
@@ -54,6 +60,10 @@ def prepare() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}".strip()
     if wants_pool:
         os.environ["NPROC"] = str(MIN_POOL_THREADS)
+    with suppress(ImportError, AttributeError):  # a later JAX may know no such setting
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @cache

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from deepres import envs
+from deepres.envs.c_step import FEW
 from deepres.envs.physics import BatchPhysics
-from deepres.envs.vector import FEW
 
 COUNT = 2 * FEW + 3
 
