@@ -14,7 +14,7 @@ import pytest
 from deepres import envs
 from deepres.envs.layouts import ANT_LAYOUTS, LAYOUTS
 from deepres.envs.maze import Maze
-from deepres.envs.physics import BatchPhysics, PhysicsState
+from deepres.envs.physics import BatchPhysics, MjxPhysics, PhysicsState
 
 # What a robot's torso may do without ending its episode, metres; the speed that it is thrown at walls with, m/s.
 HEALTHY = {"point": (0.0, 1.0), "ant": (0.2, 1.0), "humanoid": (1.0, 2.0)}
@@ -37,9 +37,9 @@ def padded(tasks):
 
 
 class Crowd:
-    """`count` robots in each layout, stepped together by the C engine; whoever falls is put back elsewhere."""
+    """`count` robots in each layout, stepped together by an engine; whoever falls is put back elsewhere."""
 
-    def __init__(self, robot, count):
+    def __init__(self, robot, count, engine="c"):
         tasks = mazes(robot)
         self.task = task = tasks[0]
         self.robot, self.cell = robot, task.maze.cell
@@ -48,7 +48,10 @@ class Crowd:
         self.rng = np.random.default_rng(7)
         self.start = jax.tree.map(np.array, task.start(jax.random.PRNGKey(0))[0])
         self.physics = jax.tree.map(lambda leaf: np.repeat(leaf[None], self.n, axis=0), self.start)
-        self.engine = BatchPhysics(task.model, task.dt, self.n)
+        if engine == "c":
+            self.advance = BatchPhysics(task.model, task.dt, self.n).step
+        else:
+            self.advance = jax.jit(jax.vmap(MjxPhysics(task.model, task.dt, engine, self.n).step))
 
         def mocap(walls, physics):
             there = copy.copy(task)
@@ -79,7 +82,7 @@ class Crowd:
     def step(self, action):
         """Torsos' xy [n, 2] and whether their episode goes on [n]."""
         ctrl, mocap_pos = self.drive(self.walls, self.physics, action.astype(np.float32))
-        after = self.engine.step(self.physics, np.asarray(ctrl), np.asarray(mocap_pos))
+        after = self.advance(self.physics, ctrl, mocap_pos)
         self.physics = PhysicsState(*(np.array(leaf) for leaf in jax.tree.leaves(after)))
         assert np.isfinite(self.physics.qpos).all() and np.isfinite(self.physics.qvel).all()
         low, high = HEALTHY[self.robot]
@@ -88,9 +91,19 @@ class Crowd:
 
 
 @pytest.mark.parametrize("power", ["random", "full"])
-@pytest.mark.parametrize(("robot", "count"), [("point", 8), ("ant", 3), ("humanoid", 8)])
-def test_nobody_passes_a_wall(robot, count, power):
-    crowd = Crowd(robot, count)
+@pytest.mark.parametrize(
+    ("robot", "count", "engine"),
+    [
+        ("point", 8, "c"),
+        ("ant", 3, "c"),
+        ("humanoid", 8, "c"),
+        ("point", 2, "jax"),
+        ("ant", 1, "jax"),
+        ("humanoid", 2, "jax"),
+    ],
+)
+def test_nobody_passes_a_wall(robot, count, engine, power):
+    crowd = Crowd(robot, count, engine)
     size = crowd.task.action_dim
     action = crowd.rng.uniform(-1, 1, (crowd.n, size))
     hits = np.zeros(crowd.n, int)
