@@ -225,14 +225,19 @@ def test_a_free_body_keeps_its_momentum_and_energy(name, error):
     assert (drift[0.1] < error).all() and (drift[0.1] < 0.15 * drift[1.0]).all(), drift
 
 
+@pytest.mark.parametrize("engine", ["c", "jax"])
 @pytest.mark.parametrize("name", ["ant", "ant_ball", "ant_push", "humanoid"])
-def test_left_alone_it_settles_on_the_floor(name):
+def test_left_alone_it_settles_on_the_floor(name, engine):
     task = envs.make_task(name)
     physics, _ = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(2), N))
-    physics, engine = jax.tree.map(np.asarray, physics), BatchPhysics(task.model, task.dt, N)
+    if engine == "c":
+        step = BatchPhysics(task.model, task.dt, N).step
+    else:
+        step = jax.jit(jax.vmap(MjxPhysics(task.model, task.dt, engine, N).step, in_axes=(0, 0, None)))
+    physics = jax.tree.map(np.asarray, physics)
     data, depths = mujoco.MjData(task.model), []
     for t in range(1000):
-        physics = engine.step(physics, np.zeros((N, task.model.nu), np.float32), None)
+        physics = step(physics, np.zeros((N, task.model.nu), np.float32), None)
         assert np.isfinite(physics.qpos).all() and np.isfinite(physics.qvel).all()
         if t % 50 == 49:
             depths.append(0.0)
