@@ -3,7 +3,8 @@
     python bench/envs.py                       # every task: most of its time goes into compiling MJX
     python bench/envs.py --rounds 3            # the same sooner, from three turns of each contestant for seven
     python bench/envs.py ant arm_reach         # these
-    python bench/envs.py --only-sizes          # nothing is compiled or timed
+    python bench/envs.py --only sizes          # nothing is compiled or timed
+    python bench/envs.py --only random --engine jax     # random actions alone, on the engine named
 
 A line for each task as it is done, then a table; the JSON under bench/results/ is complete after every task.
 """
@@ -59,7 +60,7 @@ def published(name: str) -> tuple[int, int, int, tuple[int, int]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 if a task's sizes are not the published ones, 130 when interrupted."""
+    """The exit status: 0, or 1 if a task's sizes are not the published ones or it came to NaN, 130 when interrupted."""
     os.environ["DEEPRES_COMPILE_CACHE"] = "0"  # compiling is timed
     arguments = parse(argv)
     results: Row = {
@@ -68,9 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         "environment": environment.describe("cpu"),
         "arguments": {
             "names": arguments.names,
-            "only_sizes": arguments.only_sizes,
+            "only": arguments.only,
             "sizes": arguments.envs,
             "rounds": arguments.rounds,
+            "engine": arguments.engine,
         },
         "rows": [],
     }
@@ -82,24 +84,25 @@ def main(argv: list[str] | None = None) -> int:
             for name in arguments.names:
                 progress.say(name)
                 row = sizes(name)
-                if not arguments.only_sizes:
-                    row |= speeds(name, arguments.envs, arguments.rounds, progress.say) | chance(name)
-                    results["rows"].append(row)
+                if arguments.only is None:
+                    row |= speeds(name, arguments.envs, arguments.rounds, progress.say)
+                if arguments.only != "sizes":
+                    row |= chance(name, arguments.engine)
+                results["rows"].append(row)
+                if arguments.only != "sizes":
                     save(results, path)
-                else:
-                    results["rows"].append(row)
                 progress.say(words(row))
                 progress.advance()
         results["complete"] = True
     except KeyboardInterrupt:
         print("interrupted: what was measured until then stays", file=sys.stderr)
     show(results["rows"], arguments.envs)
-    if not arguments.only_sizes and results["rows"]:
+    if arguments.only != "sizes" and results["rows"]:
         save(results, path)
         print(f"wrote {path}")
     if not results["complete"]:
         return 130
-    return 0 if all(row["sizes_are_published"] for row in results["rows"]) else 1
+    return 0 if all(row["sizes_are_published"] and row.get("finite", True) for row in results["rows"]) else 1
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -108,7 +111,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="TASK", help="by default every registered one")
-    add("--only-sizes", action="store_true", help="compile and time nothing")
+    add("--only", choices=("sizes", "random"), help="compile and time nothing; or random actions alone")
+    add("--engine", default="auto", help="whose physics random actions meet: auto, c, jax or warp")
     add("--envs", nargs="+", type=int, default=list(SIZES), metavar="N", help="default: %(default)s")
     add(
         "--rounds",
@@ -124,6 +128,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.names = arguments.names or envs.names()
     for name in arguments.names:
         envs.make_task(name)  # an unknown one is said before anything is measured
+    from deepres.envs.physics import pick_engine
+
+    pick_engine(arguments.engine)
     return arguments
 
 
@@ -204,22 +211,26 @@ def _turns(env: Any, state: Any, actions: Any) -> Callable[[], float]:
     return turn
 
 
-def chance(name: str) -> Row:
-    """What uniformly random actions achieve in EPISODES first episodes."""
+def chance(name: str, engine: str) -> Row:
+    """What uniformly random actions achieve in EPISODES first episodes, and whether every observation was finite."""
     import numpy as np
 
-    env = envs.make(name, num_envs=EPISODES, impl="auto", seed=1)
+    env = envs.make(name, num_envs=EPISODES, impl=engine, seed=1)
     random = np.random.default_rng(1)
     state = env.reset()
     solved_at_start = float(np.mean(state.success))
     reached, alive, steps = np.zeros(EPISODES, bool), np.ones(EPISODES, bool), np.zeros(EPISODES)
+    finite = np.isfinite(state.obs).all()
     while alive.any():
         actions = random.uniform(-1, 1, (EPISODES, env.action_dim)).astype(np.float32)
         state = env.step(state, actions)
+        finite &= np.isfinite(state.terminal_obs).all()
         reached |= alive & (np.asarray(state.success) > 0)
         steps += alive
         alive &= ~np.asarray(state.done)
     return {
+        "random_engine": env.impl,
+        "finite": bool(finite),
         "random_success": float(reached.mean()),
         "solved_at_start": solved_at_start,
         "random_episode_length": float(steps.mean()),
@@ -242,33 +253,39 @@ def cells(row: Row, counts: list[int]) -> list[str]:
         "yes" if row["terminates"] else "no",
         str(row["candidate_contacts"]),
     ]
-    if "env_steps_per_s" not in row:
-        return own
-    own += [f"{row['compile_s'][engine]:.1f}" for engine in ENGINES]
-    for count in counts:
-        own += [f"{row['env_steps_per_s'][f'{engine}_{count}']['median']:,.0f}" for engine in ENGINES]
-        own.append(f"{row['c_over_jax'][count]:.1f}x")
-    return [*own, f"{row['random_success']:.0%}", f"{row['random_episode_length']:.0f}"]
+    if "env_steps_per_s" in row:
+        own += [f"{row['compile_s'][engine]:.1f}" for engine in ENGINES]
+        for count in counts:
+            own += [f"{row['env_steps_per_s'][f'{engine}_{count}']['median']:,.0f}" for engine in ENGINES]
+            own.append(f"{row['c_over_jax'][count]:.1f}x")
+    if "finite" in row:
+        success = f"{row['random_success']:.0%}" if row["finite"] else "NOT FINITE"
+        own += [success, f"{row['random_episode_length']:.0f}"]
+    return own
 
 
 def words(row: Row) -> str:
     """The line on the terminal as a task is done."""
-    if "env_steps_per_s" not in row:
-        return f"{row['name']}: {' '.join(map(str, row['state_goal_action']))}"
-    rates = ", ".join(
-        f"{name.replace('_', ' ')} {seen['median']:,.0f}/s" for name, seen in row["env_steps_per_s"].items()
-    )
-    return f"{row['name']}: {rates}; random {row['random_success']:.0%}"
+    said = [
+        f"{name.replace('_', ' ')} {seen['median']:,.0f}/s"
+        for name, seen in row.get("env_steps_per_s", {}).items()
+    ]
+    if "finite" in row:
+        said.append(
+            f"random {row['random_success']:.0%}" if row["finite"] else f"NaN on {row['random_engine']}"
+        )
+    return f"{row['name']}: {', '.join(said) or ' '.join(map(str, row['state_goal_action']))}"
 
 
 def show(rows: list[Row], counts: list[int]) -> None:
     """The table, drawn where rich is there."""
-    timed = bool(rows) and "env_steps_per_s" in rows[0]
+    first = rows[0] if rows else {}
     headings = [*HEADINGS]
-    if timed:
+    if "env_steps_per_s" in first:
         headings += [f"{engine} first step s" for engine in ENGINES]
         for count in counts:
             headings += [*(f"{engine} {count}/s" for engine in ENGINES), "c / jax"]
+    if "finite" in first:
         headings += ["random success", "random steps"]
     lines = [cells(row, counts) for row in rows]
     try:

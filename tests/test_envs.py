@@ -294,7 +294,7 @@ def test_tasks_are_listed_and_benched_by_name(capsys):
     assert [row.name for row in rows] == NAMES and {len(row.cells()) for row in rows} == {
         len(listing.COLUMNS)
     }
-    assert bench.main(["--only-sizes", "reacher", "arm_grasp"]) == 0
+    assert bench.main(["--only", "sizes", "reacher", "arm_grasp"]) == 0
     table = capsys.readouterr().out
     assert "23 7 5" in table and "10 3 2" in table and "NO" not in table
 
