@@ -79,7 +79,7 @@ def pick_engine(impl: str) -> str:
             return "warp" if warp else "jax"
         return "c" if batch else "jax"
     if impl == "warp" and not warp:
-        raise ImportError("impl='warp' needs NVIDIA Warp; pip install 'mujoco-mjx[warp]', or pass impl='jax'")
+        raise ImportError("impl='warp' needs NVIDIA Warp; pip install 'deepres[warp]', or pass impl='jax'")
     if impl == "c" and not batch:
         raise ImportError("impl='c' needs mujoco 4; pip install 'mujoco>=4,<5', or pass impl='jax'")
     return impl
@@ -92,7 +92,7 @@ class MjxPhysics:
     """
 
     def __init__(self, model: mujoco.MjModel, dt: float, impl: str = "jax", num_envs: int = 1) -> None:
-        self._model = mjx.put_model(model, impl=impl)
+        self._model = _warp_model(model) if impl == "warp" else mjx.put_model(model, impl=impl)
         sizes = candidate_sizes(model, num_envs) if impl == "warp" else {}
         self._data = mjx.make_data(model, impl=impl, **sizes)
         self._substeps = substeps(model, dt)
@@ -116,6 +116,19 @@ class MjxPhysics:
 
         with jax.default_matmul_precision("highest"):  # TF32 on a GPU would lose a constraint's last digits
             return jax.lax.scan(substep, state, None, length=self._substeps)[0]
+
+
+def _warp_model(model: mujoco.MjModel) -> mjx.Model:
+    """`model` for Warp, which is not to print a line for every kernel it loads and every solver that stops on time."""
+    import warp
+    from mujoco.mjx.warp import mjwp_types
+
+    if warp.config.log_level == warp.LOG_INFO:  # its default
+        warp.config.log_level = warp.LOG_WARNING
+    ours = mjx.put_model(model, impl="warp")
+    expected = mjwp_types.OverflowType.ITERATIONS | mjwp_types.OverflowType.LS_ITERATIONS
+    told = ours.opt._impl.warn_overflow & ~expected
+    return ours.tree_replace({"opt._impl.warn_overflow": int(told)})
 
 
 class BatchPhysics:

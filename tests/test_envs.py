@@ -229,10 +229,10 @@ def test_the_c_engine_says_that_it_cannot_be_under_jit():
 
 
 def test_auto_takes_the_c_engine_on_a_cpu_and_absent_engines_get_a_sentence(monkeypatch):
-    assert physics.pick_engine("auto") == ("c" if jax.default_backend() == "cpu" else "jax")
+    assert physics.pick_engine("auto") == ("c" if jax.default_backend() == "cpu" else "warp")
     monkeypatch.setattr(physics.importlib.util, "find_spec", lambda name: None)
     assert physics.pick_engine("auto") == "jax"
-    with pytest.raises(ImportError, match=r"pip install 'mujoco-mjx\[warp\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'deepres\[warp\]'"):
         envs.make("reacher", impl="warp")
     with pytest.raises(ImportError, match=r"impl='c' needs mujoco 4"):
         envs.make("reacher", impl="c")

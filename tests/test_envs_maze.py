@@ -91,19 +91,10 @@ class Crowd:
 
 
 @pytest.mark.parametrize("power", ["random", "full"])
-@pytest.mark.parametrize(
-    ("robot", "count", "engine"),
-    [
-        ("point", 8, "c"),
-        ("ant", 3, "c"),
-        ("humanoid", 8, "c"),
-        ("point", 2, "jax"),
-        ("ant", 1, "jax"),
-        ("humanoid", 2, "jax"),
-    ],
-)
-def test_nobody_passes_a_wall(robot, count, engine, power):
-    crowd = Crowd(robot, count, engine)
+@pytest.mark.parametrize("engine", ["c", "jax"])  # Warp on a CPU takes minutes
+@pytest.mark.parametrize("robot", ["point", "ant", "humanoid"])
+def test_nobody_passes_a_wall(robot, engine, power):
+    crowd = Crowd(robot, {"point": 8, "ant": 3, "humanoid": 8}[robot] if engine == "c" else 2, engine)
     size = crowd.task.action_dim
     action = crowd.rng.uniform(-1, 1, (crowd.n, size))
     hits = np.zeros(crowd.n, int)

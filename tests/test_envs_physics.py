@@ -16,6 +16,7 @@ from envs_fixtures import NUM_ENVS, environment
 from deepres import envs
 from deepres.envs.base import GoalEnv
 from deepres.envs.physics import (
+    ENGINES,
     BatchPhysics,
     MjxPhysics,
     PhysicsState,
@@ -24,7 +25,10 @@ from deepres.envs.physics import (
     resting_sensors,
 )
 
-_MODELS: dict[bytes, MjxPhysics] = {}
+_MODELS: dict[tuple[str, bytes], MjxPhysics] = {}
+# A task for each model: a robot's mazes share one.
+MODELS = ["ant", "ant_ball", "ant_push", "ant_u_maze", "arm_binpick_easy", "arm_grasp", "arm_push_easy", "arm_reach",
+          "half_cheetah", "humanoid", "humanoid_u_maze", "point_u_maze", "pusher_easy", "reacher"]  # fmt: skip
 
 
 def converged(task):
@@ -34,21 +38,24 @@ def converged(task):
     return model
 
 
-def mjx_step(model, dt):
-    """MJX's jitted step of `model`, compiled once for all tasks with the same model (a robot's mazes share one)."""
+def mjx_step(model, dt, engine):
+    """MJX's jitted step of `model`, compiled once for all tasks with the same model."""
     raw = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, raw)
-    if raw.tobytes() not in _MODELS:
-        _MODELS[raw.tobytes()] = jax.jit(jax.vmap(MjxPhysics(model, dt).step))
-    return _MODELS[raw.tobytes()]
+    key = engine, raw.tobytes()
+    if key not in _MODELS:
+        _MODELS[key] = jax.jit(jax.vmap(MjxPhysics(model, dt, engine, NUM_ENVS).step))
+    return _MODELS[key]
 
 
-@pytest.mark.parametrize("name", envs.names())
-def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name):
+@pytest.mark.parametrize(
+    ("name", "engine"), [(name, "jax") for name in envs.names()] + [(name, "warp") for name in MODELS]
+)
+def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name, engine):
     """Each goes its own way from the same start; MJX's step is compiled once and gives the same bits twice."""
     env = environment(name)
     task, model = env.task, converged(env.task)
-    step, batch = mjx_step(model, task.dt), BatchPhysics(model, task.dt, NUM_ENVS)
+    step, batch = mjx_step(model, task.dt, engine), BatchPhysics(model, task.dt, NUM_ENVS)
     control, mocap = jax.vmap(task.control), jax.vmap(task.mocap)
     start = ours = theirs = on_host(env.reset().physics)
     shape = (10, NUM_ENVS, env.action_dim)
@@ -73,6 +80,22 @@ def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name):
 
 def on_host(tree):
     return jax.tree.map(np.asarray, tree)
+
+
+def test_warp_steps_whole_environments_and_prints_nothing(capfd):
+    """Left alone it prints a line for every kernel that it loads and every solver that stops when told to."""
+    env = envs.make("ant", 3, impl="warp", episode_length=4)
+    capfd.readouterr()  # that there is no GPU is said once
+    action = np.full((3, 8), 0.5, np.float32)
+    ends = []
+    for _ in range(2):
+        state = env.reset()
+        for _ in range(5):
+            state = env.step(state, action)
+        ends.append(on_host(state))
+    assert (ends[0].traj_id == 1).all() and np.isfinite(ends[0].obs).all()
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    assert capfd.readouterr().out == ""
 
 
 def test_threads_and_restarts_change_no_bit(monkeypatch):
@@ -108,7 +131,7 @@ def test_what_is_no_number_stays_in_its_own_environment_and_leaves_no_file(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", ["c", "jax"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_free_body_keeps_momentum_and_energy_and_falls_as_bodies_do(engine):
     def thrown(gravity):
         model = mujoco.MjModel.from_xml_string(
@@ -123,7 +146,8 @@ def test_a_free_body_keeps_momentum_and_energy_and_falls_as_bodies_do(engine):
         if engine == "c":
             step = BatchPhysics(model, 0.1, 2).step
         else:
-            step = jax.jit(jax.vmap(MjxPhysics(model, 0.1).step, in_axes=(0, 0, None)), static_argnums=2)
+            step = MjxPhysics(model, 0.1, engine, 2).step
+            step = jax.jit(jax.vmap(step, in_axes=(0, 0, None)), static_argnums=2)
         momenta = []
         for _ in range(10):
             state = step(state, np.zeros((2, 0), np.float32), None)
