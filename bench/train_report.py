@@ -184,8 +184,9 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     shades = dict(zip(PARTS, plt.get_cmap("tab10").colors, strict=False))
     for (env, depth), (curve, speed, parts) in zip(found, axes, strict=True):
         rows = [row for row in measured if (row["env"], row["depth"]) == (env, depth)]
+        common = min(len(row["losses"]) for row in rows)  # else each were smoothed over a number of its own
         for style, row in zip(("-", "--", "-.", ":"), rows, strict=False):
-            line = smoothed(row["losses"])
+            line = smoothed(row["losses"][:common])
             curve.plot(line, style, color=colors[row["contestant"]], label=row["label"], linewidth=1.8)
         curve.set(title=f"{env}, depth {depth}", xlabel="gradient step", ylabel="critic's loss, smoothed")
         curve.ticklabel_format(axis="y", useOffset=False)
