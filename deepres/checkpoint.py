@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -68,7 +69,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = ALON
         mine = {_shard(rank): tensors for rank, tensors in checkpoint.shards.items()}
         if ranks.rank == 0:
             mine[_SHARED] = checkpoint.tensors
-        return {name: _write_through(draft / name, _serialise(tensors)) for name, tensors in mine.items()}
+        return {name: _write_tensors(draft / name, tensors) for name, tensors in mine.items()}
 
     def finish(files: dict[str, str]) -> None:
         header = {
@@ -199,17 +200,12 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path, digest: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load as parse
+    from safetensors.torch import load_file
 
+    _check(path, digest)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path.parent}: {error}; {_REMEDY}") from None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{path} was cut short or changed after it was written; {_REMEDY}")
-    try:
-        return parse(data)
-    except SafetensorError as error:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; {_REMEDY}") from None
 
 
@@ -239,23 +235,31 @@ def _remove_drafts(folder: Path) -> None:
             replaced.rename(successor)
 
 
-def _serialise(tensors: dict[str, Tensor]) -> bytes:
-    from safetensors.torch import save as serialise
-
-    return serialise({k: v.detach().to("cpu", copy=False).contiguous() for k, v in tensors.items()})
-
-
 def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _write_through(path: Path, data: bytes) -> str:
-    """Write, flush to the disk, and give the digest."""
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write, from where the tensors stand in memory, flush to the disk, and give the digest."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({k: v.detach().to("cpu", copy=False).contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:
+        reason = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
+        raise OSError(*(int(reason[2]), reason[1]) if reason else (str(error),)) from error
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """Write, and flush to the disk."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(data).hexdigest()
 
 
 def _sync_folder(path: Path) -> None:

@@ -27,8 +27,7 @@ from deepres.run import pick_device
 Change = tuple[str, Any]  # a field of Config and its new value
 
 CONTEXT = 600_000_000  # of a GPU, CUDA's own share and the libraries' code: assumed, not yet measured
-SAVE_COPIES = 2  # of the larger of a checkpoint's files, while safetensors makes it (measured: 1.95)
-SAVING = "a checkpoint on its way to the disk"
+SAVING = "a checkpoint on its way from the GPU to the disk"
 ENV_WORKSPACE = 20  # XLA's memory for a step, in states of an environment (17 to 20 for ant and point_u_maze)
 
 
@@ -71,8 +70,6 @@ def plan(config: Config, sizes: Sizes, *, device: str | None = None, free: int |
     step = StepMemory(config, sizes, device, free)
     buffer = buffer_bytes(config, state_dim=sizes.state, action_dim=sizes.action)
     environments = ENV_WORKSPACE * sizes.env_bytes * (config.num_envs + config.eval_envs)
-    trained = step.parts["weights"] + step.parts["optimiser (Adam, two moments)"]
-    saved = SAVE_COPIES * max(trained, buffer if config.save_buffer else 0)
     if device == "cpu":
         parts = {
             **step.parts,
@@ -80,15 +77,16 @@ def plan(config: Config, sizes: Sizes, *, device: str | None = None, free: int |
             "environments": environments,
             "this process": _resident(),
         }
-        parts[SAVING] = saved
         always = buffer + environments + parts["this process"]
-        saving = trained + step.parts["gradients"] + step.pooled + saved
-        return Plan(device, parts, {}, always + max(step.peak, saving))
+        return Plan(device, parts, {}, always + step.peak)
     ring = {"replay buffer": buffer}
     on_host = config.buffer_device == "cpu"
+    trained = step.parts["weights"] + step.parts["optimiser (Adam, two moments)"]
     parts = {**step.parts, **({} if on_host else ring), "CUDA context (assumed)": CONTEXT}
     host = {**(ring if on_host else {}), "environments": environments, "this process": _resident()}
-    host[SAVING] = saved + (0 if on_host else saved // SAVE_COPIES)  # and what came over from the GPU
+    host[SAVING] = max(
+        trained, buffer if config.save_buffer and not on_host else 0
+    )  # the larger of its files
     return Plan(device, parts, host, CONTEXT + step.peak + (0 if on_host else buffer))
 
 
@@ -189,7 +187,6 @@ def choices(config: Config, device: str) -> list[Change]:
         wanted += [("checkpoint", blocks) for blocks in ("1", "4", "16")]
     fewer = max(config.buffer_steps // 4, config.min_buffer_steps)
     wanted += [("precision", "bf16"), ("buffer_steps", fewer)]
-    wanted.append(("save_buffer", False))
     return [(name, value) for name, value in wanted if getattr(config, name) != value]
 
 

@@ -144,6 +144,34 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
         checkpoints.load(path)
 
 
+def test_saving_and_loading_take_no_memory_of_their_own(tmp_path):
+    """As much as there is of 256 MB: none while they are written, once while they are read."""
+    code = """
+import sys, torch
+from pathlib import Path
+from deepres import checkpoint as checkpoints
+
+def peak():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+tensors = {str(i): torch.ones(8 << 20) for i in range(8)}
+warm = checkpoints.Checkpoint({"a": torch.ones(3)}, {"env_steps": 1}, {}, {0: {"b": torch.ones(3)}})
+checkpoints.load(checkpoints.save(Path(sys.argv[1]), warm, keep=1))
+before = peak()
+state = checkpoints.Checkpoint(tensors, {"env_steps": 2}, {}, {0: {"b": torch.ones(3)}})
+path = checkpoints.save(Path(sys.argv[1]), state, keep=1)
+saved = peak()
+total = sum(tensor.sum().item() for tensor in checkpoints.load(path).tensors.values())
+print(saved - before, peak() - saved, total)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    saving, loading, total = map(float, out.split())
+    assert saving < 40 and loading < 300 and total == 64 << 20, out
+
+
 def test_a_full_disk_loses_nothing(small_disk):
     """A real, tiny file system: what was saved before stays, nothing half-written does, the sentence says so."""
     checkpoints.save(small_disk, make(10, 1.0), keep=2)

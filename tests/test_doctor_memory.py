@@ -62,15 +62,14 @@ def test_each_choice_costs_what_it_should():
     assert peak(checkpoint="4") < peak() and peak(precision="bf16") < peak() < peak(batch_size=1024)
 
 
-def test_a_checkpoint_on_its_way_to_the_disk_counts():
-    """Written as a whole, it stands in memory twice: on a CPU with a large buffer that is the peak."""
-    whole = memory.plan(DEEP, HUMANOID, device="cpu")
-    buffer = whole.parts["replay buffer"]
-    assert whole.parts[memory.SAVING] == 2 * buffer
-    assert whole.peak > 3 * buffer and whole.peak < sum(whole.parts.values())
-    assert ("save_buffer", False) in memory.choices(DEEP, "cpu") and memory.typed(("save_buffer", False)) == (
-        "--no-save-buffer"
-    )
+def test_a_checkpoint_takes_memory_only_on_its_way_from_a_gpu():
+    """A file is written from where its tensors stand, one after the other."""
+    whole = memory.plan(DEEP, HUMANOID, device="cuda")
+    trained = whole.parts["weights"] + whole.parts["optimiser (Adam, two moments)"]
+    assert whole.host[memory.SAVING] == whole.parts["replay buffer"] > trained
+    for changes in ({"save_buffer": False}, {"buffer_device": "cpu"}):
+        assert memory.plan(replace(DEEP, **changes), HUMANOID, device="cuda").host[memory.SAVING] == trained
+    assert memory.SAVING not in memory.plan(DEEP, HUMANOID, device="cpu").parts
 
 
 def test_a_run_that_cannot_fit_allocates_nothing(tmp_path, monkeypatch, capsys):
