@@ -57,7 +57,7 @@ def print_report(config: Config, memory_gb: float | None = None) -> None:
     console.print(table("what each choice costs", ("option", "peak", f"of {size(limit)}"), rows))
     changes = memory.remedy(config, sizes, limit, device=device)
     if changes is None:
-        console.print("nothing of this makes it fit: take fewer layers or a smaller batch")
+        console.print("nothing of this makes it fit: take fewer layers, environments or buffer steps, a smaller batch")
     else:
         console.print(f"to make it fit: {memory.typed(*changes)}" if changes else "it fits")
 
@@ -91,8 +91,6 @@ def print_plan(config: Config) -> None:
         config, num_envs=max(1, config.num_envs // size), batch_size=max(2, config.batch_size // size)
     )
     limit = memory.room(share)
-    if pick_device(share.device).type == "cpu":
-        limit //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     plan = memory.require(share, memory.task_sizes(share.env), limit)
     if is_first():
         Console().print(plan_table(share, plan, limit))

@@ -11,6 +11,7 @@ actor. Backward takes them from the last to the first: each one's gradients come
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -56,7 +57,11 @@ def task_sizes(name: str) -> Sizes:
     """Of the task called `name`. Raises ValueError for an unknown one, ImportError without JAX and MuJoCo."""
     from deepres.envs import make
 
-    env = make(name, num_envs=1)
+    return env_sizes(make(name, num_envs=1))
+
+
+def env_sizes(env: Any) -> Sizes:
+    """Of the task that `env`, a VectorEnv, steps."""
     import jax
 
     shapes = jax.tree.leaves(jax.eval_shape(env.functional.reset, jax.random.PRNGKey(0)))
@@ -174,9 +179,14 @@ def _resident() -> int:
 
 
 def room(config: Config) -> int:
-    """Bytes that a run may take in all: what is free on its device, and what this process holds already."""
+    """Bytes that a run may take in all: what is free on its device, and what this process holds already.
+
+    Under torchrun, without a GPU, it is this process's share of them.
+    """
     device = pick_device(config.device)
-    return free_bytes(device) + (_resident() if device.type == "cpu" else CONTEXT)
+    if device.type == "cpu":
+        return (free_bytes(device) + _resident()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free_bytes(device) + CONTEXT
 
 
 def choices(config: Config, device: str) -> list[Change]:
@@ -225,7 +235,14 @@ def require(config: Config, sizes: Sizes, limit: int | None = None, *, device: s
     if made.peak <= limit:
         return made
     changes = remedy(config, sizes, limit, device=device)
-    advice = f"pass {typed(*changes)}" if changes else "take fewer layers, a smaller batch or another machine"
+    if changes:
+        advice = f"pass {typed(*changes)}"
+    else:
+        part, most = max(made.parts.items(), key=lambda item: item[1])
+        advice = (
+            f"the most of it is for {part}, {size(most)}: take fewer layers, environments or buffer steps, "
+            "a smaller batch or another machine"
+        )
     raise MemoryError(
         f"this run of {config.env} needs {size(made.peak)} and {size(limit)} are there; {advice} "
         "(`deepres doctor` with the same options shows what each choice costs)"

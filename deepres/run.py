@@ -38,7 +38,7 @@ class Run:
 
     run_dir: a new folder, or with resume=True one that a run left. ranks: the processes that make the run together;
     each has its share of environments and batch, and calls the same methods. Raises ValueError, FileExistsError,
-    CheckpointError in one sentence; nothing in run_dir is changed before everything fits.
+    CheckpointError, MemoryError in one sentence; nothing in run_dir is changed before everything fits.
     """
 
     def __init__(self, config: Config, run_dir: Path, *, resume: bool = False, ranks: Ranks = ALONE):
@@ -49,6 +49,8 @@ class Run:
         ranks.first(lambda: self._claim_folder(resume))
 
     def _build(self, restored: checkpoints.Checkpoint | None) -> None:
+        from deepres import memory  # which asks this module for the device
+
         config, ranks = self.config, self.ranks
         self.share = ranks.share(config)
         self.device = ranks.place(pick_device(config.device))
@@ -62,6 +64,7 @@ class Run:
                     f"eval_env must have {config.env}'s {name} {getattr(self.env, name)}, got {config.eval_env} "
                     f"with {getattr(self.eval_env, name)}; pass a variant of the same task"
                 )
+        memory.require(self.share, memory.env_sizes(self.env))
         dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}
         self.learner = Learner(
             self.share,

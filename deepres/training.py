@@ -40,7 +40,8 @@ def train(
     progress: show a progress bar on a terminal, a line per evaluation elsewhere.
     Under torchrun all processes train together (see deepres.distributed): rank 0 evaluates, logs, saves and raises.
     Ctrl-C ends the run after the round under way, with a checkpoint; a second one ends it at once. Raises
-    ValueError, FileExistsError, CheckpointError, TrainingError, LostRank, each with one sentence.
+    ValueError, FileExistsError, MemoryError (before anything large is allocated), CheckpointError, TrainingError,
+    LostRank, each with one sentence.
     """
     from deepres.logs import RunLog
     from deepres.progress import Progress

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import deepres
 from deepres import memory
 from deepres.cli import main
 from deepres.config import Config
@@ -50,7 +51,10 @@ def test_the_deepest_preset_fits_a_24_gb_card_and_a_smaller_buffer_8_gb():
 def test_what_does_not_fit_is_refused_with_a_remedy():
     with pytest.raises(MemoryError, match=r"needs 10\.\d GB and 8\.0 GB are there; pass --"):
         memory.require(DEEP, HUMANOID, 8 * 10**9, device="cuda")
-    with pytest.raises(MemoryError, match="fewer layers, a smaller batch or another machine"):
+    with pytest.raises(
+        MemoryError,
+        match=r"for replay buffer, 5\.9 GB: take fewer layers, environments or buffer steps, a smaller batch",
+    ):
         memory.require(DEEP, HUMANOID, 10**9, device="cuda")
 
 
@@ -80,6 +84,15 @@ def test_a_run_that_cannot_fit_allocates_nothing(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("deepres: this run of point_u_maze needs") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_called_from_python_is_refused_as_well(tmp_path):
+    config = Config(env="point_u_maze", num_envs=100_000, buffer_steps=1_000_000)
+    with pytest.raises(
+        MemoryError, match=r"needs 2\.80 TB and .* are there; the most of it is for replay buffer, 2\.80 TB"
+    ):
+        deepres.train(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
