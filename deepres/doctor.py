@@ -14,10 +14,10 @@ import torch
 from deepres import memory
 from deepres._version import __version__
 from deepres.config import Config
+from deepres.device import pick_device
 from deepres.distributed import is_first
 from deepres.kernels import backends
 from deepres.memory import size
-from deepres.run import pick_device
 
 if TYPE_CHECKING:
     from rich.console import Group

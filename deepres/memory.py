@@ -21,9 +21,9 @@ import torch
 
 from deepres.buffer import buffer_bytes
 from deepres.config import Config
+from deepres.device import pick_device
 from deepres.kernels.residual_stack import StackOptions
 from deepres.kernels.stack_memory import AUTO, free_bytes, saved_bytes
-from deepres.run import pick_device
 
 Change = tuple[str, Any]  # a field of Config and its new value
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepres import checkpoint as checkpoints
+from deepres import memory
 from deepres.buffer import DTYPES, ReplayBuffer, uploaded
 from deepres.config import CHANGEABLE, Config
+from deepres.device import pick_device
 from deepres.distributed import ALONE, Ranks, deal
 from deepres.evaluate import Evaluation, Paths, evaluate
 from deepres.graph import gradient_steps
@@ -49,8 +51,6 @@ class Run:
         ranks.first(lambda: self._claim_folder(resume))
 
     def _build(self, restored: checkpoints.Checkpoint | None) -> None:
-        from deepres import memory  # which asks this module for the device
-
         config, ranks = self.config, self.ranks
         self.share = ranks.share(config)
         self.device = ranks.place(pick_device(config.device))
@@ -349,23 +349,6 @@ def _make_env(
 
     quirks: dict[str, Any] = {"parity": True} if parity else {}
     return envs.make(name, num_envs, seed, episode_length, auto_reset, physics, **quirks)
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device that Config.device names. Raises ValueError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<index>, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<index>, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices; pass device=cpu"
-        )
-    return device
 
 
 def _to_tensor(leaf: Any) -> torch.Tensor:
