@@ -248,7 +248,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
         save_file({k: v.detach().to("cpu", copy=False).contiguous() for k, v in tensors.items()}, path)
     except SafetensorError as error:
         reason = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
-        raise OSError(*(int(reason[2]), reason[1]) if reason else (str(error),)) from error
+        if not reason:
+            raise
+        raise OSError(int(reason[2]), reason[1]) from error
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -57,9 +57,7 @@ def print_report(config: Config, memory_gb: float | None = None) -> None:
     console.print(table("what each choice costs", ("option", "peak", f"of {size(limit)}"), rows))
     changes = memory.remedy(config, sizes, limit, device=device)
     if changes is None:
-        console.print(
-            "nothing of this makes it fit: take fewer layers, environments or buffer steps, a smaller batch"
-        )
+        console.print(f"nothing of this makes it fit: {memory.LESS}")
     else:
         console.print(f"to make it fit: {memory.typed(*changes)}" if changes else "it fits")
 

@@ -29,6 +29,7 @@ Change = tuple[str, Any]  # a field of Config and its new value
 
 CONTEXT = 600_000_000  # of a GPU, CUDA's own share and the libraries' code: assumed, not yet measured
 SAVING = "a checkpoint on its way from the GPU to the disk"
+LESS = "take fewer layers, environments or buffer steps, a smaller batch or another machine"
 ENV_WORKSPACE = 20  # XLA's memory for a step, in states of an environment (17 to 20 for ant and point_u_maze)
 
 
@@ -89,9 +90,8 @@ def plan(config: Config, sizes: Sizes, *, device: str | None = None, free: int |
     trained = step.parts["weights"] + step.parts["optimiser (Adam, two moments)"]
     parts = {**step.parts, **({} if on_host else ring), "CUDA context (assumed)": CONTEXT}
     host = {**(ring if on_host else {}), "environments": environments, "this process": _resident()}
-    host[SAVING] = max(
-        trained, buffer if config.save_buffer and not on_host else 0
-    )  # the larger of its files
+    ring_crosses = config.save_buffer and not on_host
+    host[SAVING] = max(trained, buffer if ring_crosses else 0)  # one file after the other
     return Plan(device, parts, host, CONTEXT + step.peak + (0 if on_host else buffer))
 
 
@@ -239,10 +239,7 @@ def require(config: Config, sizes: Sizes, limit: int | None = None, *, device: s
         advice = f"pass {typed(*changes)}"
     else:
         part, most = max(made.parts.items(), key=lambda item: item[1])
-        advice = (
-            f"the most of it is for {part}, {size(most)}: take fewer layers, environments or buffer steps, "
-            "a smaller batch or another machine"
-        )
+        advice = f"the most of it is for {part}, {size(most)}: {LESS}"
     raise MemoryError(
         f"this run of {config.env} needs {size(made.peak)} and {size(limit)} are there; {advice} "
         "(`deepres doctor` with the same options shows what each choice costs)"

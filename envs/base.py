@@ -178,6 +178,12 @@ class EnvState:
 BEGINNING = ("key", "physics", "goal", "obs")  # what a new episode puts in the place of the last one's
 
 
+def began(state: EnvState, beginning: dict[str, Any]) -> EnvState:
+    """`state`, of one environment or many, with `beginning` for its BEGINNING; where done, one trajectory on."""
+    steps = jnp.where(state.done, 0, state.steps)
+    return replace(state, traj_id=state.traj_id + state.done, steps=steps, **beginning)
+
+
 class GoalEnv:
     """A single environment of `task` as pure functions: `reset(key)` and `step(state, action)`.
 
@@ -280,13 +286,9 @@ class GoalEnv:
 
     def renew(self, state: EnvState) -> EnvState:
         """`state`, or where it ended its episode the first of the next: a few random draws."""
-        again = replace(
-            state,
-            traj_id=state.traj_id + 1,
-            steps=jnp.zeros((), jnp.int32),
-            **self.again(state.key, state.first),
-        )
-        return jax.tree.map(lambda new, old: jnp.where(state.done, new, old), again, state)
+        again = self.again(state.key, state.first)
+        own = {name: getattr(state, name) for name in BEGINNING}
+        return began(state, jax.tree.map(lambda new, old: jnp.where(state.done, new, old), again, own))
 
     def again(self, key: jax.Array, first: FirstState | None) -> dict[str, Any]:
         """What the next episode starts with: BEGINNING of EnvState.

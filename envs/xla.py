@@ -60,9 +60,9 @@ def prepare() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}".strip()
     if wants_pool:
         os.environ["NPROC"] = str(MIN_POOL_THREADS)
-    with suppress(ImportError, AttributeError):  # a later JAX may know no such setting
-        import jax
+    import jax
 
+    with suppress(AttributeError):  # a later JAX may know no such setting
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

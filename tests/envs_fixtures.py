@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from deepres import envs
 from deepres.envs import xla
+from deepres.envs.physics import BatchPhysics, MjxPhysics
 
 xla.prepare()  # before JAX's first computation
 
@@ -21,6 +23,13 @@ LENGTH = 1000
 @cache
 def environment(name: str) -> envs.vector.VectorEnv:
     return envs.make(name, num_envs=NUM_ENVS, seed=3, episode_length=LENGTH, impl="c")
+
+
+def stepper(model: Any, dt: float, count: int, engine: str) -> Callable[..., Any]:
+    """`engine`'s step of `count` environments of `model`: (PhysicsState, ctrl, mocap_pos or None) -> PhysicsState."""
+    if engine == "c":
+        return BatchPhysics(model, dt, count).step
+    return jax.jit(jax.vmap(MjxPhysics(model, dt, engine, count).step))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from envs_fixtures import stepper
 
 from deepres import envs
 from deepres.envs.layouts import ANT_LAYOUTS, LAYOUTS
 from deepres.envs.maze import Maze
-from deepres.envs.physics import BatchPhysics, MjxPhysics, PhysicsState
+from deepres.envs.physics import PhysicsState
 
 # What a robot's torso may do without ending its episode, metres; the speed that it is thrown at walls with, m/s.
 HEALTHY = {"point": (0.0, 1.0), "ant": (0.2, 1.0), "humanoid": (1.0, 2.0)}
@@ -48,10 +49,7 @@ class Crowd:
         self.rng = np.random.default_rng(7)
         self.start = jax.tree.map(np.array, task.start(jax.random.PRNGKey(0))[0])
         self.physics = jax.tree.map(lambda leaf: np.repeat(leaf[None], self.n, axis=0), self.start)
-        if engine == "c":
-            self.advance = BatchPhysics(task.model, task.dt, self.n).step
-        else:
-            self.advance = jax.jit(jax.vmap(MjxPhysics(task.model, task.dt, engine, self.n).step))
+        self.advance = stepper(task.model, task.dt, self.n, engine)
 
         def mocap(walls, physics):
             there = copy.copy(task)

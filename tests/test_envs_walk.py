@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from envs_fixtures import stepper
 
 from deepres import envs
 from deepres.envs import ant_push
@@ -230,10 +231,7 @@ def test_a_free_body_keeps_its_momentum_and_energy(name, error):
 def test_left_alone_it_settles_on_the_floor(name, engine):
     task = envs.make_task(name)
     physics, _ = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(2), N))
-    if engine == "c":
-        step = BatchPhysics(task.model, task.dt, N).step
-    else:
-        step = jax.jit(jax.vmap(MjxPhysics(task.model, task.dt, engine, N).step, in_axes=(0, 0, None)))
+    step = stepper(task.model, task.dt, N, engine)
     physics = jax.tree.map(np.asarray, physics)
     data, depths = mujoco.MjData(task.model), []
     for t in range(1000):
