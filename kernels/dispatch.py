@@ -20,6 +20,7 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
@@ -102,3 +103,13 @@ def choose(op: str, impl: str, unsupported: Callable[[ModuleType], str | None]) 
         if unsupported(load(op, name)) is None:
             return name
     raise AssertionError("unreachable: the reference serves every call")
+
+
+def beside_gpu(x: Tensor) -> str | None:
+    """Why x lies on no GPU that the kernels are compiled for (a clause and a remedy), or None."""
+    if x.device.type != "cuda":
+        return f"it takes tensors on a CUDA device, got {x.device}; move them with .cuda()"
+    major, minor = torch.cuda.get_device_capability(x.device)
+    if major < 8:
+        return f"it needs compute capability 8.0 (Ampere) or newer, got {major}.{minor}"
+    return None

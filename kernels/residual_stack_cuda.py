@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import cuda_program
+from deepres.kernels.dispatch import beside_gpu
 from deepres.kernels.residual_stack import StackOptions
 
 WIDTHS = (64, 128, 256, 512)
@@ -38,12 +39,7 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
         return f"it takes float32, got {x.dtype}; call .float()"
     if x.shape[1] not in WIDTHS:
         return f"it serves widths {', '.join(map(str, WIDTHS))}, got {x.shape[1]}"
-    if x.device.type != "cuda":
-        return f"it takes tensors on a CUDA device, got {x.device}; move them with .cuda()"
-    major, minor = torch.cuda.get_device_capability(x.device)
-    if major < 8:
-        return f"it needs compute capability 8.0 (Ampere) or newer, got {major}.{minor}"
-    return None
+    return beside_gpu(x)
 
 
 @dataclass(frozen=True)

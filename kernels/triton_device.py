@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepres.kernels.dispatch import beside_gpu
+
 
 def unavailable() -> str | None:
     if find_spec("triton") is None:
@@ -26,12 +28,7 @@ def unsupported_device(x: Tensor) -> str | None:
         if x.device.type == "cpu":
             return None
         return "TRITON_INTERPRET is for CPU tensors; unset it to use the GPU"
-    if x.device.type != "cuda":
-        return f"it runs on a CUDA device, got a tensor on {x.device}; call .cuda()"
-    major, minor = torch.cuda.get_device_capability(x.device)
-    if major < 8:
-        return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-    return None
+    return beside_gpu(x)
 
 
 def interpreted() -> bool:
