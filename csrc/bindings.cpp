@@ -1,6 +1,6 @@
 // deepres._C: the CPU kernels, bound over raw pointers so that the build knows nothing of PyTorch.
 //
-// Each op binds itself in csrc/cpu/<op>.cpp; Python (kernels/<op>_cpu.py) checks shapes, allocates outputs
+// Each op binds itself in csrc/cpu/<op>.cpp; Python (kernels/<op>/cpu.py) checks shapes, allocates outputs
 // and passes addresses of contiguous tensors.
 
 #include <pybind11/pybind11.h>

@@ -1,7 +1,7 @@
 """The ops that deepres exists for, each served by several implementations with one meaning."""
 
 from deepres.kernels.dispatch import backends
-from deepres.kernels.info_nce import info_nce
-from deepres.kernels.residual_stack import residual_stack
+from deepres.kernels.info_nce.op import info_nce
+from deepres.kernels.residual_stack.op import residual_stack
 
 __all__ = ["backends", "info_nce", "residual_stack"]

@@ -5,7 +5,7 @@ A backend of an op is one module, imported only when it is asked for. It offers
     unavailable() -> str | None             why this machine cannot run it at all (a clause and a remedy)
     unsupported(x, ...options) -> str | None   why it cannot serve this very call
 
-and the op's own functions (see residual_stack.py and info_nce.py). `impl="auto"` takes the first backend
+and the op's own functions (see residual_stack/op.py and info_nce/op.py). `impl="auto"` takes the first backend
 in the op's order of preference that is available and supports the call; a backend asked for by name either
 serves the call or raises with its reason.
 """
@@ -25,15 +25,15 @@ from torch import Tensor
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
     "residual_stack": {
-        "cuda": "deepres.kernels.residual_stack_cuda",
-        "triton": "deepres.kernels.residual_stack_triton",
-        "cpu": "deepres.kernels.residual_stack_cpu",
-        "reference": "deepres.kernels.reference",
+        "cuda": "deepres.kernels.residual_stack.cuda",
+        "triton": "deepres.kernels.residual_stack.triton",
+        "cpu": "deepres.kernels.residual_stack.cpu",
+        "reference": "deepres.kernels.residual_stack.reference",
     },
     "info_nce": {
-        "triton": "deepres.kernels.info_nce_triton",
-        "cpu": "deepres.kernels.info_nce_cpu",
-        "reference": "deepres.kernels.reference",
+        "triton": "deepres.kernels.info_nce.triton",
+        "cpu": "deepres.kernels.info_nce.cpu",
+        "reference": "deepres.kernels.info_nce.reference",
     },
 }
 

@@ -362,7 +362,7 @@ void bind_info_nce(pybind11::module_& m) {
         InfoNce(problem, kernels, threads, at(out[3]), at(out[4])).run(at(out[0]), at(out[1]), at(out[2]));
       },
       "Writes loss [1], lse [b], metrics [3], and adds to dphi [b, d], dpsi [m, d] (0 where not wanted).\n"
-      "phi, psi, out: addresses; d: a multiple of 16; energy, form, isa: see kernels/info_nce_cpu.py.");
+      "phi, psi, out: addresses; d: a multiple of 16; energy, form, isa: see kernels/info_nce/cpu.py.");
 }
 
 }  // namespace deepres

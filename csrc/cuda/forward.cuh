@@ -1,4 +1,4 @@
-// residual_stack, forward: one launch walks `layers` layers; see kernels/residual_stack.py for the equations.
+// residual_stack, forward: one launch walks `layers` layers; see kernels/residual_stack/op.py for the equations.
 #pragma once
 
 #include "tile.cuh"

@@ -1,5 +1,5 @@
 // The residual stack on NVIDIA GPUs, sm_80 and newer: every kernel of one width, precision, norm and
-// activation. No header beyond these is needed; kernels/residual_stack_cuda.py compiles and launches them.
+// activation. No header beyond these is needed; kernels/residual_stack/cuda.py compiles and launches them.
 
 #include "dgrad.cuh"
 #include "forward.cuh"

@@ -1,4 +1,4 @@
-"""The residual stack on the CPU: `deepres._C` behind the contract of residual_stack.py.
+"""The residual stack on the CPU: `deepres._C` behind the contract of op.py.
 
 Saved for backward: n of every layer, padded to `StackShape.padded` columns; and in a flat tensor rstd [D, B],
 then the inputs of spans of layers, from which backward rebuilds those of the blocks inside. With checkpoints:
@@ -8,13 +8,11 @@ the inputs of the segments of layers between them, and nothing else.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels.residual_stack.options import StackOptions
 
 try:  # importing torch first: the extension then shares its OpenMP threads
     from deepres import _C  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepres.kernels import cuda_program
 from deepres.kernels.dispatch import beside_gpu
-from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels.residual_stack.options import StackOptions
 
 WIDTHS = (64, 128, 256, 512)
 KERNELS = tuple(f"residual_stack_{name}" for name in ("pack", "forward", "dgrad", "wgrad", "reduce"))

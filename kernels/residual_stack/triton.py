@@ -19,16 +19,14 @@ all memory comes from PyTorch: a CUDA graph may capture both directions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from deepres.kernels.residual_stack.options import StackOptions
 from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
 from deepres.kernels.triton_device import unavailable as unavailable
-
-if TYPE_CHECKING:
-    from deepres.kernels.residual_stack import StackOptions
 
 WIDTHS = (64, 128, 256, 512)
 # Formats that tensors are rounded to, and the dtype that holds them. The last is for Triton's interpreter,
@@ -209,7 +207,7 @@ class _Launches:
     """The kernels' launches for the rows of one call, on the current device and stream."""
 
     def __init__(self, x: Tensor, options: StackOptions) -> None:
-        from deepres.kernels import residual_stack_triton_kernels as kernels
+        from deepres.kernels.residual_stack import triton_kernels as kernels
 
         self.kernels, self.x, self.options = kernels, x, options
         self.batch, self.width = x.shape

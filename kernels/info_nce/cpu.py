@@ -16,14 +16,12 @@ each term is at most 4 times the difference that it stands for.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from deepres.kernels.info_nce import InfoNCEOptions
+from deepres.kernels.info_nce.options import InfoNCEOptions
 
 ENERGY_CODES = {"norm": 0, "l2": 1, "dot": 2}
 FORM_CODES = {"forward": 0, "backward": 1, "symmetric": 2, "binary": 3}
@@ -49,7 +47,7 @@ def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None
 def forward(
     phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool], isa: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as info_nce.py asks of a backend.
+    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as op.py asks of a backend.
 
     isa: "auto" or one of `_C.info_nce_isas()`.
     """

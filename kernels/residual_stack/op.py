@@ -16,7 +16,7 @@ Backward, given da = dL/da of the layer's output
 
 Rows never meet, forward or in the input gradient: that is what every fused backend builds on.
 
-A backend module (see dispatch.py) serves the op with
+A backend module (cpu.py, triton.py, cuda.py; see dispatch.py) serves the op with
 
     saved_spec(batch, width, depth, options) -> [(shape, dtype), (shape, dtype)]   # of the two saved tensors
     forward(x, weight, bias, gamma, beta, options, save) -> (y, activations, statistics)
@@ -30,28 +30,15 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 
 import torch
 from torch import Tensor
 
-from deepres.kernels import dispatch, reference
-from deepres.kernels.stack_memory import AUTO, planned_checkpoint
-
-ACTIVATIONS = ("swish", "relu")
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class StackOptions:
-    """What a call of `residual_stack` asks for, checked; `checkpoint` counts blocks, 0 keeps every layer."""
-
-    skip_every: int = 4
-    activation: str = "swish"
-    norm: bool = True
-    eps: float = 1e-6
-    precision: str = "fp32"
-    checkpoint: int = 0
+from deepres.kernels import dispatch
+from deepres.kernels.residual_stack import reference
+from deepres.kernels.residual_stack.memory import planned_checkpoint
+from deepres.kernels.residual_stack.options import ACTIVATIONS, AUTO, PRECISIONS, StackOptions
 
 
 def residual_stack(

@@ -9,16 +9,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 
 from deepres.kernels import dispatch
+from deepres.kernels.residual_stack.options import AUTO, StackOptions
 
-if TYPE_CHECKING:
-    from deepres.kernels.residual_stack import StackOptions
-
-AUTO = -1  # StackOptions.checkpoint for "auto", until the backend is chosen
 SHARE = 0.5  # of the free memory, what "auto" lets activations take
 
 

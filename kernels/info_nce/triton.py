@@ -18,16 +18,12 @@ Nothing waits for the device, and all memory comes from PyTorch: a CUDA graph ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from deepres.kernels.info_nce.options import InfoNCEOptions
 from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
 from deepres.kernels.triton_device import unavailable as unavailable
-
-if TYPE_CHECKING:
-    from deepres.kernels.info_nce import InfoNCEOptions
 
 LARGEST_WIDTH = 512
 
@@ -76,8 +72,8 @@ def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, ob
 def forward(
     phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as info_nce.py asks of a backend."""
-    from deepres.kernels.info_nce_triton_kernels import info_nce_kernel
+    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as op.py asks of a backend."""
+    from deepres.kernels.info_nce.triton_kernels import info_nce_kernel
 
     (batch, width), goals = phi.shape, psi.shape[0]
     rows, cols, summary = phi.new_empty(8, batch), phi.new_empty(4, goals), phi.new_empty(4)

@@ -17,7 +17,7 @@ p the softmax over goals and q the one over state-actions,
               + 2 c (lse[i] + 1e-6) p[i, j] / B                                from the penalty
     dphi[i] = sum_j G[i, j] dlogits[i, j]/dphi,   for "norm" (psi_j - phi_i) / |phi_i - psi_j|
 
-A backend module (see dispatch.py) serves the op with
+A backend module (cpu.py, triton.py; see dispatch.py) serves the op with
 
     unsupported(phi, psi, options) -> str | None
     forward(phi, psi, options, needs) -> (loss [], lse [B], metrics [3], dphi [B, d], dpsi [M, d])
@@ -30,27 +30,16 @@ come from one pass, so backward only scales. "cosine" reaches a backend as "dot"
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepres.kernels import dispatch, reference
-
-ENERGIES = ("norm", "l2", "dot", "cosine")
-FORMS = ("forward", "backward", "symmetric", "binary")
-
-
-@dataclass(frozen=True)
-class InfoNCEOptions:
-    """What a call of `info_nce` asks for, checked."""
-
-    logsumexp_penalty: float = 0.1
-    energy: str = "norm"
-    form: str = "forward"
-    positive_offset: int = 0
+from deepres.kernels import dispatch
+from deepres.kernels.info_nce import reference
+from deepres.kernels.info_nce.options import ENERGIES, FORMS, InfoNCEOptions
 
 
 class InfoNCEMetrics(NamedTuple):
