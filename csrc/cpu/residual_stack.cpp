@@ -98,7 +98,7 @@ StackParameters parameters_at(std::array<uintptr_t, 4> at_) {
 
 StackSaved saved_at(const StackShape& shape, std::array<uintptr_t, 2> saved) {
   const auto [activations, statistics] = saved;
-  if (shape.checkpoint) return {nullptr, nullptr, at<float>(activations)};
+  if (shape.recompute) return {nullptr, nullptr, at<float>(activations)};
   float* rstd = at<float>(statistics);
   return {at<char>(activations), rstd, rstd ? rstd + shape.depth * shape.batch : nullptr};
 }
@@ -110,16 +110,16 @@ const StackKernels& stack_kernels(int precision) { return *isa().kernels[precisi
 void bind_residual_stack(py::module_& m) {
   py::class_<StackShape>(m, "StackShape", "The sizes and options of one call of the residual stack.")
       .def(py::init([](std::array<int64_t, 3> sizes, int64_t skip_every, bool norm, bool swish, float eps,
-                       int64_t checkpoint, bool bf16) {
+                       int64_t recompute, bool bf16) {
              const auto [batch, width, depth] = sizes;
              const int64_t padded = (width + kPad - 1) / kPad * kPad;
-             return StackShape{batch, width, padded, depth, skip_every, norm, swish, eps, checkpoint, bf16};
+             return StackShape{batch, width, padded, depth, skip_every, norm, swish, eps, recompute, bf16};
            }),
            "sizes: (batch, width, depth).")
       .def_readonly("padded", &StackShape::padded, "Columns of the saved activations.")
       .def_property_readonly("span", &stack_span, "Layers between the inputs that are saved.")
       .def_property_readonly("segment", &stack_segment,
-                             "Layers between the inputs that checkpointing saves.");
+                             "Layers between the inputs that are saved under recomputation.");
 
   m.def(
       "use_isa", [](const std::string& name) { isa() = find_isa(name.c_str()); },

@@ -23,8 +23,8 @@ struct StackShape {
   int64_t batch, width, padded, depth, skip_every;
   bool norm, swish;
   float eps;
-  int64_t checkpoint;  // blocks whose inside backward computes again; 0 saves every layer
-  int precision;       // 0 fp32, 1 bf16
+  int64_t recompute;  // blocks whose inside backward computes again; 0 saves every layer
+  int precision;      // 0 fp32, 1 bf16
 
   bool opens_block(int64_t layer) const { return skip_every ? layer % skip_every == 0 : layer == 0; }
   bool ends_block(int64_t layer) const {
@@ -100,7 +100,7 @@ inline int64_t work_size(const StackShape& shape) { return (2 * kRowBlock + 1) *
 const StackKernels& stack_kernels(int precision);
 
 // Layers that backward takes in one go; layers between the saved inputs (streams) that it rebuilds the blocks
-// from; layers between the inputs that checkpointing keeps (the whole depth without).
+// from; layers between the inputs that recomputation keeps (the whole depth without).
 int64_t stack_stretch(const StackShape& shape);
 int64_t stack_span(const StackShape& shape);
 int64_t stack_segment(const StackShape& shape);
@@ -113,7 +113,7 @@ struct StackGradients {
   float *dx, *dweight, *dbias, *dgamma, *dbeta;  // null where nobody asked
 };
 
-// What forward leaves for backward. Without checkpointing: n [depth, batch, padded], rstd [depth, batch] and
+// What forward leaves for backward. Without recomputation: n [depth, batch, padded], rstd [depth, batch] and
 // the inputs of the spans, streams [spans, batch, padded]. With it: the inputs of the segments in streams,
 // and nothing else.
 struct StackSaved {

@@ -256,7 +256,7 @@ int64_t stack_span(const StackShape& shape) {
 }
 
 int64_t stack_segment(const StackShape& shape) {
-  return shape.checkpoint ? std::min(shape.checkpoint * shape.skip_every, shape.depth) : shape.depth;
+  return shape.recompute ? std::min(shape.recompute * shape.skip_every, shape.depth) : shape.depth;
 }
 
 void stack_forward(const StackShape& shape, const StackParameters& parameters, const float* x, float* y,
@@ -279,7 +279,7 @@ void stack_backward(const StackShape& shape, const StackParameters& parameters, 
                     const StackSaved& saved, const StackGradients& gradients, int threads) {
   const BackwardRun run(shape, parameters, gradients, threads);
   const int64_t segment = stack_segment(shape), inside = shape.batch * shape.padded;
-  const int64_t bytes = stack_kernels(shape.precision).saved_bytes, again = shape.checkpoint ? segment : 0;
+  const int64_t bytes = stack_kernels(shape.precision).saved_bytes, again = shape.recompute ? segment : 0;
   const Scratch n(divided_up(again * inside * bytes, 4)), rstd(again * shape.batch),
       streams(divided_up(again, stack_span(shape)) * inside);
   const StackSaved computed{reinterpret_cast<char*>(n.at()), rstd.at(), streams.at()};
@@ -289,9 +289,9 @@ void stack_backward(const StackShape& shape, const StackParameters& parameters, 
     run.start();
     for (int64_t first = (shape.depth - 1) / segment * segment; first >= 0; first -= segment) {
       const int64_t last = std::min(first + segment, shape.depth);
-      if (shape.checkpoint)
+      if (shape.recompute)
         run.forward(first, last, saved.streams + first / segment * inside, shape.padded, nullptr, computed);
-      run.backward(first, last, dy, shape.checkpoint ? computed : saved);
+      run.backward(first, last, dy, shape.recompute ? computed : saved);
     }
   }
 }

@@ -1,4 +1,4 @@
-// residual_stack, forward: one launch walks `layers` layers; see kernels/residual_stack/op.py for the equations.
+// residual_stack, forward: one launch walks `layers` layers; kernels/residual_stack/op.py has the equations.
 #pragma once
 
 #include "tile.cuh"
@@ -49,7 +49,7 @@ struct ForwardArguments {
   float* y;
   unsigned char* normalized;
   float* rstd;
-  float* checkpoints;
+  float* kept;
   i64 batch, layers, skip_every, segment;
   float eps;
 };
@@ -61,7 +61,7 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 #pragma unroll
   for (int i = 0; i < 2 * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
   shared.left.exchange(a, at);
-  i64 until_skip = in.skip_every, until_checkpoint = in.segment;
+  i64 until_skip = in.skip_every, until_kept = in.segment;
   for (i64 layer = 0; layer < in.layers; ++layer) {
     float bias[kOwned], gamma[kOwned], beta[kOwned];  // asked for before the product hides their latency
     load_vector(bias, in.bias + layer * kWidth, at);
@@ -100,11 +100,10 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
       }
     if (skip) until_skip = in.skip_every;
     shared.left.exchange(a, at);
-    if (--until_checkpoint == 0) {
-      until_checkpoint = in.segment;
+    if (--until_kept == 0) {
+      until_kept = in.segment;
       const i64 slot = (layer + 1) / in.segment - 1;
-      if (layer + 1 < in.layers)
-        store_tile<Float32>(in.checkpoints + slot * in.batch * kWidth, a, in.batch, at);
+      if (layer + 1 < in.layers) store_tile<Float32>(in.kept + slot * in.batch * kWidth, a, in.batch, at);
     }
   }
   if (in.y != nullptr) store_tile<Float32>(in.y, a, in.batch, at);
@@ -114,13 +113,12 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 //
 // Grid: batch / 16 rounded up, a cluster each. Outputs, each null where not wanted: y [batch, W] (may be x
 // itself); normalized [layers, batch, W] in `Saved` and rstd [layers, batch], what backward needs;
-// checkpoints [.., batch, W], the input of every `segment`-th layer but the first (segment 0: none).
+// kept [.., batch, W], the input of every `segment`-th layer but the first (segment 0: none).
 // skip_every 0: no skips.
 DEEPRES_CHAIN_KERNEL
 residual_stack_forward(const float* x, const unsigned char* packed, const float* bias, const float* gamma,
-                       const float* beta, float* y, unsigned char* normalized, float* rstd,
-                       float* checkpoints, i64 batch, i64 layers, i64 skip_every, i64 segment, double eps,
-                       i64 stages) {
+                       const float* beta, float* y, unsigned char* normalized, float* rstd, float* kept,
+                       i64 batch, i64 layers, i64 skip_every, i64 segment, double eps, i64 stages) {
   const Lane at(ptx::thread_index(), ptx::block_index() / kCluster);
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages), packed, kLayerBytes, layers, at);
   const ForwardArguments arguments{x,
@@ -130,7 +128,7 @@ residual_stack_forward(const float* x, const unsigned char* packed, const float*
                                    y,
                                    normalized,
                                    rstd,
-                                   checkpoints,
+                                   kept,
                                    batch,
                                    layers,
                                    skip_every,

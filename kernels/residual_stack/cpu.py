@@ -1,8 +1,8 @@
 """The residual stack on the CPU: `deepres._C` behind the contract of op.py.
 
 Saved for backward: n of every layer, padded to `StackShape.padded` columns; and in a flat tensor rstd [D, B],
-then the inputs of spans of layers, from which backward rebuilds those of the blocks inside. With checkpoints:
-the inputs of the segments of layers between them, and nothing else.
+then the inputs of spans of layers, from which backward rebuilds those of the blocks inside. With recompute=k:
+the input of every segment of k blocks, and nothing else.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
 def _shape(batch: int, width: int, depth: int, options: StackOptions):
     return _C.StackShape(
         (batch, width, depth), options.skip_every, options.norm, options.activation == "swish", options.eps,
-        options.checkpoint, options.precision == "bf16",
+        options.recompute, options.precision == "bf16",
     )  # fmt: skip
 
 
 def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
     shape = _shape(batch, width, depth, options)
-    if options.checkpoint:
+    if options.recompute:
         return [((-(-depth // shape.segment), batch, shape.padded), torch.float32), ((0,), torch.float32)]
     if options.precision == "fp32":
         saved = torch.float32

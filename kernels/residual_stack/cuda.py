@@ -5,7 +5,7 @@ weights stream past it from L2. Weights are first packed, stretch by stretch, in
 which the tensor cores take them; the weight gradients of a stretch are one grouped product. A stretch is as
 many blocks of layers as keep its scratch in L2.
 
-`activations` holds n of every layer (fp16 for the 16-bit precisions: |n| <= sqrt(W)), or, under checkpoint=k,
+`activations` holds n of every layer (fp16 for the 16-bit precisions: |n| <= sqrt(W)), or, under recompute=k,
 the float32 input of every k-th block but the first, from which backward runs a stretch forward again.
 """
 
@@ -153,7 +153,7 @@ class Stack:
         self.stages = self.geometry.stages(device.shared_limit)
         self.layer_bytes = self.width**2 * self.geometry.operand_bytes
         self.per_block = options.skip_every or self.depth
-        self.segment = min(self.depth, options.skip_every * options.checkpoint)  # layers between kept inputs
+        self.segment = min(self.depth, options.skip_every * options.recompute)  # layers between kept inputs
 
     def stretches(self, bytes_per_layer: int) -> list[tuple[int, int]]:
         """[start, stop) of the layers of each launch: as many blocks, or segments, as SCRATCH_BYTES holds."""
@@ -162,7 +162,7 @@ class Stack:
         return [(start, min(start + layers, self.depth)) for start in range(0, self.depth, layers)]
 
     def block_input(self, layer: int, kept: Tensor) -> Tensor:
-        """The input of a segment's first layer, under checkpointing."""
+        """The input of a segment's first layer, under recompute=k."""
         return self.x if layer == 0 else kept[layer // self.segment - 1]
 
     def pack(self, start: int, stop: int, packed: Tensor, *, transposed: bool) -> None:
@@ -231,8 +231,8 @@ class Scratch:
 def saved_spec(
     batch: int, width: int, depth: int, options: StackOptions
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    if options.checkpoint:
-        segments = -(-depth // (options.skip_every * options.checkpoint))
+    if options.recompute:
+        segments = -(-depth // (options.skip_every * options.recompute))
         return [((segments - 1, batch, width), torch.float32), ((0,), torch.float32)]
     statistics = (depth, batch) if options.norm else (0,)
     return [
@@ -255,11 +255,11 @@ def forward(
     stack = Stack(x, weight, bias, gamma, beta, options)
     stretches = stack.stretches(stack.layer_bytes)
     packed = x.new_empty((_longest(stretches), stack.layer_bytes), dtype=torch.uint8)
-    checkpointing = save and options.checkpoint > 0
+    keeps_inputs = save and options.recompute > 0
     source = stack.x
     for start, stop in stretches:
         stack.pack(start, stop, packed, transposed=False)
-        if checkpointing:
+        if keeps_inputs:
             out = y if stop == depth else stack.block_input(stop, activations)
             stack.forward(start, stop, source, packed, out, kept=activations[start // stack.segment :])
         elif save:
@@ -285,7 +285,7 @@ def backward(
     depth, width = bias.shape
     stack = Stack(x, weight, bias, gamma, beta, options)
     padded, operand = stack.blocks * ROWS, stack.geometry.operand_bytes
-    recompute = options.checkpoint > 0
+    recompute = options.recompute > 0
     bytes_per_layer = (
         stack.layer_bytes
         + (2 * padded * width * operand if dweight is not None else 0)

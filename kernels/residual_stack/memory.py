@@ -1,4 +1,4 @@
-"""What the residual stack keeps for backward, in bytes, and the checkpointing that fits the free memory."""
+"""What the residual stack keeps for backward, in bytes, and how much to recompute so that it fits the free memory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def kept_bytes(
         specs = backend.saved_spec(batch, width, layers, options)
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
 
-    if not options.checkpoint:
+    if not options.recompute:
         return saved(depth, options), 0
-    segment = min(options.checkpoint * options.skip_every, depth)
-    return saved(depth, options), saved(segment, replace(options, checkpoint=0))
+    segment = min(options.recompute * options.skip_every, depth)
+    return saved(depth, options), saved(segment, replace(options, recompute=0))
 
 
 def saved_bytes(
@@ -45,7 +45,7 @@ def saved_bytes(
 ) -> tuple[int, int]:
     """`kept_bytes` of the backend that would serve such a call, for plans made before anything is allocated.
 
-    options.checkpoint: AUTO stands for what "auto" would pick with `free` bytes (by default, the device's) to be had.
+    options.recompute: AUTO stands for what "auto" would pick with `free` bytes (by default, the device's) to be had.
     device: "cpu", or "cuda", whether there is one here or not. Raises what `dispatch.choose` raises.
     """
     if (
@@ -56,38 +56,38 @@ def saved_bytes(
         x = torch.empty((0, width), device=device)
         chosen = dispatch.choose("residual_stack", impl, lambda one: one.unsupported(x, depth, options))
     backend = dispatch.load("residual_stack", chosen)
-    if options.checkpoint == AUTO:
+    if options.recompute == AUTO:
         room = int(SHARE * (free_bytes(torch.device(device)) if free is None else free))
-        options = replace(options, checkpoint=fitting_checkpoint(backend, batch, width, depth, options, room))
+        options = replace(options, recompute=fitting_recompute(backend, batch, width, depth, options, room))
     return kept_bytes(backend, batch, width, depth, options)
 
 
 @cache
-def planned_checkpoint(
+def planned_recompute(
     impl: str, batch: int, width: int, depth: int, options: StackOptions, device: str
 ) -> int:
-    """What checkpoint="auto" stands for in such calls: picked, and logged ("deepres"), once in a process."""
+    """What recompute="auto" stands for in such calls: picked, and logged ("deepres"), once in a process."""
     backend, room = dispatch.load("residual_stack", impl), int(SHARE * free_bytes(torch.device(device)))
-    picked = fitting_checkpoint(backend, batch, width, depth, options, room)
+    picked = fitting_recompute(backend, batch, width, depth, options, room)
     need, whole = (
-        sum(kept_bytes(backend, batch, width, depth, replace(options, checkpoint=k))) for k in (picked, 0)
+        sum(kept_bytes(backend, batch, width, depth, replace(options, recompute=k))) for k in (picked, 0)
     )
     logging.getLogger("deepres").info(
-        "residual_stack of %d layers, width %d, batch %d: checkpoint='auto' picks %s "
-        "(%.0f MB of activations; %.0f MB allowed, %.0f MB without checkpoints)",
+        "residual_stack of %d layers, width %d, batch %d: recompute='auto' picks %s "
+        "(%.0f MB of activations; %.0f MB allowed, %.0f MB without recomputing)",
         depth, width, batch, picked or "none", need / 1e6, room / 1e6, whole / 1e6,
     )  # fmt: skip
     return picked
 
 
-def fitting_checkpoint(
+def fitting_recompute(
     backend: ModuleType, batch: int, width: int, depth: int, options: StackOptions, room: int
 ) -> int:
-    """0 (keep every layer) if that takes at most `room` bytes, else the smallest power of two of blocks to a
-    checkpoint that does; if none does, the one that needs least."""
+    """0 (keep every layer) if that takes at most `room` bytes, else the smallest power of two of blocks to
+    recompute at a time that does; if none does, the one that needs least."""
 
-    def total(checkpoint: int) -> int:
-        return sum(kept_bytes(backend, batch, width, depth, replace(options, checkpoint=checkpoint)))
+    def total(recompute: int) -> int:
+        return sum(kept_bytes(backend, batch, width, depth, replace(options, recompute=recompute)))
 
     blocks = depth // options.skip_every if options.skip_every else 0
     candidates = [0, *(2**i for i in range(blocks.bit_length()))]

@@ -28,19 +28,41 @@ on contiguous tensors of one device; what the two saved tensors hold is the back
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import astuple, replace
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
 from deepres.kernels.residual_stack import reference
-from deepres.kernels.residual_stack.memory import planned_checkpoint
+from deepres.kernels.residual_stack.memory import planned_recompute
 from deepres.kernels.residual_stack.options import ACTIVATIONS, AUTO, PRECISIONS, StackOptions
 
+P = ParamSpec("P")
 
+
+def _with_old_keyword(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """`function`, which takes `recompute` under its old name `checkpoint` too."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if "checkpoint" in kwargs:
+            if "recompute" in kwargs:
+                raise ValueError("checkpoint= is the old name of recompute=; pass recompute= alone")
+            warnings.warn("checkpoint= is called recompute= now", FutureWarning, stacklevel=2)
+            kwargs["recompute"] = kwargs.pop("checkpoint")
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_with_old_keyword
 def residual_stack(
     x: Tensor,
     weight: Tensor,
@@ -53,7 +75,7 @@ def residual_stack(
     norm: bool = True,
     eps: float = 1e-6,
     precision: str = "fp32",
-    checkpoint: str | int = "none",
+    recompute: str | int = "none",
     impl: str = "auto",
 ) -> Tensor:
     """All D layers of [Dense, LayerNorm, activation] with a skip around every `skip_every` of them.
@@ -72,7 +94,7 @@ def residual_stack(
         eps: added to the variance inside LayerNorm.
         precision: what the operands of the products are rounded to, "fp32", "tf32", "bf16" or "fp16";
             sums, statistics and the residual stream stay in fp32 whatever it is.
-        checkpoint: "none" keeps what backward needs of every layer; k keeps the input of every k-th block
+        recompute: "none" keeps what backward needs of every layer; k keeps the input of every k-th block
             and computes the rest again inside backward; "auto" keeps every layer if half of the free memory
             holds that, else k blocks, the smallest k it does hold (logger "deepres" says once which).
         impl: "auto", "reference" (plain PyTorch) or a fused backend (`deepres.backends()` lists them).
@@ -86,7 +108,7 @@ def residual_stack(
     if _autocasts(x):
         x, weight, bias = _widened(x), _widened(weight), _widened(bias)
         gamma, beta = gamma if gamma is None else _widened(gamma), beta if beta is None else _widened(beta)
-    options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint)
+    options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, recompute)
     return torch.ops.deepres.residual_stack(x, weight, bias, gamma, beta, *astuple(options), impl)
 
 
@@ -109,7 +131,7 @@ def _checked(  # every argument of the public function but impl
     norm: bool,
     eps: float,
     precision: str,
-    checkpoint: str | int,
+    recompute: str | int,
 ) -> StackOptions:
     """The options of a call once everything about it fits; one sentence otherwise."""
     if x.ndim != 2:
@@ -151,20 +173,20 @@ def _checked(  # every argument of the public function but impl
     if not (eps > 0 and math.isfinite(eps)):
         raise ValueError(f"eps must be a finite number > 0, got {eps!r}")
     return StackOptions(
-        skip_every, activation, norm, float(eps), precision, _checkpoint_blocks(checkpoint, skip_every)
+        skip_every, activation, norm, float(eps), precision, _recompute_blocks(recompute, skip_every)
     )
 
 
-def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
-    if checkpoint == "none":
+def _recompute_blocks(recompute: str | int, skip_every: int) -> int:
+    if recompute == "none":
         return 0
-    if checkpoint == "auto":
+    if recompute == "auto":
         return AUTO if skip_every else 0
-    if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
-        raise ValueError(f"checkpoint must be 'none', 'auto' or a number of blocks >= 1, got {checkpoint!r}")
+    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 1:
+        raise ValueError(f"recompute must be 'none', 'auto' or a number of blocks >= 1, got {recompute!r}")
     if not skip_every:
-        raise ValueError("checkpoint counts blocks, and skip_every=0 has none; pass checkpoint='none'")
-    return checkpoint
+        raise ValueError("recompute counts blocks, and skip_every=0 has none; pass recompute='none'")
+    return recompute
 
 
 # The op as PyTorch sees it. torch.compile cannot trace the choice of a backend, so it stands in a composite
@@ -173,7 +195,7 @@ def _checkpoint_blocks(checkpoint: str | int, skip_every: int) -> int:
 torch.library.define(
     "deepres::residual_stack",
     "(Tensor x, Tensor weight, Tensor bias, Tensor? gamma, Tensor? beta, int skip_every, str activation, "
-    "bool norm, float eps, str precision, int checkpoint, str impl) -> Tensor",
+    "bool norm, float eps, str precision, int recompute, str impl) -> Tensor",
 )
 
 
@@ -183,10 +205,10 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     options = StackOptions(*fields)
     depth = weight.shape[0]
     chosen = dispatch.choose("residual_stack", impl, lambda backend: backend.unsupported(x, depth, options))
-    if options.checkpoint == AUTO:
+    if options.recompute == AUTO:
         sizes = (int(x.shape[0]), int(x.shape[1]), depth)
-        picked = planned_checkpoint(chosen, *sizes, options, str(x.device))
-        options = replace(options, checkpoint=picked)
+        picked = planned_recompute(chosen, *sizes, options, str(x.device))
+        options = replace(options, recompute=picked)
     # `precision` alone says what the products use.
     with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
         if chosen == "reference":
@@ -201,16 +223,16 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
 @torch.library.custom_op("deepres::residual_stack_forward", mutates_args=())
 def _forward_op(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
-    skip_every: int, activation: str, norm: bool, eps: float, precision: str, checkpoint: int,
+    skip_every: int, activation: str, norm: bool, eps: float, precision: str, recompute: int,
     impl: str, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    options = StackOptions(skip_every, activation, norm, eps, precision, checkpoint)
+    options = StackOptions(skip_every, activation, norm, eps, precision, recompute)
     return dispatch.load("residual_stack", impl).forward(x, weight, bias, gamma, beta, options, save)
 
 
 @_forward_op.register_fake
-def _(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, checkpoint, impl, save):
-    options = StackOptions(skip_every, activation, norm, eps, precision, checkpoint)
+def _(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, recompute, impl, save):
+    options = StackOptions(skip_every, activation, norm, eps, precision, recompute)
     backend = dispatch.load("residual_stack", impl)
     specs = backend.saved_spec(x.shape[0], x.shape[1], weight.shape[0], options) if save else []
     saved = [x.new_empty(shape, dtype=dtype) for shape, dtype in specs] or [x.new_empty(0), x.new_empty(0)]
@@ -221,10 +243,10 @@ def _(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision
 def _backward_op(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor,
-    skip_every: int, activation: str, norm: bool, eps: float, precision: str, checkpoint: int,
+    skip_every: int, activation: str, norm: bool, eps: float, precision: str, recompute: int,
     impl: str, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    options = StackOptions(skip_every, activation, norm, eps, precision, checkpoint)
+    options = StackOptions(skip_every, activation, norm, eps, precision, recompute)
     grads = dispatch.load("residual_stack", impl).backward(
         dy, x, y, weight, bias, gamma, beta, activations, statistics, options, tuple(needs)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import checkpoint
 
 from deepres.kernels.residual_stack.options import StackOptions
 
@@ -19,7 +19,7 @@ def residual_stack(
     """See `deepres.residual_stack`. Runs in x's dtype; float64 gives the truth the backends are judged by."""
     depth = weight.shape[0]
     per_block = options.skip_every or depth
-    stretch = per_block * options.checkpoint or depth
+    stretch = per_block * options.recompute or depth
 
     def layers(block: Tensor, start: int, stop: int) -> Tensor:
         a = block
@@ -35,8 +35,8 @@ def residual_stack(
 
     for start in range(0, depth, stretch):
         stop = min(start + stretch, depth)
-        if options.checkpoint:
-            x = recompute(layers, x, start, stop, use_reentrant=False)
+        if options.recompute:
+            x = checkpoint(layers, x, start, stop, use_reentrant=False)
         else:
             x = layers(x, start, stop)
     return x
@@ -44,8 +44,8 @@ def residual_stack(
 
 def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
     """What autograd keeps of each layer: the inputs of the product, of the normalisation and of the activation."""
-    if options.checkpoint:
-        segments = -(-depth // min(options.checkpoint * options.skip_every, depth))
+    if options.recompute:
+        segments = -(-depth // min(options.recompute * options.skip_every, depth))
         return [((segments, batch, width), torch.float32)]
     return [((depth, 3 if options.norm else 2, batch, width), torch.float32)]
 

@@ -3,13 +3,13 @@
     forward     forward_kernel: one launch, a program to a tile of rows, walks all layers (256 of them where
                 operands are rounded, so that no second copy of all weights is ever in memory)
     backward    for each stretch of layers, from the last to the first,
-                    forward_kernel   if checkpointed: n and rstd of the stretch once more
+                    forward_kernel   with recompute=k: n and rstd of the stretch once more
                     dgrad_kernel     the chain of input gradients; writes du and the rebuilt inputs a
                     wgrad_kernel     dweight = a.T @ du of all its layers, one grouped product
                     torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
 
 What is saved: the normalised n of every layer (fp16 for bf16 and fp16; fp32 for fp32, tf32 and without norm)
-and rstd per row; with checkpoint=k the input of every k-th block instead, in fp32. Forward itself goes on
+and rstd per row; with recompute=k the input of every k-th block instead, in fp32. Forward itself goes on
 from the n it stores, so backward rebuilds every layer's output to fp32's last digit, and the residual stream
 from y by subtraction.
 
@@ -38,7 +38,7 @@ FORMATS = {
     "fp16": torch.float16,
     "bf16 in fp32": torch.float32,
 }
-# Layers whose du and a are in memory at a time, when nothing is checkpointed.
+# Layers whose du and a are in memory at a time, where n of every layer is saved.
 STRETCH = 32
 # Layers whose weights are in memory a second time, rounded to the operand format, during forward.
 ROUNDED_AHEAD = 256
@@ -106,7 +106,7 @@ def stored_format(options: StackOptions) -> str:
 def saved_spec(
     batch: int, width: int, depth: int, options: StackOptions
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    if options.checkpoint:
+    if options.recompute:
         inputs = len(stretches(depth, options)) - 1  # the input of the first stretch is x
         return [((inputs, batch, width), torch.float32), ((0,), torch.float32)]
     rstd = (depth, batch) if options.norm else (0,)
@@ -115,13 +115,13 @@ def saved_spec(
 
 def stretches(depth: int, options: StackOptions) -> list[slice]:
     """The layers that backward works on at a time, bottom first."""
-    length = options.checkpoint * options.skip_every or _whole_blocks(STRETCH, options)
+    length = options.recompute * options.skip_every or _whole_blocks(STRETCH, options)
     return [slice(start, min(start + length, depth)) for start in range(0, depth, length)]
 
 
 def _whole_blocks(layers: int, options: StackOptions) -> int:
-    """About `layers` layers, in whole blocks and, if any are asked for, whole checkpoints."""
-    unit = options.skip_every * max(options.checkpoint, 1) or 1
+    """About `layers` layers, in whole blocks and, with recompute=k, in whole groups of k."""
+    unit = options.skip_every * max(options.recompute, 1) or 1
     return max(layers // unit, 1) * unit
 
 
@@ -136,7 +136,7 @@ def forward(
         saved, rstd = (x.new_empty(shape, dtype=dtype) for shape, dtype in specs)
     if x.shape[0] == 0:
         return y, saved, rstd
-    every = options.checkpoint * options.skip_every
+    every = options.recompute * options.skip_every
     piece = depth if options.precision == "fp32" else _whole_blocks(ROUNDED_AHEAD, options)
     with torch.cuda.device_of(x):
         launch = _Launches(x, options)
@@ -170,7 +170,7 @@ def backward(
         dout = dy
         for i, layers in reversed(list(enumerate(stretches(weight.shape[0], options)))):
             part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
-            if options.checkpoint:
+            if options.recompute:
                 n, rstd = launch.recomputed(x if i == 0 else activations[i - 1], part)
             else:
                 n, rstd = activations[layers], statistics[layers]

@@ -87,17 +87,15 @@ def round_kernel(source, out, count, OPERAND: tl.constexpr, BLOCK: tl.constexpr)
     tl.store(out + i, _rounded(tl.load(source + i, mask=i < count), OPERAND), mask=i < count)
 
 
-@triton.jit(
-    do_not_specialize=["batch", "layers", "every", "checkpoints"], do_not_specialize_on_alignment=["rstd"]
-)
+@triton.jit(do_not_specialize=["batch", "layers", "every", "kept"], do_not_specialize_on_alignment=["rstd"])
 def forward_kernel(
     x,  # [B, W] fp32, input of the stretch; may be y itself
     weight,  # [layers, W, W] in the operand format
     bias, gamma, beta,  # [layers, W] fp32
     y,  # out [B, W] fp32
-    saved,  # out: n [layers, B, W] for SAVE="layers", block inputs [checkpoints, B, W] for SAVE="blocks"
+    saved,  # out: n [layers, B, W] for SAVE="layers", block inputs [kept, B, W] for SAVE="blocks"
     rstd,  # out [layers, B] fp32, for SAVE="layers"
-    batch, layers, every, checkpoints, eps,
+    batch, layers, every, kept, eps,
     W: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SKIP: tl.constexpr, NORM: tl.constexpr,
     SWISH: tl.constexpr, OPERAND: tl.constexpr, DOT: tl.constexpr, STORED: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
@@ -155,7 +153,7 @@ def forward_kernel(
                         a += stream
                         stream = a
                     if SAVE == "blocks":
-                        if ((l + 1) % every == 0) & (l < checkpoints * every):
+                        if ((l + 1) % every == 0) & (l < kept * every):
                             tl.store(saved + (l // every) * size + tile, a, mask=inside)
             if l == layers - 1:
                 tl.store(y + tile, a, mask=inside)
