@@ -23,8 +23,8 @@ if not __package__:  # run as a file: `bench` and `deepres` are found in the fol
 
 from bench.compile_report import complaints
 from deepres.kernels import cuda_program
-from deepres.kernels.residual_stack import PRECISIONS, StackOptions
-from deepres.kernels.residual_stack_cuda import WIDTHS, Geometry
+from deepres.kernels.residual_stack.cuda import WIDTHS, Geometry
+from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
 # Shared memory that one block may ask for (CUDA C++ programming guide, technical specifications), in bytes.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024, "sm_120a": 99 * 1024}

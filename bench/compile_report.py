@@ -108,12 +108,12 @@ def _run(*command) -> subprocess.CompletedProcess[str]:
 
 def triton_residual_stack() -> Iterator[Entry]:
     """The Triton residual stack as training launches it, at every width and precision."""
-    from deepres.kernels import residual_stack_triton as launcher
-    from deepres.kernels import residual_stack_triton_kernels as kernels
-    from deepres.kernels.residual_stack import PRECISIONS, StackOptions
+    from deepres.kernels.residual_stack import triton as launcher
+    from deepres.kernels.residual_stack import triton_kernels as kernels
+    from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
     short = {"torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16"}
-    scalars = {**dict.fromkeys(("batch", "layers", "every", "checkpoints"), "i32"), "eps": "fp32"}
+    scalars = {**dict.fromkeys(("batch", "layers", "every", "kept"), "i32"), "eps": "fp32"}
     vectors = ("x", "dy", "bias", "gamma", "beta", "y", "rstd", "dx", "stream", "sums", "dweight")
     for width in launcher.WIDTHS:
         for precision in PRECISIONS:
@@ -142,9 +142,9 @@ def triton_info_nce() -> Iterator[Entry]:
     """The Triton InfoNCE with both gradients, in one launch and in two: every width that tiles differ for, and at
     64 and the largest every energy and every form.
     """
-    from deepres.kernels import info_nce_triton as launcher
-    from deepres.kernels.info_nce import ENERGIES, FORMS, InfoNCEOptions
-    from deepres.kernels.info_nce_triton_kernels import info_nce_kernel
+    from deepres.kernels.info_nce import triton as launcher
+    from deepres.kernels.info_nce.options import ENERGIES, FORMS, InfoNCEOptions
+    from deepres.kernels.info_nce.triton_kernels import info_nce_kernel
 
     types = {
         **dict.fromkeys(("phi", "psi", "rows", "cols", "summary", "dphi", "dpsi"), "*fp32"),

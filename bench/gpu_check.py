@@ -26,7 +26,7 @@ if not __package__:  # run as a file: `bench` and `deepres` are found in the fol
 
 import deepres
 from bench import model
-from deepres.kernels import residual_stack_cuda
+from deepres.kernels.residual_stack import cuda as residual_stack_cuda
 
 DEPTHS = (64, 128)
 CALLS = 30

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from bench import environment, timing
-from deepres.kernels.info_nce import info_nce
+from deepres.kernels import info_nce
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BATCHES = (256, 512, 2048, 8192)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import deepres
 from bench.registry import Case
 from bench.worker import Prepared, Unavailable
-from deepres.kernels import dispatch, reference
-from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels import dispatch
+from deepres.kernels.residual_stack import reference
+from deepres.kernels.residual_stack.options import StackOptions
 
 SKIP_EVERY = 4
 EPS = 1e-6
@@ -114,9 +115,9 @@ def _plain(case: Case, *, compile: bool) -> Prepared:
 
 
 def fused(case: Case, variant: str) -> Prepared:
-    """variant: `impl`, or `impl:checkpoint`."""
+    """variant: `impl`, or `impl:recompute`."""
     impl, _, blocks = variant.partition(":")
-    checkpoint = int(blocks) if blocks else "none"
+    recompute = int(blocks) if blocks else "none"
     tensors = inputs(case)
     leaves = [tensors[name].requires_grad_() for name in PARAMETERS]
 
@@ -127,7 +128,7 @@ def fused(case: Case, variant: str) -> Prepared:
             skip_every=SKIP_EVERY,
             eps=EPS,
             precision=case.precision,
-            checkpoint=checkpoint,
+            recompute=recompute,
             impl=impl,
         )
 

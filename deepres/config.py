@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepres.kernels.dispatch import BACKENDS
-from deepres.kernels.info_nce import ENERGIES, FORMS
-from deepres.kernels.residual_stack import ACTIVATIONS, PRECISIONS
+from deepres.kernels.info_nce.options import ENERGIES, FORMS
+from deepres.kernels.residual_stack.options import ACTIVATIONS, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Config:
             "activation": self.activation,
             "norm": self.norm,
             "precision": self.precision,
-            "checkpoint": self.checkpoint_blocks,
+            "recompute": self.checkpoint_blocks,
             "impl": self.impl,
         }
 

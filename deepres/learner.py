@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deepres.config import Config
 from deepres.distributed import ALONE, Ranks
 from deepres.kernels import info_nce
-from deepres.kernels.info_nce import InfoNCEMetrics
+from deepres.kernels.info_nce.op import InfoNCEMetrics
 from deepres.losses import actor_loss, alpha_loss, pair_energy, squashed_gaussian
 from deepres.networks import Actor, Encoder, call_frozen
 from deepres.optimizer import Adam, sum_of_squares

@@ -1,7 +1,7 @@
 """The memory that a run takes, before anything is allocated: part by part, its peak, and what to change if too large.
 
     weights, gradients, two moments   4 numbers of fp32 a parameter
-    activations                       what each of a step's four stacks keeps for its backward (kernels/stack_memory.py)
+    activations                       what the four stacks keep for backward (kernels/residual_stack/memory.py)
     replay buffer                     num_envs x buffer_steps x (state, action, trajectory id)
 
 The four stacks of a gradient step are phi and psi for the critic's loss, phi again under the actor's action, and the
@@ -22,8 +22,8 @@ import torch
 from deepres.buffer import buffer_bytes
 from deepres.config import Config
 from deepres.device import pick_device
-from deepres.kernels.residual_stack import StackOptions
-from deepres.kernels.stack_memory import AUTO, free_bytes, saved_bytes
+from deepres.kernels.residual_stack.memory import free_bytes, saved_bytes
+from deepres.kernels.residual_stack.options import AUTO, StackOptions
 
 Change = tuple[str, Any]  # a field of Config and its new value
 
@@ -111,7 +111,7 @@ class StepMemory:
             config.activation,
             config.norm,
             precision=config.precision,
-            checkpoint=int(config.checkpoint) if blocks is None else blocks,
+            recompute=int(config.checkpoint) if blocks is None else blocks,
         )
 
         def stack(depth: int) -> tuple[int, int]:
