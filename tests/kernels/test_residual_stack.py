@@ -13,8 +13,8 @@ import torch
 import deepres
 from deepres import _C
 from deepres.kernels import dispatch
-from deepres.kernels.residual_stack import StackOptions
-from deepres.kernels.stack_memory import fitting_checkpoint, kept_bytes, saved_bytes
+from deepres.kernels.residual_stack.memory import fitting_recompute, kept_bytes, saved_bytes
+from deepres.kernels.residual_stack.options import StackOptions
 from deepres.testing import assert_no_worse
 
 NAMES = ("x", "weight", "bias", "gamma", "beta")
@@ -87,16 +87,16 @@ def test_every_option(options: dict, precision: str) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("checkpoint", [1, 3, 4, 100, "auto"])
-def test_checkpointing_computes_the_same_again(checkpoint: int | str) -> None:
+@pytest.mark.parametrize("recompute", [1, 3, 4, 100, "auto"])
+def test_recomputing_gives_the_same(recompute: int | str) -> None:
     args = arguments(37, 40, 72)
     kept = outputs("cpu", torch.float32, args)
-    again = outputs("cpu", torch.float32, args, checkpoint=checkpoint)
+    again = outputs("cpu", torch.float32, args, recompute=recompute)
     assert all(map(torch.equal, kept, again))
-    assert_matches(args, checkpoint=checkpoint, precision="bf16")
+    assert_matches(args, recompute=recompute, precision="bf16")
 
 
-@pytest.mark.parametrize("options", [{}, {"checkpoint": 2}, *OPTIONS], ids=str)
+@pytest.mark.parametrize("options", [{}, {"recompute": 2}, *OPTIONS], ids=str)
 def test_reference_passes_gradcheck(options: dict) -> None:
     depth = 24 if options.get("skip_every") == 24 else 8
     leaves = [t.requires_grad_() for t in arguments(3, 4, depth)]
@@ -236,27 +236,27 @@ def test_autocast_and_meta_tensors_pass() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_auto_checkpoint_fits_the_free_memory(precision: str) -> None:
+def test_auto_recompute_fits_the_free_memory(precision: str) -> None:
     options = StackOptions(precision=precision)
     cpu = dispatch.load("residual_stack", "cpu")
     whole, again = saved_bytes(512, 256, 1024, options, impl="cpu")
     assert again == 0
     assert whole <= (0.3e9 if precision == "bf16" else 0.6e9)
     for free in (2 * whole, 2 * whole - 1, whole // 2, whole // 5):
-        picked = fitting_checkpoint(cpu, 512, 256, 1024, options, free // 2)
+        picked = fitting_recompute(cpu, 512, 256, 1024, options, free // 2)
         assert (picked == 0) == (free >= 2 * whole)
-        assert sum(kept_bytes(cpu, 512, 256, 1024, replace(options, checkpoint=picked))) <= free / 2
-    least = fitting_checkpoint(cpu, 512, 256, 1024, options, 0)
+        assert sum(kept_bytes(cpu, 512, 256, 1024, replace(options, recompute=picked))) <= free / 2
+    least = fitting_recompute(cpu, 512, 256, 1024, options, 0)
     assert 4 <= least <= 64
 
 
-def test_auto_checkpoint_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_recompute_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
     args = [t.float() for t in arguments(3, 20, 12)]
     with caplog.at_level("INFO", logger="deepres"):
-        first, second = (deepres.residual_stack(*args, checkpoint="auto", impl="cpu") for _ in range(2))
+        first, second = (deepres.residual_stack(*args, recompute="auto", impl="cpu") for _ in range(2))
     assert torch.equal(first, second)
     [record] = [r for r in caplog.records if "12 layers, width 20" in r.message]
-    assert "checkpoint='auto' picks none" in record.message
+    assert "recompute='auto' picks none" in record.message
 
 
 def bad(**changes) -> dict:
@@ -287,14 +287,14 @@ def bad(**changes) -> dict:
         ({"activation": "gelu"}, ValueError, "activation must be one of swish, relu, got 'gelu'"),
         ({"precision": "fp8"}, ValueError, "precision must be one of fp32, tf32, bf16, fp16, got 'fp8'"),
         (
-            {"checkpoint": 0},
+            {"recompute": 0},
             ValueError,
-            "checkpoint must be 'none', 'auto' or a number of blocks >= 1, got 0",
+            "recompute must be 'none', 'auto' or a number of blocks >= 1, got 0",
         ),
         (
-            {"checkpoint": 2, "skip_every": 0},
+            {"recompute": 2, "skip_every": 0},
             ValueError,
-            "checkpoint counts blocks, and skip_every=0 has none",
+            "recompute counts blocks, and skip_every=0 has none",
         ),
         ({"precision": "tf32", "impl": "cpu"}, RuntimeError, "impl='cpu' cannot serve this residual_stack"),
     ],

@@ -18,12 +18,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepres
-from deepres.kernels import residual_stack, residual_stack_triton
-from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels import residual_stack
+from deepres.kernels.residual_stack import triton
+from deepres.kernels.residual_stack.options import StackOptions
 from deepres.testing import assert_no_worse
 
-ROOT = Path(__file__).resolve().parent.parent
-DEVICE = "cpu" if residual_stack_triton.interpreted() else "cuda"
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = "cpu" if triton.interpreted() else "cuda"
 NAMES = ("y", "dx", "dweight", "dbias", "dgamma", "dbeta")
 
 
@@ -62,9 +63,9 @@ def test_compiles_for_an_h100_without_spills(tmp_path: Path) -> None:
 def test_says_why_it_cannot_serve() -> None:
     if not torch.cuda.is_available():
         assert "NVIDIA GPU" in deepres.kernels.backends()["residual_stack"]["triton"]
-    reason = residual_stack_triton.unsupported(torch.zeros(2, 96), 4, StackOptions())
+    reason = triton.unsupported(torch.zeros(2, 96), 4, StackOptions())
     assert reason == "it is built for widths 64, 128, 256, 512, got 96"
-    reason = residual_stack_triton.unsupported(torch.zeros(2, 64, dtype=torch.float64), 4, StackOptions())
+    reason = triton.unsupported(torch.zeros(2, 64, dtype=torch.float64), 4, StackOptions())
     assert reason is not None and "float64" in reason
 
 
@@ -77,8 +78,8 @@ def poisoned_and_cut_short(request, monkeypatch):
     if not request.function.__name__.startswith("check_"):
         yield
         return
-    monkeypatch.setattr(residual_stack_triton, "STRETCH", 8)
-    monkeypatch.setattr(residual_stack_triton, "ROUNDED_AHEAD", 12)
+    monkeypatch.setattr(triton, "STRETCH", 8)
+    monkeypatch.setattr(triton, "ROUNDED_AHEAD", 12)
     torch.use_deterministic_algorithms(True, warn_only=True)  # which fills what torch.empty returns
     yield
     torch.use_deterministic_algorithms(False)
@@ -108,15 +109,15 @@ CASES = [
     # precision, width, depth, batch, options
     ("fp32", 64, 16, 7, {}),
     ("fp32", 128, 4, 100, {}),
-    ("fp32", 64, 6, 17, {"skip_every": 3, "activation": "relu", "checkpoint": 1}),
-    ("tf32", 64, 8, 33, {"checkpoint": 1}),
+    ("fp32", 64, 6, 17, {"skip_every": 3, "activation": "relu", "recompute": 1}),
+    ("tf32", 64, 8, 33, {"recompute": 1}),
     ("tf32", 128, 4, 1, {"norm": False}),
     ("fp16", 64, 12, 100, {}),
     ("fp16", 64, 10, 7, {"skip_every": 0}),
-    ("fp16", 512, 4, 1, {"skip_every": 2, "checkpoint": 1}),
+    ("fp16", 512, 4, 1, {"skip_every": 2, "recompute": 1}),
     ("bf16", 128, 16, 33, {}),
     ("bf16", 256, 4, 7, {"skip_every": 2, "activation": "relu"}),
-    ("bf16", 64, 16, 40, {"checkpoint": 3}),
+    ("bf16", 64, 16, 40, {"recompute": 3}),
     ("bf16", 64, 9, 16, {"skip_every": 0, "norm": False}),
 ]
 
@@ -132,10 +133,10 @@ def check_no_worse_than_plain(precision, width, depth, batch, options) -> None:
             assert_no_worse(name, *results)
 
 
-@pytest.mark.parametrize("checkpoint", ["none", 1])
-def check_same_input_same_bits(checkpoint) -> None:
+@pytest.mark.parametrize("recompute", ["none", 1])
+def check_same_input_same_bits(recompute) -> None:
     tensors = network(33, 64, 8)
-    once, again = (run(tensors, precision="fp16", checkpoint=checkpoint) for _ in range(2))
+    once, again = (run(tensors, precision="fp16", recompute=recompute) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
@@ -143,8 +144,8 @@ def check_inference_gives_the_bits_of_training() -> None:
     tensors = network(20, 64, 16)
     with torch.no_grad():
         y = residual_stack(*tensors[:5], precision="bf16", impl="triton")
-    for checkpoint in ("none", 2):
-        assert torch.equal(y, run(tensors, precision="bf16", checkpoint=checkpoint)[0])
+    for recompute in ("none", 2):
+        assert torch.equal(y, run(tensors, precision="bf16", recompute=recompute)[0])
 
 
 @pytest.mark.parametrize("needs", ["x", "w", "b", "g", "s", "xg"])
@@ -160,11 +161,9 @@ def check_frozen_weights_take_no_scratch() -> None:
     batch, width, depth = 40, 64, 8
     x, weight, *vectors, dy = network(batch, width, depth)
     options = StackOptions(precision="fp16")
-    y, *saved = residual_stack_triton.forward(x, weight, *vectors, options, True)
+    y, *saved = triton.forward(x, weight, *vectors, options, True)
     with Allocations() as allocations:
-        residual_stack_triton.backward(
-            dy, x, y, weight, *vectors, *saved, options, (True, False, False, False, False)
-        )
+        triton.backward(dy, x, y, weight, *vectors, *saved, options, (True, False, False, False, False))
     assert allocations.total <= 2 * weight.numel() + 4 * x.numel()
 
 
@@ -180,9 +179,9 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("checkpoint", ["none", 1])
-def check_an_empty_batch(checkpoint) -> None:
-    y, dx, *gradients = run(network(0, 64, 8), precision="bf16", checkpoint=checkpoint)
+@pytest.mark.parametrize("recompute", ["none", 1])
+def check_an_empty_batch(recompute) -> None:
+    y, dx, *gradients = run(network(0, 64, 8), precision="bf16", recompute=recompute)
     assert y.shape == dx.shape == (0, 64)
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 

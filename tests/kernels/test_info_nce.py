@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import deepres
-from deepres.kernels import info_nce_cpu, reference
-from deepres.kernels.info_nce import ENERGIES, FORMS, InfoNCEMetrics, InfoNCEOptions, info_nce
+from deepres.kernels.info_nce import cpu, reference
+from deepres.kernels.info_nce.op import InfoNCEMetrics, info_nce
+from deepres.kernels.info_nce.options import ENERGIES, FORMS, InfoNCEOptions
 from deepres.testing import assert_no_worse, worst_error
 
 PARTS = ("loss", "lse", "metrics", "dphi", "dpsi")
@@ -119,9 +120,9 @@ def test_no_worse_than_plain(energy, form):
 @pytest.mark.parametrize("isa", import_module("deepres._C").info_nce_isas())
 def test_every_instruction_set(isa):
     phi, psi = features(70, 200, 48)
-    for energy, form in itertools.product(info_nce_cpu.ENERGY_CODES, FORMS):
+    for energy, form in itertools.product(cpu.ENERGY_CODES, FORMS):
         options = InfoNCEOptions(0.1, energy, form, 7)
-        fused = info_nce_cpu.forward(phi, psi, options, (True, True), isa=isa)
+        fused = cpu.forward(phi, psi, options, (True, True), isa=isa)
         kwargs = {"energy": energy, "form": form, "positive_offset": 7, "impl": "reference"}
         plain, truth = everything(phi, psi, **kwargs), everything(phi.double(), psi.double(), **kwargs)
         compare(f"{isa} {energy} {form}", fused, plain, truth)
@@ -142,7 +143,7 @@ def test_several_strips():
 
 
 def test_near_pairs_lose_no_digits():
-    """Pairs 1e-6 of their length apart: distances keep the bound that info_nce_cpu.py states."""
+    """Pairs 1e-6 of their length apart: distances keep the bound that info_nce/cpu.py states."""
     d = 64
     phi, noise = features(200, 200, d, scale=10.0)
     psi = phi + 1e-6 * noise

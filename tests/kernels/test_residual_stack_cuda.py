@@ -8,14 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_on_host
 import pytest
 import torch
 
 import deepres
-from deepres.kernels import cuda_program, dispatch, residual_stack_cuda
-from deepres.kernels.residual_stack import StackOptions
+from deepres.kernels import cuda_program, dispatch
+from deepres.kernels.residual_stack import cuda
+from deepres.kernels.residual_stack.options import StackOptions
 from deepres.testing import assert_no_worse
+from helpers import cuda_on_host
 
 NAMES = ("x", "weight", "bias", "gamma", "beta")
 
@@ -25,8 +26,8 @@ def on_host(monkeypatch: pytest.MonkeyPatch):
     """impl="cuda" over CPU tensors; what it allocates starts as NaN, shared memory too (host/fibers.h)."""
     monkeypatch.setattr(cuda_program, "load_program", cuda_on_host.load_program)
     monkeypatch.setattr(cuda_program, "device_facts", lambda _: cuda_on_host.SMALL)
-    monkeypatch.setattr(residual_stack_cuda, "unavailable", lambda: None)
-    monkeypatch.setattr(residual_stack_cuda, "unsupported", lambda *_: None)
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(cuda, "unsupported", lambda *_: None)
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
     dispatch._reason.cache_clear()
@@ -76,16 +77,16 @@ def assert_matches(args: list[torch.Tensor], **options) -> None:
 CASES = [
     # width, depth, batch, options; each width and precision is a build of its own
     (64, 16, 100, {"precision": "bf16"}),
-    (64, 8, 1, {"precision": "bf16", "checkpoint": 1}),
-    (64, 12, 33, {"precision": "bf16", "checkpoint": 2}),
+    (64, 8, 1, {"precision": "bf16", "recompute": 1}),
+    (64, 12, 33, {"precision": "bf16", "recompute": 2}),
     (64, 16, 7, {"precision": "fp16"}),
     (64, 8, 20, {"precision": "tf32"}),
     (64, 16, 100, {}),
-    (64, 12, 7, {"checkpoint": 1}),
+    (64, 12, 7, {"recompute": 1}),
     (64, 6, 17, {"skip_every": 0}),
     (64, 5, 17, {"skip_every": 1, "eps": 0.1}),
     (64, 8, 16, {"norm": False, "activation": "relu"}),
-    (64, 8, 33, {"norm": False, "activation": "relu", "checkpoint": 1}),
+    (64, 8, 33, {"norm": False, "activation": "relu", "recompute": 1}),
     (128, 8, 100, {"precision": "bf16"}),
     (256, 4, 7, {"precision": "fp32"}),
     (512, 4, 7, {"precision": "bf16"}),
@@ -102,7 +103,7 @@ def test_error_is_no_worse_than_plain_pytorch(width, depth, batch, options, on_h
     ("width", "depth", "batch", "options"),
     [
         (128, 8, 20, {"precision": "bf16"}),  # 2 blocks share 16 rows
-        (128, 8, 7, {"precision": "bf16", "checkpoint": 1}),
+        (128, 8, 7, {"precision": "bf16", "recompute": 1}),
         (256, 4, 20, {}),  # 4 blocks
         (256, 4, 7, {"norm": False, "precision": "bf16"}),
     ],
@@ -133,17 +134,17 @@ def test_same_bits_whatever_runs_first(width: int, precision: str, facts, on_hos
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), f"schedule {schedule}"
 
 
-@pytest.mark.parametrize("checkpoint", ["none", 1])
-def test_stretches_change_nothing(checkpoint, on_host) -> None:
+@pytest.mark.parametrize("recompute", ["none", 1])
+def test_stretches_change_nothing(recompute, on_host) -> None:
     args = arguments(20, 64, 12)
-    whole = outputs("cuda", torch.float32, args, precision="bf16", checkpoint=checkpoint)
-    on_host.setattr(residual_stack_cuda, "SCRATCH_BYTES", 1)
-    cut = outputs("cuda", torch.float32, args, precision="bf16", checkpoint=checkpoint)
+    whole = outputs("cuda", torch.float32, args, precision="bf16", recompute=recompute)
+    on_host.setattr(cuda, "SCRATCH_BYTES", 1)
+    cut = outputs("cuda", torch.float32, args, precision="bf16", recompute=recompute)
     assert torch.equal(whole[0], cut[0])
-    if checkpoint == "none":  # under checkpointing the residual stream is found from other points
+    if recompute == "none":  # under recomputation the residual stream is found from other points
         assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
     else:
-        assert_matches(args, precision="bf16", checkpoint=checkpoint)
+        assert_matches(args, precision="bf16", recompute=recompute)
 
 
 @pytest.mark.parametrize("wanted", range(5), ids=NAMES)
@@ -160,7 +161,7 @@ def test_each_gradient_alone(wanted: int, on_host) -> None:
 def test_inference_saves_nothing_and_agrees(on_host) -> None:
     args = [t.float() for t in arguments(17, 64, 8)]
     options = StackOptions(precision="bf16")
-    y, activations, statistics = residual_stack_cuda.forward(*args, options, False)
+    y, activations, statistics = cuda.forward(*args, options, False)
     assert activations.numel() == statistics.numel() == 0
     assert torch.equal(y, outputs("cuda", torch.float32, args, precision="bf16")[0])
 
@@ -195,7 +196,7 @@ def test_every_access_to_memory_is_in_bounds() -> None:
     runtimes = [subprocess.check_output([find[0], flag], text=True).strip() for flag in find[1:]]
     plain, clusters = "test_error_is_no_worse_than_plain_pytorch", "test_clusters_are_no_worse_either"
     chosen = (
-        f"{plain}[64-12-33-{{'precision': 'bf16', 'checkpoint': 2}}]",
+        f"{plain}[64-12-33-{{'precision': 'bf16', 'recompute': 2}}]",
         f"{clusters}[128-8-20-{{'precision': 'bf16'}}]",
     )
     done = subprocess.run(
@@ -210,7 +211,7 @@ def test_every_access_to_memory_is_in_bounds() -> None:
         ],
         env=os.environ
         | {"DEEPRES_SANITIZE": "1", "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=250,
@@ -235,17 +236,15 @@ def test_compiles_for_every_target_without_spills(target: str) -> None:
 
 
 def test_shared_memory_fits_every_target() -> None:
-    for precision, width, cluster in itertools.product(
-        ("bf16", "fp32"), residual_stack_cuda.WIDTHS, (1, 2, 4)
-    ):
+    for precision, width, cluster in itertools.product(("bf16", "fp32"), cuda.WIDTHS, (1, 2, 4)):
         if width // cluster >= 64:
-            geometry = residual_stack_cuda.Geometry(width, StackOptions(precision=precision), cluster)
+            geometry = cuda.Geometry(width, StackOptions(precision=precision), cluster)
             assert geometry.stages(99 * 1024) >= 2, geometry
             assert geometry.wgrad_bytes <= 99 * 1024
 
 
 def test_clusters_where_they_pay() -> None:
-    choose = residual_stack_cuda.choose_cluster
+    choose = cuda.choose_cluster
     assert choose(256, 32, (8, 0), 108) == 1  # no clusters before sm_90
     assert choose(256, 32, (9, 0), 132) == 4
     assert choose(128, 32, (9, 0), 132) == 2  # 64 columns a block at least
@@ -255,8 +254,8 @@ def test_clusters_where_they_pay() -> None:
 
 COMPILE = """
 from deepres.kernels import cuda_program
-from deepres.kernels.residual_stack import StackOptions
-from deepres.kernels.residual_stack_cuda import Geometry
+from deepres.kernels.residual_stack.cuda import Geometry
+from deepres.kernels.residual_stack.options import StackOptions
 code = cuda_program.cached_program(
     "residual_stack.cu", Geometry(64, StackOptions(precision="bf16")).macros, "sm_90a")
 assert code[:4] == b"\\x7fELF"
@@ -270,7 +269,7 @@ def test_cache_serves_two_processes_and_survives_damage(tmp_path: Path, monkeypa
     (entry,) = (tmp_path / "deepres" / "cuda").iterdir()  # one whole file, and no half-written one
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    macros = residual_stack_cuda.Geometry(64, StackOptions(precision="bf16")).macros
+    macros = cuda.Geometry(64, StackOptions(precision="bf16")).macros
     written = entry.read_bytes()
     compiled = []
 
@@ -316,7 +315,7 @@ def test_says_what_it_does_not_serve() -> None:
         (torch.zeros(2, 64, dtype=torch.float64), "float32"),
         (torch.zeros(2, 64), r"CUDA device, got cpu"),
     ):
-        assert said in residual_stack_cuda.unsupported(x, 4, options)
+        assert said in cuda.unsupported(x, 4, options)
 
 
 def test_a_compile_error_says_where() -> None:
@@ -331,7 +330,7 @@ def test_a_compile_error_says_where() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("width", residual_stack_cuda.WIDTHS)
+@pytest.mark.parametrize("width", cuda.WIDTHS)
 @pytest.mark.parametrize("batch", [1, 7, 100, 513])
 def test_gpu_error_is_no_worse(precision: str, width: int, batch: int) -> None:
     assert_matches(arguments(batch, width, 16, "cuda"), precision=precision)
@@ -340,7 +339,7 @@ def test_gpu_error_is_no_worse(precision: str, width: int, batch: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "options",
-    [{"checkpoint": 1}, {"checkpoint": 4}, {"norm": False}, {"activation": "relu"}, {"skip_every": 0}],
+    [{"recompute": 1}, {"recompute": 4}, {"norm": False}, {"activation": "relu"}, {"skip_every": 0}],
     ids=str,
 )
 def test_gpu_options(options: dict) -> None:

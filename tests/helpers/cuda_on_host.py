@@ -17,8 +17,9 @@ import torch
 
 from deepres.kernels import cuda_program
 
-SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
-BUILD = Path(__file__).parents[1] / "build" / "cuda_on_host"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "csrc" / "cuda"
+BUILD = ROOT / "build" / "cuda_on_host"
 # DEEPRES_SANITIZE=1: every access to memory is checked (tests run themselves so, with the runtime preloaded).
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
