@@ -8,11 +8,15 @@ A backend of an op is one module, imported only when it is asked for. It offers
 and the op's own functions (see residual_stack/op.py and info_nce/op.py). `impl="auto"` takes the first backend
 in the op's order of preference that is available and supports the call; a backend asked for by name either
 serves the call or raises with its reason.
+
+torch.compile traces neither imports nor caches. So the public function of an op calls a composite op, in which
+the choice is made: tracing runs that, and sees the reference's operations or the fused forward and backward.
+Ops are registered piece by piece: a mark of torch.compiler imports the whole compiler, and the first call of a
+`torch.library.custom_op` does, which nobody should wait for who compiles nothing.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -39,18 +43,9 @@ BACKENDS: dict[str, dict[str, str]] = {
 
 
 def load(op: str, impl: str) -> ModuleType:
-    _import(BACKENDS[op][impl])
-    return sys.modules[BACKENDS[op][impl]]
+    return import_module(BACKENDS[op][impl])
 
 
-# torch.compile traces neither imports nor caches: it takes the results of these two as they come.
-@torch.compiler.assume_constant_result
-def _import(name: str) -> bool:
-    import_module(name)
-    return True
-
-
-@torch.compiler.assume_constant_result
 def _unavailable(op: str, impl: str) -> str | None:
     """Why `impl` cannot run here, or None; asked of the backend once in a process."""
     return None if impl == "reference" else _reason(BACKENDS[op][impl])
@@ -103,6 +98,15 @@ def choose(op: str, impl: str, unsupported: Callable[[ModuleType], str | None]) 
         if unsupported(load(op, name)) is None:
             return name
     raise AssertionError("unreachable: the reference serves every call")
+
+
+def without_derivative(op: str) -> Callable[..., None]:
+    """What autograd finds behind the backward of a fused `op`: an error, in place of gradients that lack a term."""
+
+    def backward(*_: object) -> None:
+        raise RuntimeError(f"no autograd formula for a second derivative of {op}; pass impl='reference'")
+
+    return backward
 
 
 def beside_gpu(x: Tensor) -> str | None:

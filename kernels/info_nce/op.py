@@ -30,7 +30,7 @@ come from one pass, so backward only scales. "cosine" reaches a backend as "dot"
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -102,18 +102,7 @@ def info_nce(
     """
     options = InfoNCEOptions(logsumexp_penalty, energy, form, positive_offset)
     _check(phi, psi, options)
-    chosen = dispatch.choose("info_nce", impl, lambda backend: backend.unsupported(phi, psi, options))
-    if chosen == "reference":
-        loss, lse, metrics = reference.info_nce(phi, psi, options, metrics=return_metrics)
-    else:
-        if energy == "cosine":
-            phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
-            options = replace(options, energy="dot")
-        needs = [torch.is_grad_enabled() and t.requires_grad for t in (phi, psi)]
-        loss, lse, metrics, _, _ = _forward_op(
-            phi.contiguous(), psi.contiguous(), float(logsumexp_penalty), options.energy, form,
-            positive_offset, chosen, needs,
-        )  # fmt: skip
+    loss, lse, metrics = torch.ops.deepres.info_nce(phi, psi, *astuple(options), return_metrics, impl)
     return (loss, InfoNCEMetrics(lse, *metrics.unbind())) if return_metrics else (loss, lse)
 
 
@@ -142,7 +131,7 @@ def _check(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> None:
     if psi.device != phi.device:
         raise ValueError(f"psi must be on phi's device {phi.device}, got {psi.device}; move one of them")
     penalty = options.logsumexp_penalty
-    if not (penalty >= 0 and math.isfinite(penalty)):
+    if not 0 <= penalty < math.inf:
         raise ValueError(f"logsumexp_penalty must be a finite number >= 0, got {penalty!r}")
     if options.energy not in ENERGIES:
         raise ValueError(f"energy must be one of {', '.join(ENERGIES)}, got {options.energy!r}")
@@ -150,11 +139,45 @@ def _check(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> None:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {options.form!r}")
 
 
-# --- The fused op, as PyTorch sees it: one pass for loss and gradients, and their scaling by dloss. ---
+# --- The op as PyTorch sees it: the choice of a backend, its pass for loss and gradients, their scaling by dloss. ---
+
+OPTIONS = "float logsumexp_penalty, str energy, str form, SymInt positive_offset"
+torch.library.define(
+    "deepres::info_nce",
+    f"(Tensor phi, Tensor psi, {OPTIONS}, bool return_metrics, str impl) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "deepres::info_nce_forward",
+    f"(Tensor phi, Tensor psi, {OPTIONS}, str impl, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "deepres::info_nce_backward",
+    "(Tensor dloss, Tensor dphi, Tensor dpsi, Tensor phi, Tensor psi) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
-@torch.library.custom_op("deepres::info_nce_forward", mutates_args=())
-def _forward_op(
+@torch.library.impl("deepres::info_nce", "CompositeImplicitAutograd")
+def _composite(
+    phi: Tensor, psi: Tensor, logsumexp_penalty: float, energy: str, form: str, positive_offset: int,
+    return_metrics: bool, impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    options = InfoNCEOptions(logsumexp_penalty, energy, form, positive_offset)
+    chosen = dispatch.choose("info_nce", impl, lambda backend: backend.unsupported(phi, psi, options))
+    if chosen == "reference":
+        return reference.info_nce(phi, psi, options, metrics=return_metrics)
+    if energy == "cosine":
+        phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
+        options = replace(options, energy="dot")
+    needs = [torch.is_grad_enabled() and t.requires_grad for t in (phi, psi)]
+    return torch.ops.deepres.info_nce_forward(
+        phi.contiguous(), psi.contiguous(), *astuple(options), chosen, needs
+    )[:3]
+
+
+@torch.library.impl("deepres::info_nce_forward", "CompositeExplicitAutograd")
+def _forward(
     phi: Tensor, psi: Tensor, logsumexp_penalty: float, energy: str, form: str, positive_offset: int,
     impl: str, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -165,8 +188,8 @@ def _forward_op(
     return loss, lse, metrics, *(phi.new_empty(0) if g is None else g for g in (dphi, dpsi))
 
 
-@_forward_op.register_fake
-def _(phi, psi, logsumexp_penalty, energy, form, positive_offset, impl, needs):
+@torch.library.register_fake("deepres::info_nce_forward")
+def _forward_fake(phi, psi, logsumexp_penalty, energy, form, positive_offset, impl, needs):
     return (
         phi.new_empty(()),
         phi.new_empty(phi.shape[0]),
@@ -175,16 +198,14 @@ def _(phi, psi, logsumexp_penalty, energy, form, positive_offset, impl, needs):
     )
 
 
-@torch.library.custom_op("deepres::info_nce_backward", mutates_args=())
-def _backward_op(
-    dloss: Tensor, dphi: Tensor, dpsi: Tensor, phi: Tensor, psi: Tensor
-) -> tuple[Tensor, Tensor]:
+@torch.library.impl("deepres::info_nce_backward", "CompositeExplicitAutograd")
+def _backward(dloss: Tensor, dphi: Tensor, dpsi: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
     # phi and psi are there so that a second derivative raises: dphi and dpsi alone would pass for constants.
     return dloss * dphi, dloss * dpsi
 
 
-@_backward_op.register_fake
-def _(dloss, dphi, dpsi, phi, psi):
+@torch.library.register_fake("deepres::info_nce_backward")
+def _backward_fake(dloss, dphi, dpsi, phi, psi):
     return torch.empty_like(dphi), torch.empty_like(dpsi)
 
 
@@ -196,9 +217,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, dloss, *_):
-    grads = _backward_op(dloss, *ctx.saved_tensors)
+    grads = torch.ops.deepres.info_nce_backward(dloss, *ctx.saved_tensors)
     needs = ctx.needs_input_grad[:2]
     return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 6)
 
 
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
+torch.library.register_autograd("deepres::info_nce_forward", _autograd, setup_context=_setup_context)
+torch.library.register_autograd(
+    "deepres::info_nce_backward", dispatch.without_derivative("the fused info_nce")
+)

@@ -55,7 +55,8 @@ def _with_old_keyword(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         if "checkpoint" in kwargs:
             if "recompute" in kwargs:
                 raise ValueError("checkpoint= is the old name of recompute=; pass recompute= alone")
-            warnings.warn("checkpoint= is called recompute= now", FutureWarning, stacklevel=2)
+            if not torch.compiler.is_compiling():  # which cannot trace a warning
+                warnings.warn("checkpoint= is called recompute= now", FutureWarning, stacklevel=2)
             kwargs["recompute"] = kwargs.pop("checkpoint")
         return function(*args, **kwargs)
 
@@ -170,7 +171,7 @@ def _checked(  # every argument of the public function but impl
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not (eps > 0 and math.isfinite(eps)):
+    if not 0 < eps < math.inf:
         raise ValueError(f"eps must be a finite number > 0, got {eps!r}")
     return StackOptions(
         skip_every, activation, norm, float(eps), precision, _recompute_blocks(recompute, skip_every)
@@ -189,13 +190,25 @@ def _recompute_blocks(recompute: str | int, skip_every: int) -> int:
     return recompute
 
 
-# The op as PyTorch sees it. torch.compile cannot trace the choice of a backend, so it stands in a composite
-# op: tracing runs it, and sees either the reference's operations or the fused forward and backward.
+# --- The op as PyTorch sees it: the choice of a backend, the fused forward and the fused backward. ---
 
+OPTIONS = "{int} skip_every, str activation, bool norm, float eps, str precision, {int} recompute, str impl"
 torch.library.define(
     "deepres::residual_stack",
-    "(Tensor x, Tensor weight, Tensor bias, Tensor? gamma, Tensor? beta, int skip_every, str activation, "
-    "bool norm, float eps, str precision, int recompute, str impl) -> Tensor",
+    f"(Tensor x, Tensor weight, Tensor bias, Tensor? gamma, Tensor? beta, {OPTIONS.format(int='int')}) -> Tensor",
+)
+torch.library.define(
+    "deepres::residual_stack_forward",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, "
+    f"{OPTIONS.format(int='SymInt')}, bool save) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "deepres::residual_stack_backward",
+    "(Tensor dy, Tensor x, Tensor y, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, Tensor activations, "
+    f"Tensor statistics, {OPTIONS.format(int='SymInt')}, bool[] needs) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
 )
 
 
@@ -217,11 +230,11 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
             gamma = beta = bias.detach().new_empty(0)
         tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _forward_op(*tensors, *astuple(options), chosen, save)[0]
+        return torch.ops.deepres.residual_stack_forward(*tensors, *astuple(options), chosen, save)[0]
 
 
-@torch.library.custom_op("deepres::residual_stack_forward", mutates_args=())
-def _forward_op(
+@torch.library.impl("deepres::residual_stack_forward", "CompositeExplicitAutograd")
+def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     skip_every: int, activation: str, norm: bool, eps: float, precision: str, recompute: int,
     impl: str, save: bool,
@@ -230,8 +243,10 @@ def _forward_op(
     return dispatch.load("residual_stack", impl).forward(x, weight, bias, gamma, beta, options, save)
 
 
-@_forward_op.register_fake
-def _(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, recompute, impl, save):
+@torch.library.register_fake("deepres::residual_stack_forward")
+def _forward_fake(
+    x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, recompute, impl, save
+):
     options = StackOptions(skip_every, activation, norm, eps, precision, recompute)
     backend = dispatch.load("residual_stack", impl)
     specs = backend.saved_spec(x.shape[0], x.shape[1], weight.shape[0], options) if save else []
@@ -239,8 +254,8 @@ def _(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision
     return x.new_empty(x.shape), saved[0], saved[1]
 
 
-@torch.library.custom_op("deepres::residual_stack_backward", mutates_args=())
-def _backward_op(
+@torch.library.impl("deepres::residual_stack_backward", "CompositeExplicitAutograd")
+def _backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor,
     skip_every: int, activation: str, norm: bool, eps: float, precision: str, recompute: int,
@@ -254,8 +269,8 @@ def _backward_op(
     return dx, dweight, dbias, dgamma, dbeta
 
 
-@_backward_op.register_fake
-def _(dy, x, y, weight, bias, gamma, beta, activations, statistics, *options_and_needs):
+@torch.library.register_fake("deepres::residual_stack_backward")
+def _backward_fake(dy, x, y, weight, bias, gamma, beta, activations, statistics, *options_and_needs):
     needs = options_and_needs[-1]
     return tuple(
         t.new_empty(t.shape if need else 0)
@@ -274,8 +289,13 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, dy, _dactivations, _dstatistics):
     norm = ctx.options[2]
     needs = [need and (norm or i < 3) for i, need in enumerate(ctx.needs_input_grad[:5])]
-    grads = _backward_op(dy.contiguous(), *ctx.saved_tensors, *ctx.options, needs)
+    grads = torch.ops.deepres.residual_stack_backward(
+        dy.contiguous(), *ctx.saved_tensors, *ctx.options, needs
+    )
     return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 8)
 
 
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
+torch.library.register_autograd("deepres::residual_stack_forward", _autograd, setup_context=_setup_context)
+torch.library.register_autograd(
+    "deepres::residual_stack_backward", dispatch.without_derivative("the fused residual_stack")
+)
