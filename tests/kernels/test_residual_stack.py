@@ -259,6 +259,22 @@ def test_auto_recompute_says_once_what_it_picked(caplog: pytest.LogCaptureFixtur
     assert "recompute='auto' picks none" in record.message
 
 
+def test_the_old_keyword_is_taken_with_a_warning() -> None:
+    args = [t.float() for t in arguments(3, 16, 8)]
+    for recompute in (2, "auto", "none"):
+        with pytest.warns(FutureWarning, match="^checkpoint= is called recompute= now$") as caught:
+            y = deepres.residual_stack(*args, checkpoint=recompute)
+        assert [w.filename for w in caught] == [__file__]
+        assert torch.equal(y, deepres.residual_stack(*args, recompute=recompute))
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=r"recompute must be 'none', .* got 0"):
+        deepres.residual_stack(*args, checkpoint=0)
+    for recompute in (2, "none"):
+        with pytest.raises(ValueError, match="old name of recompute=; pass recompute= alone"):
+            deepres.residual_stack(*args, recompute=recompute, checkpoint=2)
+    compiled = torch.compile(deepres.residual_stack, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*args, checkpoint=2), deepres.residual_stack(*args))
+
+
 def bad(**changes) -> dict:
     x, weight, bias, gamma, beta = (t.float() for t in arguments(2, 8, 8))
     return {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta} | changes
