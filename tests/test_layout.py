@@ -108,9 +108,9 @@ def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
         f"deepres/{path.relative_to(ROOT / 'deepres' if folder == 'deepres' else ROOT)}"
         for folder in ("deepres", "kernels", "envs")
         for pattern in ("*.py", "*.typed", "assets/*.xml")
-        for path in (ROOT / folder).glob(pattern)
+        for path in (ROOT / folder).rglob(pattern)
     }
-    assert len(wanted) > 30
+    assert len(wanted) > 30 and "deepres/kernels/residual_stack/op.py" in wanted
     assert wanted <= shipped, sorted(wanted - shipped)
     assert not [name for name in shipped if name.split("/")[0] in ("kernels", "envs", "tests", "bench")]
 
@@ -130,13 +130,15 @@ def test_readme_commands_exist():
 
 @pytest.mark.parametrize("folder", ["deepres", "kernels", "envs", "bench"])
 def test_files_stay_readable(folder):
-    long = {str(p): n for p in (ROOT / folder).glob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    long = {str(p): n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}
 
 
 def _sources() -> list[Path]:
     return [
-        p for folder in ("deepres", "kernels", "envs", "bench", "tests") for p in (ROOT / folder).glob("*.py")
+        p
+        for folder in ("deepres", "kernels", "envs", "bench", "tests")
+        for p in (ROOT / folder).rglob("*.py")
     ]
 
 
