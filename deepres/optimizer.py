@@ -11,6 +11,7 @@ nothing at all changes where `skip` is 1. None of it asks the device for a numbe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,12 @@ class Adam(torch.optim.Adam):
     at step t = 1, 2, ...; 0 has none. max_grad_norm: the gradients' Euclidean norm, all parameters together, is
     brought down to this (torch.nn.utils.clip_grad_norm_); None never does.
     """
+
+    # torch's own, less a wrapper that imports the whole compiler (150 MB) to say that it should not trace them
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
 
     def __init__(
         self,
