@@ -15,7 +15,8 @@ from deepres.envs.layouts import ANT_LAYOUTS
 
 if TYPE_CHECKING:
     from deepres.envs.adapter import GymnasiumEnv
-    from deepres.envs.base import GoalSampler, Task
+    from deepres.envs.env import GoalSampler
+    from deepres.envs.task import Task
     from deepres.envs.vector import VectorEnv
 
 EPISODE_LENGTH = 1000  # control periods, the published time limit of every task
@@ -110,8 +111,9 @@ def make(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{what} must be a whole number >= {least}, got {value!r}")
     task = make_task(name, **options)
-    from deepres.envs.base import GoalEnv
-    from deepres.envs.physics import MjxPhysics, pick_engine
+    from deepres.envs.engines import pick_engine
+    from deepres.envs.engines.mjx import MjxPhysics
+    from deepres.envs.env import GoalEnv
     from deepres.envs.vector import VectorEnv
 
     impl = pick_engine(impl)
@@ -134,7 +136,7 @@ def make_task(name: str, **options: Any) -> Task:
     module, class_name, variant = _variant(name)
     xla.prepare()
     xla.keep_compiled()
-    task_class = getattr(import_module(f"deepres.envs.{module}"), class_name)
+    task_class = getattr(import_module(f"deepres.envs.tasks.{module}"), class_name)
     known_options = set(signature(task_class).parameters)
     if "parity" not in known_options:
         options.pop("parity", None)  # this task's published form has no quirk

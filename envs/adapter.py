@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError(f"gymnasium_env needs gymnasium ({error}); pip install 'deepres[envs]'") from None
 
 if TYPE_CHECKING:
-    from deepres.envs.base import EnvState
+    from deepres.envs.env import EnvState
     from deepres.envs.vector import VectorEnv as Environments
 
 _TOLD = ("success", "distance", "traj_id")

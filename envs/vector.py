@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepres.envs.base import EnvState, GoalEnv
-from deepres.envs.c_step import CStep
+from deepres.envs.engines.c_step import CStep
+from deepres.envs.env import EnvState, GoalEnv
 
 
 class VectorEnv:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.base import ASSETS, Task, View
-from deepres.envs.physics import PhysicsState, at_rest
+from deepres.envs.engines import PhysicsState, at_rest
+from deepres.envs.task import Task, View
+from deepres.envs.tasks import ASSETS
 
 UPPER, LOWER, HEIGHT = 0.1, 0.11, 0.01  # metres: joint to joint, joint to fingertip, the plane of motion
 TARGET_RADIUS = 0.2

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.ant import FEET, NOISE, Ant, upkeep
-from deepres.envs.base import View
-from deepres.envs.maze import WALL_BIT, WALL_RGBA
-from deepres.envs.physics import PhysicsState, at_rest
+from deepres.envs.engines import PhysicsState, at_rest
+from deepres.envs.task import View
+from deepres.envs.tasks.ant import FEET, NOISE, Ant, upkeep
+from deepres.envs.tasks.maze import WALL_BIT, WALL_RGBA
 
 # Centre x, y and half size x, y of the walls, metres; all are 4 m high.
 WALLS = (

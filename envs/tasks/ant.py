@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import ASSETS, Task, View
+from deepres.envs.engines import PhysicsState, at_rest
 from deepres.envs.layouts import ANT_LAYOUTS
-from deepres.envs.maze import WALL_BIT, Maze, Walled
-from deepres.envs.physics import PhysicsState, at_rest
+from deepres.envs.task import Task, View
+from deepres.envs.tasks import ASSETS
+from deepres.envs.tasks.maze import WALL_BIT, Maze, Walled
 
 LEGS = (0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)  # radians at the start
 HEALTHY = (0.2, 1.0)  # metres: the episode goes on while the torso's height is within

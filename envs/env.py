@@ -1,135 +1,27 @@
-"""What a task is, and the goal-conditioned environment made of it: reset and step as pure JAX functions.
+"""The goal-conditioned environment made of a task: reset and step as pure JAX functions.
 
-A task says, for ONE environment and in JAX: the model, where an episode starts, what is observed, how far
-the goal is, when an episode ends. `GoalEnv` adds physics, the time limit, trajectory ids and auto-reset.
-vmap and jit are left to the caller; vector.py does both.
+`GoalEnv` adds physics, the time limit, trajectory ids and auto-reset to a task (task.py). vmap and jit are left to the
+caller; vector.py does both.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import mujoco
-import numpy as np
 
 from deepres.envs.draws import unrolled
-from deepres.envs.physics import MjxPhysics, PhysicsState
+from deepres.envs.engines import PhysicsState
+from deepres.envs.task import Task
 
-ASSETS = Path(__file__).parent / "assets"
+if TYPE_CHECKING:
+    from deepres.envs.engines.mjx import MjxPhysics
+
 AUTO_RESETS = ("fresh", "first")
 GoalSampler = Callable[[jax.Array], jax.Array]
-
-
-@dataclass(frozen=True)
-class View:
-    """Where a video's camera stands. distance: metres to `lookat`; azimuth, elevation: degrees.
-
-    follow: keep looking at the robot (qpos's first two) as it goes.
-    """
-
-    distance: float
-    azimuth: float = 90.0
-    elevation: float = -45.0
-    lookat: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    follow: bool = False
-
-
-class Task(ABC):
-    """One goal-reaching task, for a single environment. Subclasses fill in the figures and the functions.
-
-    The observation is concat(state [state_dim], goal [goal_dim]); `state[goal_slice]` are the coordinates
-    that the goal speaks of, so that any later state of a trajectory can stand as its goal.
-
-    A task whose published form has quirks that look unintended mends them, and brings them back under its
-    option parity=True; its docstring lists each under "Parity:".
-    """
-
-    name: str
-    state_dim: ClassVar[int]
-    goal_slice: slice
-    dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
-    threshold: ClassVar[float]  # success below this distance to the goal
-    threshold_easy: ClassVar[float | None] = None  # and the published easier and harder ones, where there are
-    threshold_hard: ClassVar[float | None] = None
-    goal_height: ClassVar[float] = 0.0  # metres: where pictures show a goal that has no z of its own
-
-    @abstractmethod
-    def spec(self) -> mujoco.MjSpec:
-        """The model that physics steps: no target bodies, no scenery."""
-
-    def scene(self) -> mujoco.MjSpec:
-        """The model that pictures show, with the same qpos as `spec`; a task adds its scenery here."""
-        return self.spec()
-
-    @abstractmethod
-    def view(self) -> View:
-        """The camera of this task's videos."""
-
-    def marker(self, goal: np.ndarray) -> np.ndarray:
-        """[3] metres: where pictures show `goal` [goal_dim]."""
-        return np.append(goal, self.goal_height)[:3]
-
-    @abstractmethod
-    def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """A new episode's physics and goal [goal_dim], drawn with `key`."""
-
-    @abstractmethod
-    def observe(self, physics: PhysicsState) -> jax.Array:
-        """The state vector [state_dim] that the policy and the critic see."""
-
-    def control(self, action: jax.Array) -> jax.Array:
-        """[nu]: the model's controls in the coming control period, from `action` [action_dim] in [-1, 1]."""
-        return jnp.clip(action, -1.0, 1.0)
-
-    def mocap(self, physics: PhysicsState) -> jax.Array | None:
-        """[nmocap, 3]: where the mocap bodies stand in the coming control period; None without any."""
-        return None
-
-    def distance(self, state: jax.Array, goal: jax.Array) -> jax.Array:
-        """Metres from `state` [state_dim] to `goal` [goal_dim]: Euclidean on the goal's coordinates."""
-        return jnp.linalg.norm(state[self.goal_slice] - goal)
-
-    def success(self, state: jax.Array, goal: jax.Array) -> jax.Array:
-        """Whether `state` [state_dim] has reached `goal` [goal_dim]: bool."""
-        return self.distance(state, goal) < self.threshold
-
-    def goal_after(self, state: jax.Array, goal: jax.Array) -> jax.Array:
-        """[goal_dim]: the goal, once the episode has come to `state`; the same all along, unless a task moves it.
-
-        What a step reached is judged and shown against the goal that this returns.
-        """
-        return goal
-
-    def terminated(self, state: jax.Array) -> jax.Array:
-        """Whether the episode ends here, its time limit aside; never, unless a task says otherwise."""
-        return jnp.zeros((), bool)
-
-    @abstractmethod
-    def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
-        """The published dense reward of a step between two state vectors; logged, never learned from."""
-
-    @property
-    def goal_dim(self) -> int:
-        return self.goal_slice.stop - self.goal_slice.start
-
-    @property
-    def action_dim(self) -> int:
-        """Length of an action: the model's controls, unless `control` maps another."""
-        return int(self.model.nu)
-
-    @cached_property
-    def model(self) -> mujoco.MjModel:
-        """`spec`, compiled without the geoms that nothing collides with: they have a mass, but cost every step."""
-        spec = self.spec()
-        spec.compiler.discardvisual = True
-        return spec.compile()
 
 
 @jax.tree_util.register_dataclass

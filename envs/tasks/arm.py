@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import ASSETS, Task, View
-from deepres.envs.physics import PhysicsState, at_rest, resting_sensors
+from deepres.envs.engines import PhysicsState, at_rest, resting_sensors
+from deepres.envs.task import Task, View
+from deepres.envs.tasks import ASSETS
 
 HOME = (1.571, 0.742, 0.0, -1.571, 0.0, 3.054, 1.449)  # radians: the arm at the start
 OPEN = 0.04  # metres: each finger at the start

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepres.envs.base import BEGINNING, EnvState, GoalEnv, began
-from deepres.envs.physics import BatchPhysics, PhysicsState
+from deepres.envs.engines import PhysicsState
+from deepres.envs.engines.c import BatchPhysics
+from deepres.envs.env import BEGINNING, EnvState, GoalEnv, began
 
 FEW = 4  # environments that begin anew together, or a 32nd of all, if that is more
 

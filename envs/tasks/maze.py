@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import Task, View
+from deepres.envs.engines import PhysicsState
 from deepres.envs.layouts import LAYOUTS
-from deepres.envs.physics import PhysicsState
+from deepres.envs.task import Task, View
 
 AROUND = np.array([(i, j) for i in (0, -1, 1) for j in (0, -1, 1)])  # a cell, then its eight neighbours
 WALL_BIT = 2  # robots' geoms that walls stop have this contype

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import ASSETS, Task, View
-from deepres.envs.maze import WALL_BIT, Maze, Walled
-from deepres.envs.physics import PhysicsState, at_rest, resting_sensors
+from deepres.envs.engines import PhysicsState, at_rest, resting_sensors
+from deepres.envs.task import Task, View
+from deepres.envs.tasks import ASSETS
+from deepres.envs.tasks.maze import WALL_BIT, Maze, Walled
 
 HEIGHT = 1.4  # metres, of the torso at the start
 GOAL_HEIGHT = 1.25

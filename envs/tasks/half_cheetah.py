@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import ASSETS, Task, View
-from deepres.envs.physics import PhysicsState, at_rest
+from deepres.envs.engines import PhysicsState, at_rest
+from deepres.envs.task import Task, View
+from deepres.envs.tasks import ASSETS
 
 GOAL = 5.0  # metres
 NOISE = 0.1  # of every starting position and velocity

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from deepres.envs.base import ASSETS, Task, View
-from deepres.envs.physics import PhysicsState, at_rest, resting_sensors
+from deepres.envs.engines import PhysicsState, at_rest, resting_sensors
+from deepres.envs.task import Task, View
+from deepres.envs.tasks import ASSETS
 
 ORIGIN = (0.45, -0.05, -0.275)  # metres: the object, where its slides are at 0
 PUBLISHED_GOAL_Z = -0.323

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.ant import FEET, Ant, on_circle, upkeep
-from deepres.envs.physics import PhysicsState, at_rest
+from deepres.envs.engines import PhysicsState, at_rest
+from deepres.envs.tasks.ant import FEET, Ant, on_circle, upkeep
 
 BALL_BIT = 4  # contype of the ant's geoms that the ball meets
 RADIUS = 0.5  # metres, of the ball

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from deepres.envs.base import ASSETS
-from deepres.envs.maze import Maze, Walled
-from deepres.envs.physics import PhysicsState, at_rest
+from deepres.envs.engines import PhysicsState, at_rest
+from deepres.envs.tasks import ASSETS
+from deepres.envs.tasks.maze import Maze, Walled
 
 
 class PointMaze(Walled):
