@@ -6,6 +6,7 @@ Nothing here imports JAX until an environment is made.
 from __future__ import annotations
 
 import re
+import warnings
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def make(
     seed: int = 0,
     episode_length: int = EPISODE_LENGTH,
     auto_reset: str = "fresh",
-    impl: str = "auto",
+    engine: str = "auto",
     goal_sampler: GoalSampler | None = None,
     **options: Any,
 ) -> VectorEnv:
@@ -98,7 +99,7 @@ def make(
         episode_length: time limit in control periods of env.dt seconds.
         auto_reset: what follows a done: "fresh", a new start and goal; or "first", the environment's own
         first ones again (the published runs').
-        impl: the physics: "c", MuJoCo's C engine on threads (DEEPRES_ENV_THREADS, by default every core);
+        engine: what steps the physics: "c", MuJoCo's C engine on threads (DEEPRES_ENV_THREADS, by default every core);
         "jax" or "warp", MJX's two engines; "auto", C on a CPU, on a GPU Warp if it is installed, else JAX.
         goal_sampler: a JAX function key -> goal [goal_dim] that draws goals in the task's place.
         options: of the task itself, e.g. layout=... for a maze; see its class. parity=True, on any task, brings
@@ -110,15 +111,27 @@ def make(
     for what, value, least in (("num_envs", num_envs, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{what} must be a whole number >= {least}, got {value!r}")
+    engine = _renamed(engine, options)
     task = make_task(name, **options)
     from deepres.envs.engines import pick_engine
     from deepres.envs.engines.mjx import MjxPhysics
     from deepres.envs.env import GoalEnv
     from deepres.envs.vector import VectorEnv
 
-    impl = pick_engine(impl)
-    physics = None if impl == "c" else MjxPhysics(task.model, task.dt, impl, num_envs)
-    return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, impl)
+    engine = pick_engine(engine)
+    physics = None if engine == "c" else MjxPhysics(task.model, task.dt, engine, num_envs)
+    return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, engine)
+
+
+def _renamed(engine: str, options: dict[str, Any]) -> str:
+    """`engine`, or what the old keyword impl= in `options` names."""
+    if "impl" not in options:
+        return engine
+    old = options.pop("impl")
+    if engine != "auto":
+        raise ValueError(f"pass engine= alone, got engine={engine!r} and its old name impl={old!r}")
+    warnings.warn("impl= is called engine= now", FutureWarning, stacklevel=3)
+    return str(old)
 
 
 def gymnasium_env(env: VectorEnv) -> GymnasiumEnv:

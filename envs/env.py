@@ -139,12 +139,12 @@ class GoalEnv:
         """The state one control period later, under `action` [action_dim] in [-1, 1].
 
         Where the episode ends, the state returned is already the next episode's first.
-        Raises: TypeError for impl="c", whose physics is no JAX function.
+        Raises: TypeError for engine="c", whose physics is no JAX function.
         """
         if self._physics is None:
             raise TypeError(
                 "the C engine steps whole batches outside JAX, so it cannot be under jit, vmap or scan; "
-                "make the environments with impl='jax' for env.functional.step"
+                "make the environments with engine='jax' for env.functional.step"
             )
         physics = self._physics.step(state.physics, *self.drive(state.physics, action))
         return self.renew(self.arrive(state, action, physics))

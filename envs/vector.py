@@ -25,7 +25,7 @@ class VectorEnv:
     has the same environment as pure functions of a single state, for jit, vmap and scan.
     """
 
-    def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0, impl: str = "jax") -> None:
+    def __init__(self, functional: GoalEnv, num_envs: int, seed: int = 0, engine: str = "jax") -> None:
         task = functional.task
         self.functional = functional
         self.task = task
@@ -40,20 +40,20 @@ class VectorEnv:
         self.threshold = task.threshold
         self.threshold_easy = task.threshold_easy
         self.threshold_hard = task.threshold_hard
-        self.impl = impl
+        self.engine = engine
         self.episode_length = functional.episode_length
         self.auto_reset = functional.auto_reset
         self.dt = task.dt
         # Said outright: else arrays from torch, which are tied to their device, cost another compile.
         place = jax.sharding.SingleDeviceSharding(
-            jax.local_devices(backend="cpu" if impl == "c" else None)[0]
+            jax.local_devices(backend="cpu" if engine == "c" else None)[0]
         )
         # What is left to XLA beside the C engine is so little that optimizing it costs more than it gains.
-        options = {"xla_backend_optimization_level": 1} if impl == "c" else None
+        options = {"xla_backend_optimization_level": 1} if engine == "c" else None
         jit = partial(jax.jit, in_shardings=place, out_shardings=place, compiler_options=options)
         self._reset = jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
         self._step: Callable[[EnvState, Any], EnvState] = (
-            CStep(functional, num_envs, jit) if impl == "c" else jit(jax.vmap(functional.step))
+            CStep(functional, num_envs, jit) if engine == "c" else jit(jax.vmap(functional.step))
         )
 
     def reset(self, key: jax.Array | None = None) -> EnvState:
@@ -79,7 +79,7 @@ class VectorEnv:
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
                 f"for {self.name}, got {list(action.shape)}"
             )
-        if self.impl == "c":
+        if self.engine == "c":
             action = np.asarray(action, np.float32)
         elif not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
             action = jnp.asarray(action, jnp.float32)  # another type would be compiled for anew

@@ -57,23 +57,25 @@ def resting_sensors(model: mujoco.MjModel, qpos: np.ndarray) -> np.ndarray:
     return data.sensordata.astype(np.float32)
 
 
-def pick_engine(impl: str) -> str:
-    """The engine that `impl` names, one of ENGINES; "auto" is the fastest that this machine has.
+def pick_engine(engine: str) -> str:
+    """The one of ENGINES that `engine` names; "auto" is the fastest that this machine has.
 
     Raises: ValueError for another name; ImportError with what to install where an engine is absent.
     """
-    if impl not in ("auto", *ENGINES):
-        raise ValueError(f"impl must be one of auto, {', '.join(ENGINES)}, got {impl!r}")
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
     warp, batch = importlib.util.find_spec("warp"), importlib.util.find_spec("mujoco.batch")
-    if impl == "auto":
+    if engine == "auto":
         if jax.default_backend() == "gpu":
             return "warp" if warp else "jax"
         return "c" if batch else "jax"
-    if impl == "warp" and not warp:
-        raise ImportError("impl='warp' needs NVIDIA Warp; pip install 'deepres[warp]', or pass impl='jax'")
-    if impl == "c" and not batch:
-        raise ImportError("impl='c' needs mujoco 4; pip install 'mujoco>=4,<5', or pass impl='jax'")
-    return impl
+    if engine == "warp" and not warp:
+        raise ImportError(
+            "engine='warp' needs NVIDIA Warp; pip install 'deepres[warp]', or pass engine='jax'"
+        )
+    if engine == "c" and not batch:
+        raise ImportError("engine='c' needs mujoco 4; pip install 'mujoco>=4,<5', or pass engine='jax'")
+    return engine
 
 
 def threads() -> int:

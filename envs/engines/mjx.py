@@ -17,13 +17,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints there that its opt
 class MjxPhysics:
     """Steps one environment of `model` by a control period of `dt` seconds with MJX; vmap it for a batch.
 
-    impl: "jax" or "warp". num_envs: how many will be stepped together at most, for Warp's contact buffers.
+    engine: "jax" or "warp". num_envs: how many will be stepped together at most, for Warp's contact buffers.
     """
 
-    def __init__(self, model: mujoco.MjModel, dt: float, impl: str = "jax", num_envs: int = 1) -> None:
-        self._model = _warp_model(model) if impl == "warp" else mjx.put_model(model, impl=impl)
-        sizes = candidate_sizes(model, num_envs) if impl == "warp" else {}
-        self._data = mjx.make_data(model, impl=impl, **sizes)
+    def __init__(self, model: mujoco.MjModel, dt: float, engine: str = "jax", num_envs: int = 1) -> None:
+        self._model = _warp_model(model) if engine == "warp" else mjx.put_model(model, impl=engine)
+        sizes = candidate_sizes(model, num_envs) if engine == "warp" else {}
+        self._data = mjx.make_data(model, impl=engine, **sizes)
         self._substeps = substeps(model, dt)
 
     def step(self, state: PhysicsState, ctrl: jax.Array, mocap_pos: jax.Array | None) -> PhysicsState:

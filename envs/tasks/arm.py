@@ -49,7 +49,7 @@ class Arm(Task):
     Parity: the published servos of joints 3 to 7 multiply the command by less than they do the angle, so that joints
     3 and 4 come to rest at 4/7 of what they are told, and 5 to 7 at half. By default a joint goes where it is told, and
     every goal of arm_reach is within its threshold of some pose (about half were not). parity=True brings back the
-    gains, the implicit step (see above; there impl="jax" is the published physics, impl="c" is not) and the fingers'
+    gains, the implicit step (see above; there engine "jax" is the published physics, "c" is not) and the fingers'
     boxes. Either way, as published: positions of bodies are read one timestep (2 ms) before the joints' angles.
     """
 
