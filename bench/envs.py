@@ -128,7 +128,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.names = arguments.names or envs.names()
     for name in arguments.names:
         envs.make_task(name)  # an unknown one is said before anything is measured
-    from deepres.envs.physics import pick_engine
+    from deepres.envs.engines import pick_engine
 
     pick_engine(arguments.engine)
     return arguments
@@ -136,8 +136,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def sizes(name: str) -> Row:
     """What is known of a task without stepping it."""
-    from deepres.envs.base import Task
-    from deepres.envs.physics import candidate_contacts, substeps
+    from deepres.envs.engines import substeps
+    from deepres.envs.engines.mjx import candidate_contacts
+    from deepres.envs.task import Task
 
     task = envs.make_task(name)
     goal = (task.goal_slice.start, task.goal_slice.stop)
@@ -166,7 +167,7 @@ def speeds(name: str, counts: list[int], rounds: int, say: Callable[[str], None]
         for count in counts:
             say(f"{name}: {engine} with {count} environments")
             began = time.perf_counter()
-            env = envs.make(name, num_envs=count, impl=engine)
+            env = envs.make(name, num_envs=count, engine=engine)
             shape = (200, count, env.action_dim)
             actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
             state = jax.block_until_ready(env.step(env.reset(), actions[0]))
@@ -215,7 +216,7 @@ def chance(name: str, engine: str) -> Row:
     """What uniformly random actions achieve in EPISODES first episodes, and whether every observation was finite."""
     import numpy as np
 
-    env = envs.make(name, num_envs=EPISODES, impl=engine, seed=1)
+    env = envs.make(name, num_envs=EPISODES, engine=engine, seed=1)
     random = np.random.default_rng(1)
     state = env.reset()
     solved_at_start = float(np.mean(state.success))
@@ -229,7 +230,7 @@ def chance(name: str, engine: str) -> Row:
         steps += alive
         alive &= ~np.asarray(state.done)
     return {
-        "random_engine": env.impl,
+        "random_engine": env.engine,
         "finite": bool(finite),
         "random_success": float(reached.mean()),
         "solved_at_start": solved_at_start,

@@ -29,7 +29,8 @@ import mujoco
 import numpy as np
 
 if TYPE_CHECKING:
-    from deepres.envs.base import EnvState, Task
+    from deepres.envs.env import EnvState
+    from deepres.envs.task import Task
     from deepres.envs.vector import VectorEnv
 
 VIDEO_FORMATS = (".mp4", ".gif")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from bench import envs as bench
-from deepres.envs.reacher import Reacher
+from deepres.envs.tasks.reacher import Reacher
 
 
 def test_a_row_has_sizes_episodes_speeds_contacts_and_what_random_actions_achieve(
@@ -58,5 +58,5 @@ def test_bad_arguments_are_said_before_anything_is_measured(capsys):
     assert "--rounds must be a number of turns >= 1, got 0" in capsys.readouterr().err
     with pytest.raises(ValueError, match="env must be one of"):
         bench.main(["antt"])
-    with pytest.raises(ValueError, match="impl must be one of"):
+    with pytest.raises(ValueError, match="engine must be one of"):
         bench.main(["ant", "--engine", "gpu"])
