@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from scripted_policies import Inverse, PickAndPlace, tips_of
+from helpers.scripted_policies import Inverse, PickAndPlace, tips_of
 
 from deepres import envs
-from deepres.envs import arm
+from deepres.envs.tasks import arm
 
 NUM_ENVS = 32
 CUBE_SPEED = slice(9, 12)  # in qvel
@@ -42,8 +42,8 @@ RANGES = {
 
 
 @cache
-def environment(name, impl="c", num_envs=NUM_ENVS, **options):
-    return envs.make(name, num_envs=num_envs, seed=3, impl=impl, **options)
+def environment(name, engine="c", num_envs=NUM_ENVS, **options):
+    return envs.make(name, num_envs=num_envs, seed=3, engine=engine, **options)
 
 
 def hold(env, state, action, steps):

@@ -39,7 +39,7 @@ def test_other_widths_get_a_sentence():
 
 
 def test_episodes_begin_as_with_jaxs_own_draws():
-    env = envs.make("ant", 3, seed=5, impl="c")
+    env = envs.make("ant", 3, seed=5, engine="c")
     keys = random.split(random.PRNGKey(5), 3)
     later, now = jax.vmap(random.split, out_axes=1)(keys)
     physics, goal = jax.vmap(env.task.start)(now)

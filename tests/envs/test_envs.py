@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout, rollout
+from helpers.envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout, rollout
 
 from bench import envs as bench
 from bench.envs import sizes
 from deepres import bridge, envs
-from deepres.envs import listing, physics, xla
-from deepres.envs.base import Task
+from deepres.envs import engines, listing, xla
+from deepres.envs.task import Task
 
 # The beginning of a name, the longest that fits: control period; easy, own and hard success threshold (published).
 TIMES_AND_THRESHOLDS = {
@@ -88,7 +88,7 @@ def test_goals_are_drawn_apart_from_the_start(name):
 def test_a_random_episode_is_finite_and_consistent(name):
     """One whole episode and the start of the next, in every environment: what a state says of itself holds."""
     env, s = environment(name), random_rollout(name).states
-    assert (env.name, env.num_envs, env.episode_length, env.impl) == (name, NUM_ENVS, LENGTH, "c")
+    assert (env.name, env.num_envs, env.episode_length, env.engine) == (name, NUM_ENVS, LENGTH, "c")
     kinds = {"done": "bool", "truncation": "bool", "traj_id": "int32", "steps": "int32"}
     for leaf in ("obs", "terminal_obs", "reward", "success", "distance", "goal", *kinds):
         assert getattr(s, leaf).dtype == kinds.get(leaf, "float32"), leaf
@@ -206,7 +206,7 @@ def test_one_compiled_step_serves_wherever_state_and_action_come_from():
 
 
 def test_functional_form_runs_under_jit_vmap_and_scan():
-    env = envs.make("reacher", num_envs=NUM_ENVS, seed=3, impl="jax")
+    env = envs.make("reacher", num_envs=NUM_ENVS, seed=3, engine="jax")
     single = env.functional
     actions = np.random.default_rng(5).uniform(-1, 1, (50, NUM_ENVS, 2)).astype(np.float32)
 
@@ -224,18 +224,18 @@ def test_functional_form_runs_under_jit_vmap_and_scan():
 
 def test_the_c_engine_says_that_it_cannot_be_under_jit():
     env = environment("reacher")
-    with pytest.raises(TypeError, match=r"cannot be under jit, vmap or scan; make .* impl='jax'"):
+    with pytest.raises(TypeError, match=r"cannot be under jit, vmap or scan; make .* engine='jax'"):
         jax.jit(jax.vmap(env.functional.step))(env.reset(), jnp.zeros((NUM_ENVS, 2)))
 
 
 def test_auto_takes_the_c_engine_on_a_cpu_and_absent_engines_get_a_sentence(monkeypatch):
-    assert physics.pick_engine("auto") == ("c" if jax.default_backend() == "cpu" else "warp")
-    monkeypatch.setattr(physics.importlib.util, "find_spec", lambda name: None)
-    assert physics.pick_engine("auto") == "jax"
+    assert engines.pick_engine("auto") == ("c" if jax.default_backend() == "cpu" else "warp")
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    assert engines.pick_engine("auto") == "jax"
     with pytest.raises(ImportError, match=r"pip install 'deepres\[warp\]'"):
-        envs.make("reacher", impl="warp")
-    with pytest.raises(ImportError, match=r"impl='c' needs mujoco 4"):
-        envs.make("reacher", impl="c")
+        envs.make("reacher", engine="warp")
+    with pytest.raises(ImportError, match=r"engine='c' needs mujoco 4"):
+        envs.make("reacher", engine="c")
 
 
 def test_goals_of_ones_own():
@@ -302,7 +302,7 @@ def test_tasks_are_listed_and_benched_by_name(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"impl": "gpu"}, "impl must be one of auto, c, jax, warp, got 'gpu'"),
+        ({"engine": "gpu"}, "engine must be one of auto, c, jax, warp, got 'gpu'"),
         ({"name": "antt"}, "env must be one of ant, .*point_u_maze.*, got 'antt'"),
         ({"num_envs": 0}, "num_envs must be a whole number >= 1, got 0"),
         ({"num_envs": 2.5}, "num_envs must be a whole number >= 1, got 2.5"),

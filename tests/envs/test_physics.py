@@ -11,18 +11,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from envs_fixtures import NUM_ENVS, environment, stepper
+from helpers.envs_fixtures import NUM_ENVS, environment, stepper
 
 from deepres import envs
-from deepres.envs.base import GoalEnv
-from deepres.envs.physics import (
-    ENGINES,
-    BatchPhysics,
-    PhysicsState,
-    at_rest,
-    candidate_contacts,
-    resting_sensors,
-)
+from deepres.envs.engines import ENGINES, PhysicsState, at_rest, resting_sensors
+from deepres.envs.engines.c import BatchPhysics
+from deepres.envs.engines.mjx import candidate_contacts
+from deepres.envs.env import GoalEnv
 
 _STEPS = {}
 # Among them is a task for each model: a robot's mazes share one.
@@ -93,7 +88,7 @@ def on_host(tree):
 
 def test_warp_steps_whole_environments_and_prints_nothing(capfd):
     """Left alone it prints a line for every kernel that it loads and every solver that stops when told to."""
-    env = envs.make("ant", 3, impl="warp", episode_length=4)
+    env = envs.make("ant", 3, engine="warp", episode_length=4)
     capfd.readouterr()  # that there is no GPU is said once
     action = np.full((3, 8), 0.5, np.float32)
     ends = []
@@ -121,7 +116,7 @@ def test_threads_and_restarts_change_no_bit(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, *ends)
     monkeypatch.setenv("DEEPRES_ENV_THREADS", "many")
     with pytest.raises(ValueError, match="DEEPRES_ENV_THREADS must be a number of threads >= 1, got 'many'"):
-        envs.make("ant", impl="c")
+        envs.make("ant", engine="c")
 
 
 def test_what_is_no_number_stays_in_its_own_environment_and_leaves_no_file(tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from scripted_policies import Push, reacher_policy
+from helpers.scripted_policies import Push, reacher_policy
 
 from deepres import envs
-from deepres.envs import pusher
+from deepres.envs.tasks import pusher
 
 NUM_ENVS = 32
 DRAWS = 2000
@@ -31,7 +31,7 @@ SIZES = {
 
 @cache
 def environment(name, num_envs=NUM_ENVS):
-    return envs.make(name, num_envs=num_envs, seed=3, impl="c")
+    return envs.make(name, num_envs=num_envs, seed=3, engine="c")
 
 
 def starts(name, **options):

@@ -8,7 +8,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from envs_fixtures import environment
+from helpers.envs_fixtures import environment
 
 from deepres import render
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from deepres import envs
-from deepres.envs.c_step import FEW
-from deepres.envs.physics import BatchPhysics
+from deepres.envs.engines.c import BatchPhysics
+from deepres.envs.engines.c_step import FEW
 
 COUNT = 2 * FEW + 3
 
@@ -20,7 +20,7 @@ COUNT = 2 * FEW + 3
 @pytest.mark.parametrize("auto_reset", ["fresh", "first"])
 @pytest.mark.parametrize("ended", [0, 1, FEW, FEW + 1, COUNT])
 def test_however_many_end_each_begins_anew_as_if_alone(auto_reset, ended):
-    env = envs.make("reacher", COUNT, seed=3, episode_length=9, auto_reset=auto_reset, impl="c")
+    env = envs.make("reacher", COUNT, seed=3, episode_length=9, auto_reset=auto_reset, engine="c")
     action = np.random.default_rng(0).uniform(-1, 1, (COUNT, 2)).astype(np.float32)
     last = np.random.default_rng(1).permutation(COUNT)[:ended]
     state = env.step(env.reset(), action)

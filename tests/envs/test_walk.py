@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from envs_fixtures import stepper
+from helpers.envs_fixtures import stepper
 
 from deepres import envs
-from deepres.envs import ant_push
-from deepres.envs.ant import CLEARANCE
-from deepres.envs.physics import BatchPhysics, MjxPhysics, PhysicsState, at_rest
+from deepres.envs.engines import PhysicsState, at_rest
+from deepres.envs.engines.c import BatchPhysics
+from deepres.envs.engines.mjx import MjxPhysics
+from deepres.envs.tasks import ant_push
+from deepres.envs.tasks.ant import CLEARANCE
 
 N = 4
 LEGS = [0, 1, 0, -1, 0, -1, 0, 1]

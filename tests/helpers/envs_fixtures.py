@@ -12,7 +12,8 @@ import numpy as np
 
 from deepres import envs
 from deepres.envs import xla
-from deepres.envs.physics import BatchPhysics, MjxPhysics
+from deepres.envs.engines.c import BatchPhysics
+from deepres.envs.engines.mjx import MjxPhysics
 
 xla.prepare()  # before JAX's first computation
 
@@ -22,7 +23,7 @@ LENGTH = 1000
 
 @cache
 def environment(name: str) -> envs.vector.VectorEnv:
-    return envs.make(name, num_envs=NUM_ENVS, seed=3, episode_length=LENGTH, impl="c")
+    return envs.make(name, num_envs=NUM_ENVS, seed=3, episode_length=LENGTH, engine="c")
 
 
 def stepper(model: Any, dt: float, count: int, engine: str) -> Callable[..., Any]:

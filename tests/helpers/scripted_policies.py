@@ -5,7 +5,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from deepres.envs import arm, reacher
+from deepres.envs.tasks import arm, reacher
 
 LOW, HIGH = np.array(arm.REACH_LOW), np.array(arm.REACH_HIGH)
 SAMPLES = 30_000
