@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from deepres.envs.draws import unrolled
-from deepres.envs.engines import PhysicsState
-from deepres.envs.task import Task
+from deepres.envs.task import FunctionalTask, Task, needs_engine
 
 if TYPE_CHECKING:
     from deepres.envs.engines.mjx import MjxPhysics
@@ -29,7 +28,7 @@ GoalSampler = Callable[[jax.Array], jax.Array]
 class FirstState:
     """What `auto_reset="first"` goes back to: an environment's own first physics and goal."""
 
-    physics: PhysicsState
+    physics: Any
     goal: jax.Array
 
 
@@ -49,7 +48,7 @@ class EnvState:
     traj_id: int32, of the transition that starts here: 0 in the first episode, one more in each next one.
     steps: int32, steps taken in the running episode.
     goal: [goal_dim] float32. key: uint32 [2], what later episodes are drawn with.
-    physics: see PhysicsState. first: what auto_reset="first" goes back to, else None.
+    physics: a PhysicsState, or the sim of a FunctionalTask. first: what auto_reset="first" goes back to, else None.
     """
 
     obs: jax.Array
@@ -63,7 +62,7 @@ class EnvState:
     steps: jax.Array
     goal: jax.Array
     key: jax.Array
-    physics: PhysicsState
+    physics: Any
     first: FirstState | None
 
 
@@ -81,13 +80,13 @@ class GoalEnv:
 
     episode_length: the time limit, in control periods. auto_reset: after a done, "fresh" draws a new start
     and goal; "first" goes back to the environment's own first start and goal (as the published runs did).
-    physics: what steps the model; None if a whole batch is stepped at once, between `drive` and `arrive`
-    (vector.py does). goal_sampler: draws goals in the task's place, see deepres.envs.make.
+    physics: what steps the model; None for a task that advances itself, and if a whole batch is stepped at once,
+    between `drive` and `arrive` (vector.py does). goal_sampler: draws goals in the task's place, see deepres.envs.make.
     """
 
     def __init__(
         self,
-        task: Task,
+        task: FunctionalTask,
         episode_length: int = 1000,
         auto_reset: str = "fresh",
         physics: MjxPhysics | None = None,
@@ -100,18 +99,37 @@ class GoalEnv:
         self.task = task
         self.episode_length = episode_length
         self.auto_reset = auto_reset
-        self.model = task.model
+        self.model = task.model if isinstance(task, Task) else None
         self.action_dim = task.action_dim
         self._physics = physics
         self._goal_sampler = goal_sampler
-        physics_state, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
-        if physics_state.sensors.shape != (self.model.nsensordata,):
-            raise ValueError(
-                f"a start of {type(task).__name__} must have sensors [{self.model.nsensordata}], as its model "
-                f"does, got {list(physics_state.sensors.shape)}; pass at_rest(..., sensors=resting_sensors(...))"
-            )
+        self._check()
+
+    def _check(self) -> None:
+        """Raises ValueError, in a sentence, where the task's functions do not return what its figures say."""
+        task = self.task
+        kind = type(task).__name__
+        sim, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
+        if self.model is not None and needs_engine(task):
+            wanted = [self.model.nsensordata]
+            if list(sim.sensors.shape) != wanted:
+                raise ValueError(
+                    f"a start of {kind} must have sensors {wanted}, as its model does, got "
+                    f"{list(sim.sensors.shape)}; pass at_rest(..., sensors=resting_sensors(...))"
+                )
+        else:
+            action = jax.ShapeDtypeStruct((self.action_dim,), jnp.float32)
+            before, after = _layout(sim), _layout(jax.eval_shape(self._advance, sim, action))
+            if before != after:
+                raise ValueError(f"{kind}.advance must return what start does, {before}, got {after}")
         if goal.shape != (task.goal_dim,):
-            raise ValueError(f"goal_sampler must return a goal [{task.goal_dim}], got {list(goal.shape)}")
+            who = "goal_sampler" if self._goal_sampler else f"{kind}.start"
+            raise ValueError(f"{who} must return a goal [{task.goal_dim}], got {list(goal.shape)}")
+        state = jax.eval_shape(task.observe, sim)
+        if _layout(state) != f"float32[{task.state_dim}]":
+            raise ValueError(
+                f"{kind}.observe must return float32[{task.state_dim}] (state_dim), got {_layout(state)}"
+            )
 
     def reset(self, key: jax.Array) -> EnvState:
         """The first state of the first episode, drawn with `key` (uint32 [2], see `jax.random.PRNGKey`)."""
@@ -141,19 +159,20 @@ class GoalEnv:
         Where the episode ends, the state returned is already the next episode's first.
         Raises: TypeError for engine="c", whose physics is no JAX function.
         """
-        if self._physics is None:
-            raise TypeError(
-                "the C engine steps whole batches outside JAX, so it cannot be under jit, vmap or scan; "
-                "make the environments with engine='jax' for env.functional.step"
-            )
-        physics = self._physics.step(state.physics, *self.drive(state.physics, action))
-        return self.renew(self.arrive(state, action, physics))
+        return self.renew(self.arrive(state, action, self._advance(state.physics, action)))
 
-    def drive(self, physics: PhysicsState, action: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """What physics is told for the coming control period: controls [nu] and mocap positions or None."""
+    def _advance(self, physics: Any, action: jax.Array) -> Any:
+        """`physics` one control period later: the engine's doing, or the task's own."""
+        if self._physics is not None:
+            return self._physics.step(physics, *self.drive(physics, action))
+        return jax.tree.map(_strong, self.task.advance(physics, jnp.clip(action, -1.0, 1.0)))
+
+    def drive(self, physics: Any, action: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """What an engine is told for the coming control period: controls [nu] and mocap positions or None."""
+        assert isinstance(self.task, Task)
         return self.task.control(action), self.task.mocap(physics)
 
-    def arrive(self, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:
+    def arrive(self, state: EnvState, action: jax.Array, physics: Any) -> EnvState:
         """What the step from `state` under `action` reached, where physics came to `physics`."""
         task = self.task
         before, after = state.obs[: task.state_dim], task.observe(physics)
@@ -201,10 +220,24 @@ class GoalEnv:
         key, draw = jax.random.key_data(jax.random.split(unrolled(key)))
         return key, draw
 
-    def _begin(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
+    def _begin(self, key: jax.Array) -> tuple[Any, jax.Array]:
         """A new episode's physics and goal, drawn with the raw `key` [2]; a goal sampler gets a raw one, too."""
         if self._goal_sampler is None:
-            return self.task.start(unrolled(key))
-        start_key, goal_key = jax.random.split(unrolled(key))
-        goal = self._goal_sampler(jax.random.key_data(goal_key))
-        return self.task.start(start_key)[0], jnp.asarray(goal, jnp.float32)
+            physics, goal = self.task.start(unrolled(key))
+        else:
+            start_key, goal_key = jax.random.split(unrolled(key))
+            goal = self._goal_sampler(jax.random.key_data(goal_key))
+            physics = self.task.start(start_key)[0]
+        return jax.tree.map(_strong, physics), jnp.asarray(goal, jnp.float32)
+
+
+def _strong(leaf: Any) -> jax.Array:
+    """`leaf` as an array of a type of its own: with a Python number's, a step would be compiled once more."""
+    array = jnp.asarray(leaf)
+    return array.astype(array.dtype) if array.weak_type else array
+
+
+def _layout(tree: Any) -> str:
+    """The shapes and types of a pytree's arrays, for a sentence: float32[3], or (float32[3], int32[])."""
+    text = jax.tree.map(lambda leaf: f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]", tree)
+    return str(text).replace("'", "")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepres.envs import EPISODE_LENGTH, make_task, names
+from deepres.envs.registry import find
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One task. thresholds: metres, None where the paper has none. episode_length: control periods of dt s."""
+    """One task. thresholds: metres, None where the paper has none. episode_length: control periods of dt s.
+
+    own: empty for the package's tasks, "own" for a user's, "own, gymnasium" for one of gymnasium's.
+    """
 
     name: str
     state_dim: int
@@ -20,6 +24,7 @@ class Listed:
     threshold_hard: float | None
     episode_length: int
     dt: float
+    own: str
 
     def cells(self) -> tuple[str, ...]:
         """This row under COLUMNS."""
@@ -30,11 +35,12 @@ class Listed:
             *("-" if threshold is None else f"{threshold:g}" for threshold in thresholds),
             str(self.episode_length),
             f"{self.dt:.3g}",
+            self.own,
         )
 
 
 # sizes; metres; control periods; seconds to a period
-COLUMNS = ("task", "state", "goal", "act.", "success", "easy", "hard", "steps", "dt")
+COLUMNS = ("task", "state", "goal", "act.", "success", "easy", "hard", "steps", "dt", "")
 
 
 def rows() -> list[Listed]:
@@ -43,8 +49,10 @@ def rows() -> list[Listed]:
 
 
 def _listed(name: str) -> Listed:
-    task = make_task(name)
+    task, entry = make_task(name), find(name)
+    own = "" if not entry.own else "own" if entry.gymnasium is None else "own, gymnasium"
     return Listed(
         name, task.state_dim, task.goal_dim, task.action_dim,
         task.threshold, task.threshold_easy, task.threshold_hard, EPISODE_LENGTH, task.dt,
+        own,
     )  # fmt: skip

@@ -1,5 +1,7 @@
-"""What a task is: for ONE environment and in JAX, the model, where an episode starts, what is observed, how far the
-goal is, when an episode ends.
+"""What a task is: for ONE environment and in JAX, where an episode starts, what an action does, what is observed, how
+far the goal is, when an episode ends.
+
+`Task` has a MuJoCo model, which an engine steps and pictures show. `FunctionalTask` steps itself: physics of your own.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,56 +33,35 @@ class View:
     follow: bool = False
 
 
-class Task(ABC):
-    """One goal-reaching task, for a single environment. Subclasses fill in the figures and the functions.
+class FunctionalTask(ABC):
+    """One goal-reaching task, for a single environment, as pure JAX functions. Subclasses fill in the figures and
+    `start`, `advance` and `observe`; the rest has defaults.
 
-    The observation is concat(state [state_dim], goal [goal_dim]); `state[goal_slice]` are the coordinates
-    that the goal speaks of, so that any later state of a trajectory can stand as its goal.
-
-    A task whose published form has quirks that look unintended mends them, and brings them back under its
-    option parity=True; its docstring lists each under "Parity:".
+    What is simulated, `sim`, is any pytree of arrays. The observation is concat(state [state_dim], goal [goal_dim]);
+    `state[goal_slice]` are the coordinates that the goal speaks of, so that any later state of a trajectory can stand
+    as its goal.
     """
 
     name: str
-    state_dim: ClassVar[int]
+    state_dim: int
+    action_dim: int
     goal_slice: slice
-    dt: ClassVar[float]  # seconds to a control period: a whole number of the model's timesteps
-    threshold: ClassVar[float]  # success below this distance to the goal
-    threshold_easy: ClassVar[float | None] = None  # and the published easier and harder ones, where there are
-    threshold_hard: ClassVar[float | None] = None
-    goal_height: ClassVar[float] = 0.0  # metres: where pictures show a goal that has no z of its own
+    dt: float  # seconds to a control period
+    threshold: float  # success below this distance to the goal
+    threshold_easy: float | None = None  # and the published easier and harder ones, where there are
+    threshold_hard: float | None = None
 
     @abstractmethod
-    def spec(self) -> mujoco.MjSpec:
-        """The model that physics steps: no target bodies, no scenery."""
-
-    def scene(self) -> mujoco.MjSpec:
-        """The model that pictures show, with the same qpos as `spec`; a task adds its scenery here."""
-        return self.spec()
+    def start(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        """A new episode's sim and goal [goal_dim], drawn with `key`."""
 
     @abstractmethod
-    def view(self) -> View:
-        """The camera of this task's videos."""
-
-    def marker(self, goal: np.ndarray) -> np.ndarray:
-        """[3] metres: where pictures show `goal` [goal_dim]."""
-        return np.append(goal, self.goal_height)[:3]
+    def advance(self, sim: Any, action: jax.Array) -> Any:
+        """`sim` one control period later, under `action` [action_dim] in [-1, 1]."""
 
     @abstractmethod
-    def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
-        """A new episode's physics and goal [goal_dim], drawn with `key`."""
-
-    @abstractmethod
-    def observe(self, physics: PhysicsState) -> jax.Array:
-        """The state vector [state_dim] that the policy and the critic see."""
-
-    def control(self, action: jax.Array) -> jax.Array:
-        """[nu]: the model's controls in the coming control period, from `action` [action_dim] in [-1, 1]."""
-        return jnp.clip(action, -1.0, 1.0)
-
-    def mocap(self, physics: PhysicsState) -> jax.Array | None:
-        """[nmocap, 3]: where the mocap bodies stand in the coming control period; None without any."""
-        return None
+    def observe(self, sim: Any) -> jax.Array:
+        """The state vector [state_dim] float32 that the policy and the critic see."""
 
     def distance(self, state: jax.Array, goal: jax.Array) -> jax.Array:
         """Metres from `state` [state_dim] to `goal` [goal_dim]: Euclidean on the goal's coordinates."""
@@ -101,16 +82,63 @@ class Task(ABC):
         """Whether the episode ends here, its time limit aside; never, unless a task says otherwise."""
         return jnp.zeros((), bool)
 
-    @abstractmethod
     def reward(self, before: jax.Array, action: jax.Array, after: jax.Array, goal: jax.Array) -> jax.Array:
-        """The published dense reward of a step between two state vectors; logged, never learned from."""
+        """The dense reward of a step between two state vectors: minus the distance, unless a task says otherwise.
+
+        Of the tasks here it is the published one.
+        """
+        return -self.distance(after, goal)
 
     @property
     def goal_dim(self) -> int:
         return self.goal_slice.stop - self.goal_slice.start
 
+
+class Task(FunctionalTask):
+    """A goal-reaching task with a MuJoCo model, whose sim is a PhysicsState. Subclasses give `spec`, `start`,
+    `observe` and the figures; an engine does the rest.
+
+    A task whose published form has quirks that look unintended mends them, and brings them back under its
+    option parity=True; its docstring lists each under "Parity:".
+    """
+
+    dt: float  # a whole number of the model's timesteps
+    goal_height: ClassVar[float] = 0.0  # metres: where pictures show a goal that has no z of its own
+
+    @abstractmethod
+    def spec(self) -> mujoco.MjSpec:
+        """The model that physics steps: no target bodies, no scenery."""
+
+    def scene(self) -> mujoco.MjSpec:
+        """The model that pictures show, with the same qpos as `spec`; a task adds its scenery here."""
+        return self.spec()
+
+    def view(self) -> View:
+        """The camera of this task's videos; by default it sees the whole model as it is first put."""
+        shown = self.model.stat
+        return View(distance=2.5 * float(shown.extent), lookat=tuple(shown.center.tolist()))
+
+    def marker(self, goal: np.ndarray) -> np.ndarray:
+        """[3] metres: where pictures show `goal` [goal_dim]."""
+        return np.append(goal, [0.0] * (2 - len(goal)) + [self.goal_height])[:3]
+
+    def advance(self, sim: PhysicsState, action: jax.Array) -> PhysicsState:
+        """Left to the engine that `make` was asked for. A task that overrides it is stepped by it alone, in JAX."""
+        raise TypeError(
+            "the C engine steps whole batches outside JAX, so it cannot be under jit, vmap or scan; "
+            "make the environments with engine='jax' for env.functional.step"
+        )
+
+    def control(self, action: jax.Array) -> jax.Array:
+        """[nu]: the model's controls in the coming control period, from `action` [action_dim] in [-1, 1]."""
+        return jnp.clip(action, -1.0, 1.0)
+
+    def mocap(self, physics: PhysicsState) -> jax.Array | None:
+        """[nmocap, 3]: where the mocap bodies stand in the coming control period; None without any."""
+        return None
+
     @property
-    def action_dim(self) -> int:
+    def action_dim(self) -> int:  # type: ignore[override]
         """Length of an action: the model's controls, unless `control` maps another."""
         return int(self.model.nu)
 
@@ -120,3 +148,8 @@ class Task(ABC):
         spec = self.spec()
         spec.compiler.discardvisual = True
         return spec.compile()
+
+
+def needs_engine(task: FunctionalTask) -> bool:
+    """Whether `task` is stepped by one of the engines, rather than by an `advance` of its own."""
+    return isinstance(task, Task) and type(task).advance is Task.advance

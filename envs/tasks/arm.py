@@ -61,7 +61,7 @@ class Arm(Task):
         self.parity = parity
 
     @property
-    def action_dim(self) -> int:
+    def action_dim(self) -> int:  # type: ignore[override]
         return 5 if self.gripper else 4
 
     def spec(self) -> mujoco.MjSpec:
