@@ -30,7 +30,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from deepres.envs.env import EnvState
-    from deepres.envs.task import Task
+    from deepres.envs.task import FunctionalTask, Task
     from deepres.envs.vector import VectorEnv
 
 VIDEO_FORMATS = (".mp4", ".gif")
@@ -56,11 +56,12 @@ def snapshot(env: VectorEnv, state: EnvState, index: int = 0) -> Frame:
     """What a picture needs of environment `index` in `state`, copied to the host (record one a step)."""
     if not 0 <= index < env.num_envs:
         raise ValueError(f"index must be 0 to {env.num_envs - 1} (num_envs={env.num_envs}), got {index}")
+    task = _filmable(env.task)
     obs, goal = np.asarray(state.obs[index]), np.asarray(state.goal[index])
     return Frame(
         np.asarray(state.physics.qpos[index]),
-        env.task.marker(goal),
-        env.task.marker(obs[: env.state_dim][env.goal_slice]),
+        task.marker(goal),
+        task.marker(obs[: env.state_dim][env.goal_slice]),
         bool(state.success[index] > 0),
     )
 
@@ -92,10 +93,23 @@ def render_rollout(
         raise ValueError(f"fps must be between 0 and 1000 frames a second, got {fps}")
     if not all(isinstance(side, int) and side >= 16 for side in (width, height)):
         raise ValueError(f"width and height must be whole numbers of pixels >= 16, got {width} x {height}")
+    task = _filmable(env.task)
     path.parent.mkdir(parents=True, exist_ok=True)
     _gl_platform()  # before the file is begun
-    _write_video(path, pictures(env.task, frames, width, height), fps)
+    _write_video(path, pictures(task, frames, width, height), fps)
     return path
+
+
+def _filmable(task: FunctionalTask) -> Task:
+    """`task`, if it has a model to show; raises ValueError otherwise."""
+    from deepres.envs.task import Task
+
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"a video needs a MuJoCo model, which {task.name} does not have; draw the paths alone (plot_paths), or "
+            "derive its class from deepres.envs.Task"
+        )
+    return task
 
 
 def plot_paths(
@@ -207,16 +221,18 @@ def _dressed(spec: mujoco.MjSpec, distance: float, width: int, height: int) -> m
     spec.stat.extent = distance  # what clipping planes and shadows are measured by
     spec.stat.center = [0, 0, 0]
     spec.add_texture(
-        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        name="deepres_sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
         rgb1=[0.80, 0.87, 0.94], rgb2=[0.45, 0.58, 0.74], width=128, height=768,
     )  # fmt: skip
     spec.add_texture(
-        name="floor", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+        name="deepres_floor", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
         rgb1=[0.88, 0.89, 0.91], rgb2=[0.78, 0.80, 0.83], width=256, height=256,
     )  # fmt: skip
-    material = spec.add_material(name="floor", texuniform=True, texrepeat=[4 / distance] * 2)
-    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
-    spec.geom("floor").material = "floor"
+    material = spec.add_material(name="deepres_floor", texuniform=True, texrepeat=[4 / distance] * 2)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "deepres_floor"
+    for geom in spec.worldbody.geoms:  # a model need not have a floor
+        if geom.name == "floor" or (geom.type == mujoco.mjtGeom.mjGEOM_PLANE and not geom.material):
+            geom.material = "deepres_floor"
     spec.worldbody.add_light(
         type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=[0, 0, distance], dir=[0.25, 0.35, -1],
         diffuse=[0.55] * 3, specular=[0.1] * 3, castshadow=True,
