@@ -5,6 +5,7 @@ In numpy: nothing here imports JAX or MuJoCo.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -21,7 +22,7 @@ except ImportError as error:
         f"an environment of gymnasium's needs gymnasium ({error}); pip install 'deepres[envs]'"
     ) from None
 
-VECTORIZATIONS = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
+VECTORIZATIONS = ("sync", "async")
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
@@ -192,9 +193,6 @@ class GymnasiumState:
     traj_id: np.ndarray
     goal: np.ndarray
 
-    def bytes_per_env(self) -> int:
-        return sum(getattr(self, leaf.name).nbytes for leaf in fields(self)) // len(self.done)
-
 
 class GymnasiumVector:
     """`num_envs` gymnasium environments side by side; what deepres.envs.make returns for one.
@@ -223,14 +221,22 @@ class GymnasiumVector:
         self.threshold = task.threshold
         self.threshold_easy, self.threshold_hard = task.threshold_easy, task.threshold_hard
         makers = [partial(task.single, episode_length)] * num_envs
-        vector: Any = VECTORIZATIONS[task.vectorization]
-        self._vector = vector(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._vector: Any = (
+            SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+            if task.vectorization == "sync"
+            # a fork of a process with JAX's threads can lock up
+            else AsyncVectorEnv(
+                makers,
+                context="forkserver" if "jax" in sys.modules else None,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+            )
+        )
         self._state: GymnasiumState | None = None
 
-    def reset(self, seed: int | None = None) -> GymnasiumState:
-        """New episodes everywhere, of trajectories 0. seed: by default the one of `make`."""
+    def reset(self, seed: int | None = None, traj_ids: np.ndarray | None = None) -> GymnasiumState:
+        """New episodes everywhere. seed: by default the one of `make`. traj_ids: [N], by default 0 everywhere."""
         obs, _ = self._vector.reset(seed=self._seeds(self.seed if seed is None else seed))
-        return self._arrived(obs, np.zeros(self.num_envs, np.int32))
+        return self._arrived(obs, np.zeros(self.num_envs) if traj_ids is None else traj_ids)
 
     def step(self, state: GymnasiumState, action: np.ndarray) -> GymnasiumState:
         """All environments one step later; where an episode ended, at the start of its next."""

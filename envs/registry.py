@@ -178,7 +178,9 @@ def _check_class(task: Any, name: str) -> None:
     if task.__init__ is object.__init__:  # else it may set them there; make_task looks again
         lacking += _absent(task)
     if lacking:
-        raise TypeError(f"{name}: {task.__name__} lacks {', '.join(lacking)}; see deepres.envs.{_base(task)}")
+        raise TypeError(
+            f"{name}: {task.__name__} lacks {', '.join(sorted(lacking))}; see deepres.envs.{_base(task)}"
+        )
 
 
 def check_figures(task: Any, name: str) -> None:

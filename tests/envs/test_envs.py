@@ -303,7 +303,9 @@ def test_tasks_are_listed_and_benched_by_name(capsys):
     ("arguments", "sentence"),
     [
         ({"engine": "gpu"}, "engine must be one of auto, c, jax, warp, got 'gpu'"),
-        ({"name": "antt"}, "env must be one of ant, .*point_u_maze.*, got 'antt'"),
+        ({"name": "antt"}, "env must be one of ant, ant_ball, .* another of the [0-9]+ .*, got 'antt'"),
+        ({"name": "mars"}, "env must be one of ant, .*point_u_maze.*, got 'mars'.*deepres.envs.register"),
+        ({"engine": "c", "impl": "jax"}, "pass engine= alone, got engine='c' and its old name impl='jax'"),
         ({"num_envs": 0}, "num_envs must be a whole number >= 1, got 0"),
         ({"num_envs": 2.5}, "num_envs must be a whole number >= 1, got 2.5"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
@@ -317,6 +319,11 @@ def test_tasks_are_listed_and_benched_by_name(capsys):
 def test_bad_arguments_get_a_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         envs.make(**{"name": "reacher", **arguments})
+
+
+def test_the_old_word_for_engine_is_taken_with_a_warning():
+    with pytest.warns(FutureWarning, match="impl= is called engine= now"):
+        assert envs.make("reacher", num_envs=2, impl="jax").engine == "jax"
 
 
 def test_bad_actions_and_keys_get_a_sentence():

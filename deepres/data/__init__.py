@@ -1,0 +1,1 @@
+"""From environments to batches: what is collected, kept and drawn."""
