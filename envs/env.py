@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import mujoco
 
 from deepres.envs.draws import unrolled
+from deepres.envs.engines import PhysicsState
 from deepres.envs.task import FunctionalTask, Task, needs_engine
 
 if TYPE_CHECKING:
@@ -111,12 +113,7 @@ class GoalEnv:
         kind = type(task).__name__
         sim, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
         if self.model is not None and needs_engine(task):
-            wanted = [self.model.nsensordata]
-            if list(sim.sensors.shape) != wanted:
-                raise ValueError(
-                    f"a start of {kind} must have sensors {wanted}, as its model does, got "
-                    f"{list(sim.sensors.shape)}; pass at_rest(..., sensors=resting_sensors(...))"
-                )
+            self._check_physics(sim, self.model)
         else:
             action = jax.ShapeDtypeStruct((self.action_dim,), jnp.float32)
             before, after = _layout(sim), _layout(jax.eval_shape(self._advance, sim, action))
@@ -130,6 +127,23 @@ class GoalEnv:
             raise ValueError(
                 f"{kind}.observe must return float32[{task.state_dim}] (state_dim), got {_layout(state)}"
             )
+
+    def _check_physics(self, sim: Any, model: mujoco.MjModel) -> None:
+        kind = type(self.task).__name__
+        if not isinstance(sim, PhysicsState):
+            raise ValueError(
+                f"{kind}.start must return at_rest(qpos, qvel) (deepres.envs.engines) and a goal, got {_layout(sim)}"
+            )
+        if sim.sensors.shape != (model.nsensordata,):
+            raise ValueError(
+                f"a start of {kind} must have sensors [{model.nsensordata}], as its model "
+                f"does, got {list(sim.sensors.shape)}; pass at_rest(..., sensors=resting_sensors(...))"
+            )
+        for what, size in (("qpos", model.nq), ("qvel", model.nv)):
+            if (got := getattr(sim, what).shape) != (size,):
+                raise ValueError(
+                    f"a start of {kind} must have {what} [{size}], as its model does, got {list(got)}"
+                )
 
     def reset(self, key: jax.Array) -> EnvState:
         """The first state of the first episode, drawn with `key` (uint32 [2], see `jax.random.PRNGKey`)."""

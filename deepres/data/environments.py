@@ -218,7 +218,7 @@ class GymnasiumEnvironments(_Shared):
         return self._step(self.env.reset(seed))
 
     def step(self, step: Step, action: Tensor) -> Step:
-        return self._step(self.env.step(step.raw, action.detach().cpu().numpy()))
+        return self._step(self.env.step(step.raw, action.detach().float().cpu().numpy()))
 
     def begin_anew(self, step: Step, where: Tensor, traj_ids: Tensor, seed: int) -> Step:
         return self._step(self.env.begin_anew(step.raw, where.cpu().numpy(), traj_ids.cpu().numpy(), seed))

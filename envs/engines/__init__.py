@@ -89,5 +89,10 @@ def threads() -> int:
 
 
 def substeps(model: mujoco.MjModel, dt: float) -> int:
-    """Timesteps of `model` in a control period of `dt` seconds."""
-    return round(dt / model.opt.timestep)
+    """Timesteps of `model` in a control period of `dt` seconds. Raises ValueError unless it is a whole number."""
+    count = dt / model.opt.timestep
+    if round(count) < 1 or abs(count - round(count)) > 1e-6 * count:
+        raise ValueError(
+            f"dt must be a whole number of the model's timesteps of {model.opt.timestep:g} s, got {dt:g} s"
+        )
+    return round(count)

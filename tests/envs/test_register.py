@@ -17,6 +17,7 @@ from helpers.own_environments import Ball, Disc, Flat, Reach
 
 from deepres import envs, render
 from deepres.envs import listing, registry
+from deepres.envs.engines import at_rest
 
 N = 3
 
@@ -109,6 +110,20 @@ def test_a_task_that_advances_itself_may_still_have_a_model_for_pictures():
     env = envs.make("drifting", N)
     states = pushed(env, 2, push=0.5)
     assert env.engine == "jax" and render.snapshot(env, states[2]).qpos.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"dt": 0.055}, "dt must be a whole number of the model's timesteps of 0.01 s, got 0.055 s"),
+        ({"start": lambda self, key: (at_rest(*jnp.zeros((2, 1))), jnp.zeros(2))}, r"have qpos \[2\].* got \[1\]"),
+        ({"start": lambda self, key: (jnp.zeros(2), jnp.zeros(2))}, r"Odd.start must return at_rest\(qpos, qvel\)"),
+    ],
+)  # fmt: skip
+def test_a_task_that_does_not_fit_its_model_gets_a_sentence(changed, sentence):
+    envs.register("odd", type("Odd", (Ball,), changed))
+    with pytest.raises(ValueError, match=sentence):
+        envs.make("odd", N)
 
 
 @pytest.mark.parametrize("engine", ["c", "warp"])
