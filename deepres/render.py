@@ -123,11 +123,12 @@ def plot_paths(
     reached.
 
     paths: one [T, 2] array (or wider; x and y come first) in metres per episode, T >= 1. goals: its goal, [2]
-    or wider. path: of the picture. A path counts as reaching its goal if it comes within env.threshold of it.
+    or wider. Where there is one coordinate alone, it is x. path: of the picture. A path counts as reaching its goal if
+    it comes within env.threshold of it.
     Returns the path. Raises: ValueError for paths that are not so; ImportError without matplotlib.
     """
-    walks = [np.asarray(walk, np.float64) for walk in paths]
-    ends = [np.asarray(goal, np.float64).reshape(-1)[:2] for goal in goals]
+    walks = [_in_plane(np.asarray(walk, np.float64)) for walk in paths]
+    ends = [_in_plane(np.asarray(goal, np.float64).reshape(-1))[:2] for goal in goals]
     if len(walks) != len(ends) or not walks:
         raise ValueError(
             f"plot_paths wants one goal per path and at least one, got {len(walks)} paths, {len(ends)} goals"
@@ -147,6 +148,13 @@ def plot_paths(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _in_plane(places: np.ndarray) -> np.ndarray:
+    """`places` [..., G]; those of one coordinate lie at y = 0."""
+    if places.ndim and places.shape[-1] == 1:
+        return np.concatenate([places, np.zeros_like(places)], axis=-1)
+    return places
 
 
 def _draw_paths(axes: Any, env: VectorEnv, walks: list[np.ndarray], goals: list[np.ndarray]) -> int:

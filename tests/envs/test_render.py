@@ -90,6 +90,10 @@ def test_paths_become_a_plot(tmp_path):
         open_env, [np.zeros((1, 2))], [np.ones(2)], tmp_path / "deep" / "ant.png", "One ant"
     )
     assert imageio.imread(target).shape[0] > 300
+    line = render.plot_paths(
+        open_env, [np.ones((3, 1))], [np.ones(1)], tmp_path / "line.png"
+    )  # half_cheetah's
+    assert imageio.imread(line).shape[0] > 300
 
 
 def test_what_cannot_be_drawn_gets_a_sentence(tmp_path, monkeypatch):
