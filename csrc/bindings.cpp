@@ -10,6 +10,7 @@
 namespace py = pybind11;
 
 namespace deepres {
+void bind_isa(pybind11::module_& m);
 void bind_info_nce(pybind11::module_& m);
 void bind_residual_stack(pybind11::module_& m);
 }  // namespace deepres
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("release_memory", &deepres::Memory::release,
         "Gives the memory kept for the next call back to the system.");
 
+  deepres::bind_isa(m);
   deepres::bind_info_nce(m);
   deepres::bind_residual_stack(m);
 }

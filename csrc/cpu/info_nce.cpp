@@ -20,9 +20,9 @@
 #include <cmath>
 #include <memory>
 #include <new>
-#include <stdexcept>
-#include <string>
 #include <vector>
+
+#include "cpu/isa.h"
 
 namespace deepres::nce {
 namespace {
@@ -321,21 +321,13 @@ class InfoNce {
   Array<float> col_largest_, col_sum_, col_scale_;
 };
 
-// What this processor can run, fastest first.
-std::vector<const Kernels*> usable_kernels() {
-  std::vector<const Kernels*> usable;
+// The tiles of the widest vectors that the instruction set isa() has; throws as that does.
+const Kernels& kernels() {
 #if defined(__x86_64__)
-  for (const Kernels* kernels : {&kAvx512, &kAvx2})
-    if (kernels->usable()) usable.push_back(kernels);
+  if (isa() >= Isa::kAvx512) return kAvx512;
+  if (isa() >= Isa::kAvx2) return kAvx2;
 #endif
-  usable.push_back(&kGeneric);
-  return usable;
-}
-
-const Kernels& kernels_named(const std::string& name) {
-  for (const Kernels* kernels : usable_kernels())
-    if (name == "auto" || name == kernels->name) return *kernels;
-  throw std::invalid_argument("isa must be 'auto' or one that this processor has, got '" + name + "'");
+  return kGeneric;
 }
 
 }  // namespace
@@ -346,23 +338,18 @@ namespace deepres {
 void bind_info_nce(pybind11::module_& m) {
   namespace py = pybind11;
   using namespace nce;
-  m.def("info_nce_isas", [] {
-    std::vector<std::string> names;
-    for (const Kernels* kernels : usable_kernels()) names.push_back(kernels->name);
-    return names;
-  });
   m.def(
       "info_nce",
       [](uintptr_t phi, uintptr_t psi, int64_t b, int64_t goals, int64_t d, int64_t offset, int energy,
-         int form, double penalty, int threads, const std::string& isa, std::array<uintptr_t, 5> out) {
-        const Kernels& kernels = kernels_named(isa);
+         int form, double penalty, int threads, std::array<uintptr_t, 5> out) {
+        const Kernels& tiles = kernels();
         const auto at = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
         const Problem problem{at(phi), at(psi), b, goals, d, offset, Energy(energy), Form(form), penalty};
         py::gil_scoped_release release;
-        InfoNce(problem, kernels, threads, at(out[3]), at(out[4])).run(at(out[0]), at(out[1]), at(out[2]));
+        InfoNce(problem, tiles, threads, at(out[3]), at(out[4])).run(at(out[0]), at(out[1]), at(out[2]));
       },
       "Writes loss [1], lse [b], metrics [3], and adds to dphi [b, d], dpsi [m, d] (0 where not wanted).\n"
-      "phi, psi, out: addresses; d: a multiple of 16; energy, form, isa: see kernels/info_nce/cpu.py.");
+      "phi, psi, out: addresses; d: a multiple of 16; energy, form: see kernels/info_nce/cpu.py.");
 }
 
 }  // namespace deepres

@@ -46,9 +46,6 @@ struct Squares {
 };
 
 struct Kernels {
-  const char* name;
-  bool (*usable)();
-
   // panels [kTileCols / width][d][width] = psi[rows 0..cols) transposed, 0 past them.
   void (*pack)(const float* psi, int64_t cols, int64_t d, float* panels);
 

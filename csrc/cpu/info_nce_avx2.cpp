@@ -22,12 +22,7 @@
 #endif
 
 namespace deepres::nce {
-const Kernels kAvx2{
-    "avx2",       [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-    pack,         logits,
-    row_partials, row_sums,
-    col_sums,     square,
-    weights,      accumulate};
+const Kernels kAvx2{pack, logits, row_partials, row_sums, col_sums, square, weights, accumulate};
 }  // namespace deepres::nce
 
 #endif

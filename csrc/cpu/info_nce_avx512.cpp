@@ -24,19 +24,7 @@
 #endif
 
 namespace deepres::nce {
-const Kernels kAvx512{"avx512",
-                      [] {
-                        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-                      },
-                      pack,
-                      logits,
-                      row_partials,
-                      row_sums,
-                      col_sums,
-                      square,
-                      weights,
-                      accumulate};
+const Kernels kAvx512{pack, logits, row_partials, row_sums, col_sums, square, weights, accumulate};
 }  // namespace deepres::nce
 
 #endif

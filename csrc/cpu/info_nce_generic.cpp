@@ -7,6 +7,5 @@
 #include "info_nce_kernels.h"
 
 namespace deepres::nce {
-const Kernels kGeneric{"generic", [] { return true; }, pack, logits, row_partials, row_sums, col_sums, square,
-                       weights,   accumulate};
+const Kernels kGeneric{pack, logits, row_partials, row_sums, col_sums, square, weights, accumulate};
 }  // namespace deepres::nce

@@ -1,23 +1,13 @@
-// The residual stack on the CPU: which kernels serve this processor, and the binding.
+// The residual stack on the CPU: its kernels by instruction set, and the binding.
 
 #include "cpu/residual_stack.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-#endif
-
 #include <array>
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
-#include <vector>
+
+#include "cpu/isa.h"
 
 namespace py = pybind11;
 
@@ -29,63 +19,6 @@ extern const StackKernels kStackAvx512[2], kStackAvx2[2], kStackAvx512Bf16, kSta
 #endif
 
 namespace {
-
-struct Isa {
-  const char* name;
-  const StackKernels* kernels[2];  // fp32, bf16
-  bool for_tests = false;          // serves only when named
-};
-
-#if defined(__x86_64__)
-// Whether the processor has AMX for bf16 and the system lets this process use it.
-bool amx_granted() {
-#if defined(__linux__)
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kBf16) && (edx & kTile) &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-#endif
-
-// Those that this processor has, the fastest first.
-std::vector<Isa> isas() {
-  std::vector<Isa> present;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // and so f16c
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    if (amx_granted()) present.push_back({"amx", {&kStackAvx512[0], &kStackAmx}});
-    present.push_back({"amx_plain", {&kStackAvx512[0], &kStackAmxPlain}, true});
-    present.push_back({"avx512_bf16", {&kStackAvx512[0], &kStackAvx512Bf16}});
-  }
-  if (avx512) present.push_back({"avx512", {&kStackAvx512[0], &kStackAvx512[1]}});
-  if (avx2) present.push_back({"avx2", {&kStackAvx2[0], &kStackAvx2[1]}});
-#endif
-  present.push_back({"base", {&kStackBase[0], &kStackBase[1]}});
-  return present;
-}
-
-// The instruction set called `name`, or the fastest if that is null.
-Isa find_isa(const char* name) {
-  std::string names;
-  for (const Isa& each : isas()) {
-    if (name ? name == std::string(each.name) : !each.for_tests) return each;
-    names += std::string(names.empty() ? "" : ", ") + each.name;
-  }
-  throw std::invalid_argument("DEEPRES_CPU_ISA must be one of " + names + " on this processor, got '" + name +
-                              "'");
-}
-
-Isa& isa() {
-  static Isa chosen = find_isa(std::getenv("DEEPRES_CPU_ISA"));
-  return chosen;
-}
 
 template <class T>
 T* at(uintptr_t address) {
@@ -105,7 +38,20 @@ StackSaved saved_at(const StackShape& shape, std::array<uintptr_t, 2> saved) {
 
 }  // namespace
 
-const StackKernels& stack_kernels(int precision) { return *isa().kernels[precision]; }
+const StackKernels& stack_kernels(int precision) {
+  static const StackKernels* const kernels[][2] = {
+      // fp32, bf16
+      {&kStackBase[0], &kStackBase[1]},  // Isa::kBase
+#if defined(__x86_64__)
+      {&kStackAvx2[0], &kStackAvx2[1]},       // kAvx2
+      {&kStackAvx512[0], &kStackAvx512[1]},   // kAvx512
+      {&kStackAvx512[0], &kStackAvx512Bf16},  // kAvx512Bf16
+      {&kStackAvx512[0], &kStackAmxPlain},    // kAmxPlain
+      {&kStackAvx512[0], &kStackAmx},         // kAmx
+#endif
+  };
+  return *kernels[static_cast<int>(isa())][precision];
+}
 
 void bind_residual_stack(py::module_& m) {
   py::class_<StackShape>(m, "StackShape", "The sizes and options of one call of the residual stack.")
@@ -120,14 +66,6 @@ void bind_residual_stack(py::module_& m) {
       .def_property_readonly("span", &stack_span, "Layers between the inputs that are saved.")
       .def_property_readonly("segment", &stack_segment,
                              "Layers between the inputs that are saved under recomputation.");
-
-  m.def(
-      "use_isa", [](const std::string& name) { isa() = find_isa(name.c_str()); },
-      "For tests: lets another instruction set serve. ValueError names those there are.");
-
-  m.def(
-      "isa", [] { return isa().name; },
-      "The instruction set that serves here; ValueError for an unknown choice.");
 
   m.def(
       "residual_stack_forward",

@@ -94,9 +94,7 @@ struct StackKernels {
 
 inline int64_t work_size(const StackShape& shape) { return (2 * kRowBlock + 1) * shape.padded; }
 
-// The kernels that serve `precision` on this processor, chosen once: the
-// widest, or the one that the environment variable DEEPRES_CPU_ISA names; throws std::invalid_argument for
-// others.
+// The kernels that serve `precision` with the instruction set isa(); throws as that does.
 const StackKernels& stack_kernels(int precision);
 
 // Layers that backward takes in one go; layers between the saved inputs (streams) that it rebuilds the blocks

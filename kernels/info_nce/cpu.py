@@ -45,12 +45,9 @@ def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None
 
 
 def forward(
-    phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool], isa: str = "auto"
+    phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as op.py asks of a backend.
-
-    isa: "auto" or one of `_C.info_nce_isas()`.
-    """
+    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as op.py asks of a backend."""
     extension = import_module("deepres._C")
     width = phi.shape[1]
     padding = -width % FEATURES_MULTIPLE
@@ -62,7 +59,7 @@ def forward(
     extension.info_nce(
         phi.data_ptr(), psi.data_ptr(), phi.shape[0], psi.shape[0], phi.shape[1], options.positive_offset,
         ENERGY_CODES[options.energy], FORM_CODES[options.form], options.logsumexp_penalty,
-        torch.get_num_threads(), isa,
+        torch.get_num_threads(),
         [0 if t is None else t.data_ptr() for t in (loss, lse, metrics, dphi, dpsi)],
     )  # fmt: skip
     if padding:

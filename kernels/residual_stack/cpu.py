@@ -97,6 +97,11 @@ def backward(
     return tuple(grads)
 
 
+def pooled_bytes() -> int:
+    """Bytes of freed memory that the CPU kernels keep for their next call, at most."""
+    return 0 if _C is None else _C.pooled_bytes()
+
+
 def _pooled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor in memory that the extension keeps for the next call once nobody holds it."""
     count = math.prod(shape)

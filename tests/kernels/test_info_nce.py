@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from importlib import import_module
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import deepres
+from deepres import _C
 from deepres.kernels.info_nce import cpu, reference
 from deepres.kernels.info_nce.op import InfoNCEMetrics, info_nce
 from deepres.kernels.info_nce.options import ENERGIES, FORMS, InfoNCEOptions
@@ -117,12 +117,20 @@ def test_no_worse_than_plain(energy, form):
         assert_all_no_worse(phi, psi, energy=energy, form=form, positive_offset=offset)
 
 
-@pytest.mark.parametrize("isa", import_module("deepres._C").info_nce_isas())
+@pytest.fixture(params=_C.isas())
+def isa(request):
+    """Every instruction set of this processor serves in turn."""
+    chosen = _C.isa()
+    _C.use_isa(request.param)
+    yield request.param
+    _C.use_isa(chosen)
+
+
 def test_every_instruction_set(isa):
     phi, psi = features(70, 200, 48)
     for energy, form in itertools.product(cpu.ENERGY_CODES, FORMS):
         options = InfoNCEOptions(0.1, energy, form, 7)
-        fused = cpu.forward(phi, psi, options, (True, True), isa=isa)
+        fused = cpu.forward(phi, psi, options, (True, True))
         kwargs = {"energy": energy, "form": form, "positive_offset": 7, "impl": "reference"}
         plain, truth = everything(phi, psi, **kwargs), everything(phi.double(), psi.double(), **kwargs)
         compare(f"{isa} {energy} {form}", fused, plain, truth)
