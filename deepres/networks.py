@@ -1,4 +1,4 @@
-"""The networks of contrastive RL: one deep residual trunk, worn by the actor and both critic encoders.
+"""The networks: one deep residual trunk, worn by the actor, by critic encoders and by value functions.
 
     stem   Dense(in -> W), LayerNorm, Swish
     stack  D layers of [Dense(W -> W), LayerNorm, Swish], a skip around every 4 (deepres.residual_stack)
@@ -11,7 +11,9 @@ Source: arXiv 2503.14858, section 3.
 from __future__ import annotations
 
 import math
-from typing import Any
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +21,38 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deepres.kernels import residual_stack
+from deepres.options import check, option
 
 LAYER_NORM_EPS = 1e-6
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The networks of a run (arXiv 2503.14858, section 3)."""
+
+    depth: int = option(64, least=1)
+    """Dense layers in the blocks of every network, stem and head not counted."""
+    actor_depth: int | None = option(None, least=1)
+    """The same for the actor alone, None as the others; the paper keeps it at 512 beside 1024 layers."""
+    width: int = option(256, least=1)
+    """Features of every hidden layer."""
+    skip_every: int = option(4, least=0)
+    """Dense layers to a residual block; 0 leaves the skips out (ablation)."""
+    activation: Literal["swish", "relu"] = option("swish")
+    """Swish, or ReLU (ablation)."""
+    norm: bool = option(True)
+    """LayerNorm after every hidden Dense; False is the ablation."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("depth", "actor_depth"):
+            depth = getattr(self, name)
+            if depth is not None and self.skip_every and depth % self.skip_every:
+                raise ValueError(
+                    f"{name} must be a multiple of skip_every={self.skip_every}, got {depth}; "
+                    f"use {max(self.skip_every, depth - depth % self.skip_every)}"
+                )
 
 
 def lecun_uniform_(tensor: Tensor, fan_in: int, generator: torch.Generator | None = None) -> Tensor:
@@ -123,6 +154,68 @@ class Actor(nn.Module):
         features = self.trunk(obs)
         squashed = torch.tanh(self.log_std(features))
         return self.mean(features), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (squashed + 1)
+
+
+class Value(Encoder):
+    """A state-action value: concat(state, goal, action) [B, in_dim] -> [B]."""
+
+    def __init__(self, in_dim: int, **options: Any):
+        super().__init__(in_dim, 1, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Makes the networks of a run as its options say, one after another from one stream of random numbers.
+
+    stack: keyword arguments of every `deepres.residual_stack` (precision, recompute, impl). generator: draws the
+    initial weights.
+    """
+
+    options: NetworkOptions = NetworkOptions()
+    stack: dict[str, Any] = field(default_factory=dict)
+    generator: torch.Generator | None = None
+
+    def actor(self, in_dim: int, action_dim: int) -> Actor:
+        """The policy's network: obs [B, in_dim] -> mean and log_std, each [B, action_dim]."""
+        depth = self.options.depth if self.options.actor_depth is None else self.options.actor_depth
+        return Actor(in_dim, action_dim, depth=depth, **self._shape())
+
+    def encoder(self, in_dim: int, out_dim: int) -> Encoder:
+        """[B, in_dim] -> [B, out_dim]."""
+        return Encoder(in_dim, out_dim, depth=self.options.depth, **self._shape())
+
+    def value(self, in_dim: int) -> Value:
+        """[B, in_dim] -> [B]."""
+        return Value(in_dim, depth=self.options.depth, **self._shape())
+
+    def _shape(self) -> dict[str, Any]:
+        one = self.options
+        blocks = {"skip_every": one.skip_every, "activation": one.activation, "norm": one.norm}
+        return {"width": one.width, "generator": self.generator, **blocks, **self.stack}
+
+
+@dataclass(frozen=True)
+class GaussianPolicy:
+    """What acts: an actor whose actions are tanh of a Gaussian."""
+
+    actor: Actor
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.actor.parameters()).device
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions [N, A] for obs [N, S + G]: sampled with `noise` [N, A], or tanh(mean) without."""
+        mean, log_std = self.actor(obs)
+        return torch.tanh(mean if noise is None else mean + log_std.exp() * noise)
+
+    def copy(self) -> GaussianPolicy:
+        """This policy with weights of its own, which no gradient step changes."""
+        return GaussianPolicy(deepcopy(self.actor))
 
 
 def call_frozen(module: nn.Module, *inputs: Tensor) -> Any:
