@@ -1,1 +1,1 @@
-"""From environments to batches: what is collected, kept and drawn."""
+"""From environments to batches: the crossing to torch, collection, the replay ring, and how goals are drawn."""

@@ -141,7 +141,7 @@ class JaxEnvironments(_Shared):
     """
 
     def __init__(self, env: VectorEnv, device: torch.device | str = "cpu") -> None:
-        from deepres.bridge import to_jax, to_torch
+        from deepres.data.bridge import to_jax, to_torch
         from deepres.envs.task import FunctionalTask
 
         super().__init__(env, device)
@@ -257,10 +257,10 @@ def open_environments(
 
     The options are those of deepres.envs.make, which refuses in a sentence what does not apply to `name`.
     """
-    from deepres import envs
+    from deepres.envs import make
 
     quirks: dict[str, Any] = {"parity": True} if parity else {}
-    made: Any = envs.make(name, num_envs, seed, episode_length, auto_reset, engine, **quirks)
+    made: Any = make(name, num_envs, seed, episode_length, auto_reset, engine, **quirks)
     return (GymnasiumEnvironments if made.engine == "gymnasium" else JaxEnvironments)(made, device)
 
 

@@ -1,0 +1,161 @@
+"""Samplers: which goals the rows of a batch are learned for, and what a batch holds.
+
+A sampler asks the ring for the columns it needs, draws where the rows of a whole round lie, and gathers them batch by
+batch. CRL's rows are pairs: a state-action and, as its goal, a state that followed. A TD method's rows are
+transitions under the goal that was commanded, some of them under one that was reached instead (Hindsight Experience
+Replay, arXiv 1707.01495).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from deepres.data.batch import Batch
+from deepres.data.replay import ReplayBuffer
+
+Draw = dict[str, Tensor]
+"""Where the rows of `count` batches of B lie: tensors [count, B]."""
+
+
+def truncated_geometric(uniform: Tensor, longest: Tensor, gamma: float) -> Tensor:
+    """d in 1..longest with P(d) proportional to gamma^d, by inverting its distribution function.
+
+        P(d <= k) = (1 - gamma^k) / (1 - gamma^longest)
+        d = ceil(log(1 - uniform * (1 - gamma^longest)) / log(gamma))
+
+    uniform: float64 in [0, 1). longest: whole numbers >= 0 of the same shape; 0 gives d = 0 (no later step).
+    """
+    log_gamma = math.log(gamma)
+    within = -torch.expm1(longest * log_gamma)
+    d = torch.ceil(torch.log1p(-uniform * within) / log_gamma)
+    return torch.minimum(d.clamp_min(1).long(), longest)
+
+
+class Sampler(ABC):
+    """Draws the batches of a round from a ring."""
+
+    columns: tuple[str, ...] = ()
+    """What the ring must keep beside states, actions and trajectories (names of deepres.data.batch.COLUMNS)."""
+
+    @abstractmethod
+    def draw_rows(
+        self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
+    ) -> Iterator[Draw]:
+        """Where `need` rows lie, in parts; a generator of random numbers on the ring's device."""
+
+    @abstractmethod
+    def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
+        """The rows of `draw` ([B] each), float32 on the ring's device; as long as nothing was inserted since."""
+
+    def draw(
+        self, ring: ReplayBuffer, count: int, batch_size: int, *, window: int, generator: torch.Generator
+    ) -> Draw:
+        """Where the rows of `count` batches lie. A generator on another device than the ring's seeds one there."""
+        if generator.device.type != ring.device.type:
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+            generator = torch.Generator(ring.device).manual_seed(int(seed))
+        parts = list(self.draw_rows(ring, count * batch_size, window, generator))
+        return {name: torch.cat([part[name] for part in parts]).view(count, batch_size) for name in parts[0]}
+
+    def batches(
+        self, ring: ReplayBuffer, count: int, batch_size: int, *, window: int, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """`count` batches for one round of gradient steps, pinned where the ring is. window: steps; see
+        `ReplayBuffer.deal`."""
+        drawn = self.draw(ring, count, batch_size, window=window, generator=generator)
+        gathered = (self.batch(ring, {name: one[i] for name, one in drawn.items()}) for i in range(count))
+        return (batch.map(Tensor.pin_memory) for batch in gathered) if ring.pinned else gathered
+
+
+class FutureGoals(Sampler):
+    """Pairs: (state, action) at time t, and the goal coordinates of a state d >= 1 steps later in its trajectory.
+
+    gamma: P(d) is proportional to gamma^d, cut off at the end of the trajectory or of the sampled window; None: d is
+    uniform. A trajectory's last step has nothing after it and is paired with its own state, as published. commanded:
+    share of the rows that keep the goal that the policy was given.
+    """
+
+    def __init__(self, gamma: float | None, commanded: float = 0.0):
+        self.gamma, self.commanded = gamma, commanded
+        self.columns = ("goals",) if commanded else ()
+
+    def draw_rows(
+        self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
+    ) -> Iterator[Draw]:
+        for rows in ring.deal(need, window, generator):
+            uniform = torch.rand(len(rows.env), dtype=torch.float64, generator=generator, device=ring.device)
+            if self.gamma is None:
+                ahead = torch.minimum((uniform * rows.left).long() + 1, rows.left)
+            else:
+                ahead = truncated_geometric(uniform, rows.left, self.gamma)
+            drawn = {"now": ring.index(rows), "later": ring.index(rows, ahead)}
+            if self.commanded:
+                kept = torch.rand(len(rows.env), generator=generator, device=ring.device) < self.commanded
+                drawn["commanded"] = kept
+            yield drawn
+
+    def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
+        now = draw["now"]
+        goal = ring.take("states", draw["later"], ring.goal_slice)
+        if self.commanded:
+            goal = torch.where(draw["commanded"][:, None], ring.take("goals", now), goal)
+        return Batch(ring.take("states", now), ring.take("actions", now), goal)
+
+
+class Hindsight(Sampler):
+    """Transitions (state, action, next state, reward, terminal) under a goal.
+
+    share: of the rows, those that get what was reached at a later step of their trajectory as their goal; the others
+    keep the commanded one. strategy: "future", a uniformly drawn later step, the next one included; "final", the
+    trajectory's last in the sampled window. dense: the environment's own reward in place of the sparse one; share
+    must then be 0.
+
+    The sparse reward is 1 where the next state has reached the row's goal, as the task judges it, else 0. The next
+    state of an episode's last step is the one before the reset, and a time limit is not terminal. Where a task moves
+    its goal during an episode, a row has the goal from before its step.
+    """
+
+    def __init__(self, share: float, strategy: str = "future", *, dense: bool = False):
+        if dense and share:
+            raise ValueError(f"a dense reward is that of the commanded goal: share must be 0, got {share}")
+        self.share, self.strategy, self.dense = share, strategy, dense
+        self.columns = ("goals", "next_states", "rewards" if dense else "successes", "terminals")
+
+    def draw_rows(
+        self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
+    ) -> Iterator[Draw]:
+        for rows in ring.deal(need, window, generator, ends=True):
+            drawn = {"now": ring.index(rows)}
+            if self.share:
+                uniform = torch.rand(
+                    (2, len(rows.env)), dtype=torch.float64, generator=generator, device=ring.device
+                )
+                drawn["relabelled"] = uniform[0] < self.share
+                ahead = rows.left if self.strategy == "final" else (uniform[1] * (rows.left + 1)).long()
+                drawn["later"] = ring.index(rows, torch.minimum(ahead, rows.left))
+            yield drawn
+
+    def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
+        now = draw["now"]
+        goal, next_state = ring.take("goals", now), ring.take("next_states", now)
+        reward = ring.take("rewards" if self.dense else "successes", now)
+        if self.share:
+            relabelled = draw["relabelled"]
+            reached = ring.take("next_states", draw["later"], ring.goal_slice)
+            goal = torch.where(relabelled[:, None], reached, goal)
+            if ring.reached is None:
+                raise ValueError("Hindsight needs the task's verdict; make the ring with reached=")
+            reward = torch.where(relabelled, ring.reached(next_state, goal).float(), reward)
+        return Batch(
+            state=ring.take("states", now),
+            action=ring.take("actions", now),
+            goal=goal,
+            next_state=next_state,
+            reward=reward,
+            terminal=ring.take("terminals", now),
+        )
