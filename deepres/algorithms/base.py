@@ -1,0 +1,126 @@
+"""The contract of an algorithm: what it is asked for, and nothing of how it is run.
+
+An algorithm is one class in one file: its options, its networks, its losses, its targets, how its goals are drawn. The
+learner, CUDA graphs, averaging over processes, skipping of steps that are not finite, clipping, checkpoints, the memory
+plan, logs and progress serve every algorithm unchanged and know none of them.
+
+    class Mine(Algorithm):
+        Options = MineOptions                       # a frozen dataclass of deepres.options
+        headline = ("critic_loss",)
+        passes = (Pass("q"), Pass("actor"))
+
+        def build(self, networks): ...              # self.actor = networks.actor(...); returns the groups
+        def losses(self, batch, noise): ...         # yields ({"actor": loss, ...}, metrics)
+        def after_step(self, skip): ...             # target networks, if there are any
+        def policy(self): ...                       # what acts
+        @property
+        def sampler(self): ...                      # what a batch holds
+
+    deepres.algorithms.register("mine", Mine)
+
+Samplers stand in deepres.data.relabel: FutureGoals gives pairs, Hindsight transitions with next_state, reward and
+terminal. Parts stand in parts.py (average_into for target networks, squashed_gaussian), call_frozen in networks.py
+(a network whose weights get no gradient). sac.py uses all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from deepres.data.batch import Batch, Sizes
+from deepres.data.relabel import Sampler
+from deepres.networks import GaussianPolicy, Networks
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that one optimiser steps. lr: Adam's step size. every: steps it at every so manieth gradient step
+    only (TD3's delayed actor); skipped gradient steps count too. clip: whether `max_grad_norm` bounds its gradient."""
+
+    parameters: list[nn.Parameter]
+    lr: float
+    every: int = 1
+    clip: bool = True
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One network's way through a gradient step, for the memory plan.
+
+    network: name of the algorithm's module. weights: whether its weights get gradients from it. backward: whether
+    anything is kept for a backward; a target network's pass keeps nothing.
+    """
+
+    network: str
+    weights: bool = True
+    backward: bool = True
+
+
+class Exchange:
+    """What an algorithm may ask of the other processes of its run; alone, nothing happens."""
+
+    rank = 0
+    size = 1
+
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """x [B, ...] of each process -> [size * B, ...], in the order of the ranks, differentiable."""
+        return x
+
+
+Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+class Algorithm(nn.Module, ABC):
+    """The base of every algorithm; see the module's head.
+
+    options: of its `Options`. sizes: of the task. networks: makes networks as the run's options say.
+    """
+
+    Options: ClassVar[type]
+    headline: ClassVar[tuple[str, ...]]
+    """Metrics that a progress line shows, the most telling first."""
+    passes: ClassVar[tuple[Pass, ...]]
+    """The networks that a gradient step goes through, in the order of the forward passes."""
+    noises: ClassVar[int] = 1
+    """How many actions it draws in a step: `losses` gets noise [B, A], or [noises, B, A] if there are several."""
+
+    def __init__(self, options: Any, sizes: Sizes, networks: Networks):
+        super().__init__()
+        self.options, self.sizes = options, sizes
+        self.impl = networks.stack.get("impl", "auto")
+        self.exchange: Any = Exchange()
+        self.groups: dict[str, Group] = self.build(networks)
+
+    @abstractmethod
+    def build(self, networks: Networks) -> dict[str, Group]:
+        """Make the networks as attributes of this module; returns what is learned, by name, in disjoint groups."""
+
+    @property
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """What a batch holds, and how its goals are drawn."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
+        """Yields ({group: its scalar loss}, {metric: scalar}): the gradients of the losses are disjoint, each reaches
+        its own group alone.
+
+        One yield for all groups, which then all read the parameters from before the step. To let a group read what
+        another has become, yield the other's loss first: it is stepped before the next is asked for.
+
+        noise: [B, A] standard normal (see `noises`). Everything stays on the device, and nothing waits for it (it may
+        be captured into a CUDA graph).
+        """
+
+    def after_step(self, skip: Tensor) -> None:
+        """Called after the groups were stepped. skip: [] float32, 1 where the step was not finite and nothing was
+        changed. Nothing here may wait for the device."""
+
+    @abstractmethod
+    def policy(self) -> GaussianPolicy:
+        """What acts, with the parameters as they are now and will be: no copy."""

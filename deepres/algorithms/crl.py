@@ -1,0 +1,139 @@
+"""CRL, contrastive reinforcement learning (arXiv 2206.07568; very deep: arXiv 2503.14858, section 2).
+
+With phi = phi(s, a), psi = psi(g), g a state reached later with P(d) proportional to gamma^d, and f the energy
+
+    critic   info_nce(phi, psi) = mean_i (lse_i - f(phi_i, psi_i)) + penalty * mean_i (lse_i + 1e-6)^2
+    actor    mean(alpha * log pi(a'|s, g) - f(phi(s, a'), psi(g))),  a' ~ pi(.|s, g)
+    alpha    exp(log_alpha) * mean(stop_grad(-log pi - target_entropy))
+
+Both losses read the critic as it was before the step, so phi and psi serve them at once and psi(g) is computed once;
+the actor's loss asks phi for its input gradient alone and psi for none. On a GPU the actor's branch runs on a stream
+of its own beside the critic's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from deepres.algorithms.base import Algorithm, Group, Losses, Pass
+from deepres.algorithms.parts import SecondStream, actor_loss, alpha_loss, pair_energy, squashed_gaussian
+from deepres.data.batch import Batch
+from deepres.data.relabel import FutureGoals
+from deepres.kernels import info_nce
+from deepres.networks import GaussianPolicy, Networks, call_frozen
+from deepres.options import check, option
+
+
+@dataclass(frozen=True)
+class CRLOptions:
+    """Contrastive RL; the defaults are the published ones (arXiv 2503.14858, its training script)."""
+
+    feature_dim: int = option(64, least=1)
+    """Numbers that phi and psi end in."""
+    energy: Literal["norm", "l2", "dot", "cosine"] = option("norm")
+    """How phi and psi are compared: minus the Euclidean distance, its square, dot product, cosine."""
+    form: Literal["forward", "backward", "symmetric", "binary"] = option("forward")
+    """Form of the contrastive loss."""
+    logsumexp_penalty: float = option(0.1, least=0)
+    """Coefficient of the log-sum-exp penalty."""
+    gamma: float = option(0.99, above=0, below=1)
+    """Discount: a goal lies d steps ahead with probability proportional to gamma^d."""
+    actor_lr: float = option(3e-4, least=0, resume=True)
+    """Adam step size of the actor."""
+    critic_lr: float = option(3e-4, least=0, resume=True)
+    """Adam step size of the critic."""
+    alpha_lr: float = option(3e-4, least=0, resume=True)
+    """Adam step size of the temperature."""
+    target_entropy_per_action: float = option(-0.5)
+    """Entropy that the temperature aims at, nats for each action dimension."""
+    gather_negatives: bool = option(False)
+    """Under torchrun, compare with the goals of all processes (ours): the joint batch's loss; else each its share's."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class CRL(Algorithm):
+    """Contrastive RL: what is near in phi and psi is soon reached."""
+
+    Options = CRLOptions
+    options: CRLOptions
+    headline = ("critic_loss", "actor_loss")
+    passes = (Pass("psi"), Pass("actor"), Pass("phi", weights=False), Pass("phi"))
+
+    def build(self, networks: Networks) -> dict[str, Group]:
+        state, action, goal = self.sizes.state, self.sizes.action, self.sizes.goal
+        options = self.options
+        self.actor = networks.actor(state + goal, action)
+        self.phi = networks.encoder(state + action, options.feature_dim)
+        self.psi = networks.encoder(goal, options.feature_dim)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.target_entropy = options.target_entropy_per_action * action
+        self._side = SecondStream()
+        return {
+            "actor": Group(list(self.actor.parameters()), options.actor_lr),
+            "critic": Group([*self.phi.parameters(), *self.psi.parameters()], options.critic_lr),
+            "alpha": Group([self.log_alpha], options.alpha_lr, clip=False),
+        }
+
+    @property
+    def sampler(self) -> FutureGoals:
+        return FutureGoals(self.options.gamma)
+
+    def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
+        options, device = self.options, batch.state.device
+        psi = self.psi(batch.goal)
+        with self._side.beside(device):
+            mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
+            action, log_prob = squashed_gaussian(mean, log_std, noise)
+            phi_of_action = call_frozen(self.phi, torch.cat([batch.state, action], dim=1))
+            energy = pair_energy(phi_of_action, psi.detach(), options.energy)
+            alpha = self.log_alpha.exp()
+            actor = actor_loss(alpha.detach(), log_prob, energy)
+            temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+        phi = self.phi(torch.cat([batch.state, batch.action], dim=1))
+        rows, goals, offset = self._gathered(phi, psi)
+        critic, contrast = info_nce(
+            rows,
+            goals,
+            positive_offset=offset,
+            logsumexp_penalty=options.logsumexp_penalty,
+            energy=options.energy,
+            form=options.form,
+            return_metrics=True,
+            impl="reference" if self.impl == "reference" else "auto",
+        )
+        self._side.join(device)
+        metrics = {
+            "critic_loss": critic,
+            "actor_loss": actor,
+            "alpha_loss": temperature,
+            "alpha": alpha,
+            "entropy": -log_prob.mean(),
+            "logsumexp": contrast.lse.mean(),
+            "accuracy": contrast.accuracy,
+            "positive_logit": contrast.mean_positive,
+            "negative_logit": contrast.mean_negative,
+        }
+        yield {"critic": critic, "actor": actor, "alpha": temperature}, metrics
+
+    def _gathered(self, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, int]:
+        """phi, psi and positive_offset for `info_nce`, with `gather_negatives` against the goals of all processes.
+
+        The mean over the processes of the loss, and of its gradients, is then that of one with the joint batch.
+        "backward" and "symmetric" compare a goal with every state-action, so for them phi is gathered too.
+        """
+        if not self.options.gather_negatives or self.exchange.size == 1:
+            return phi, psi, 0
+        gather = self.exchange.gather_rows
+        if self.options.form in ("backward", "symmetric"):
+            return gather(phi), gather(psi), 0
+        return phi, gather(psi), self.exchange.rank * len(phi)
+
+    def policy(self) -> GaussianPolicy:
+        return GaussianPolicy(self.actor)

@@ -1,0 +1,77 @@
+"""GCBC, goal-conditioned behaviour cloning by self-imitation (arXiv 1906.05838, 2011.08909; the baseline of arXiv
+2503.14858, figure 12).
+
+    loss = -mean log pi(a | s, g),   g a state that the trajectory of (s, a) reached later
+
+No critic and no entropy term: it explores by its own standard deviation. `goals="uniform"` draws every later step
+alike, as GCSL does (arXiv 1912.06088), without its discretised actions. Stored actions at the bounds are taken a hair
+inside them, for atanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deepres.algorithms.base import Algorithm, Group, Losses, Pass
+from deepres.algorithms.parts import log_density, squashed_gaussian
+from deepres.data.batch import Batch
+from deepres.data.relabel import FutureGoals
+from deepres.networks import GaussianPolicy, Networks
+from deepres.options import check, option
+
+
+@dataclass(frozen=True)
+class GCBCOptions:
+    """Goal-conditioned behaviour cloning of its own past."""
+
+    goals: Literal["geometric", "uniform"] = option("geometric")
+    """Law of the later step that is the goal: P(d) proportional to gamma^d, or every one alike."""
+    gamma: float = option(0.99, above=0, below=1)
+    """Discount of the geometric law."""
+    commanded: float = option(0.0, least=0, below=1, share=True)
+    """Share of the rows that keep the goal that the policy was given."""
+    actor_lr: float = option(3e-4, least=0, resume=True)
+    """Adam step size."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class GCBC(Algorithm):
+    """Goal-conditioned behaviour cloning: do again what led there."""
+
+    Options = GCBCOptions
+    options: GCBCOptions
+    headline = ("actor_loss", "entropy")
+    passes = (Pass("actor"),)
+
+    def build(self, networks: Networks) -> dict[str, Group]:
+        self.actor = networks.actor(self.sizes.state + self.sizes.goal, self.sizes.action)
+        return {"actor": Group(list(self.actor.parameters()), self.options.actor_lr)}
+
+    @property
+    def sampler(self) -> FutureGoals:
+        options = self.options
+        return FutureGoals(options.gamma if options.goals == "geometric" else None, options.commanded)
+
+    def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
+        mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
+        loss = -log_density(mean, log_std, batch.action).mean()
+        with torch.no_grad():
+            error = (torch.tanh(mean) - batch.action).square().mean()
+            _, own = squashed_gaussian(mean, log_std, noise)
+        metrics = {
+            "actor_loss": loss,
+            "entropy": -own.mean(),
+            "action_error": error,
+            "log_std": log_std.mean(),
+        }
+        yield {"actor": loss}, metrics
+
+    def policy(self) -> GaussianPolicy:
+        return GaussianPolicy(self.actor)

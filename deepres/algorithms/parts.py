@@ -1,0 +1,103 @@
+"""What algorithms are put together from: the policy's density, losses that several share, targets, a second stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+ACTION_BOUND = (
+    1 - 2**-20
+)  # stored actions are held within it before atanh; a number of every precision down to fp32
+_ACTION_EPS = 1e-6  # inside the logarithm of the tanh correction, as published
+
+
+def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """A sampled action and its log-density under the tanh-squashed Gaussian policy.
+
+        x = mean + exp(log_std) * noise; action = tanh(x)
+        log_prob = sum_k(log N(x_k; mean_k, std_k) - log(1 - action_k**2 + 1e-6))
+
+    mean, log_std, noise [B, A], noise standard normal -> action [B, A] in (-1, 1), log_prob [B] in nats.
+    """
+    x = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # 1 - tanh(x)**2 without its cancellation, which costs fp32 half its digits from |x| = 4 on
+    slope = 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
+    return torch.tanh(x), (log_normal - torch.log(slope + _ACTION_EPS)).sum(dim=1)
+
+
+def pair_energy(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
+    """The energy of each pair (phi_i, psi_i), [B, d] and [B, d] -> [B]: the diagonal of info_nce's logits."""
+    if energy == "dot":
+        return (phi * psi).sum(dim=1)
+    if energy == "cosine":
+        return torch.nn.functional.cosine_similarity(phi, psi, dim=1, eps=1e-12)
+    squared = (phi - psi).square().sum(dim=1)
+    if energy == "l2":
+        return -squared
+    apart = squared > 0  # the slope of a distance at 0 is infinite; take 0 there
+    return -torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+
+
+def log_density(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """[B] nats: the log-density of `action` [B, A] under the tanh-squashed Gaussian policy, actions at the bounds
+    taken a hair inside (|a| <= 1 - 2^-20).
+
+        x = atanh(action)
+        sum_k(log N(x_k; mean_k, std_k) - log(1 - action_k**2))
+    """
+    bounded = action.clamp(-ACTION_BOUND, ACTION_BOUND)
+    standard = (torch.atanh(bounded) - mean) * (-log_std).exp()
+    log_normal = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # (1 - a)(1 + a): the rounding of a^2 would cost fp32 all but two digits at the bounds
+    return (log_normal - torch.log1p(-bounded) - torch.log1p(bounded)).sum(dim=1)
+
+
+def actor_loss(alpha: Tensor, log_prob: Tensor, energy: Tensor) -> Tensor:
+    """mean(alpha * log_prob - energy), energy what it seeks: pair_energy(phi(s, a), psi(g)), or a value."""
+    return (alpha * log_prob - energy).mean()
+
+
+def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """exp(log_alpha) * mean(stop_grad(-log_prob - target_entropy)): raises alpha while entropy is below target."""
+    return log_alpha.exp() * (-log_prob.detach() - target_entropy).mean()
+
+
+@torch.no_grad()
+def average_into(
+    targets: Iterable[nn.Parameter], sources: Iterable[nn.Parameter], tau: float, skip: Tensor
+) -> None:
+    """target += tau * (source - target), parameter by parameter; nothing where skip ([] float32) is 1."""
+    slow: list[Tensor] = list(targets)
+    fast: list[Tensor] = list(sources)
+    change = list(torch._foreach_sub(fast, slow))
+    torch._foreach_mul_(change, tau * (1 - skip))
+    torch._foreach_add_(slow, change)
+
+
+class SecondStream:
+    """A stream of a GPU's own on which a part of a step runs beside the rest; elsewhere the part runs in its turn."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def beside(self, device: torch.device) -> Iterator[None]:
+        """What is within runs beside what follows, until `join`."""
+        if device.type != "cuda":
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self, device: torch.device) -> None:
+        """The current stream waits for what ran beside."""
+        if self._stream is not None:
+            torch.cuda.current_stream(device).wait_stream(self._stream)
