@@ -2,22 +2,25 @@
 
     import deepres
     y = deepres.residual_stack(x, weight, bias, gamma, beta)        # every layer of a deep network in one call
-    loss, lse = deepres.info_nce(phi, psi)                          # the contrastive loss
-    result = deepres.train(deepres.Config(env="point_u_maze"))      # contrastive RL, from scratch to checkpoint
+    loss, lse = deepres.info_nce(x, goals)                          # the contrastive loss
+    result = deepres.train(deepres.Config("crl", env="point_u_maze"))  # from scratch to checkpoint
+    policy = deepres.Policy.load(result.run_dir)                    # what it learned, alone
 
 Importing this needs PyTorch alone; what else is needed is asked for where it is used.
 """
 
+from deepres import algorithms, envs
 from deepres._version import __version__
-from deepres.checkpoint import CheckpointError
 from deepres.config import Config
-from deepres.evaluate import Evaluation
+from deepres.data.batch import Batch, Sizes
 from deepres.kernels import backends, info_nce, residual_stack
-from deepres.learner import Batch, Learner
 from deepres.networks import Actor, Encoder, ResidualStack
-from deepres.run import load_run
-from deepres.stability import TrainingError
-from deepres.training import Result, train
+from deepres.policy import Policy
+from deepres.runs.checkpoint import CheckpointError
+from deepres.training.evaluate import Evaluation
+from deepres.training.learner import Learner
+from deepres.training.loop import Result, load_run, train
+from deepres.training.stability import TrainingError
 
 __all__ = [
     "Actor",
@@ -27,11 +30,15 @@ __all__ = [
     "Encoder",
     "Evaluation",
     "Learner",
+    "Policy",
     "ResidualStack",
     "Result",
+    "Sizes",
     "TrainingError",
     "__version__",
+    "algorithms",
     "backends",
+    "envs",
     "info_nce",
     "load_run",
     "residual_stack",

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from deepres.runs.folder import RunFolder
+
 
 class CsvLog:
     """A CSV file that grows a row at a time; its header is made by the first row.
@@ -60,15 +62,15 @@ class RunLog:
     env_steps: those done already; rows past them are dropped. wandb: log to Weights & Biases as well.
     """
 
-    def __init__(self, run_dir: Path, env_steps: int, *, wandb: bool = False):
+    def __init__(self, folder: RunFolder, env_steps: int, *, wandb: bool = False):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._wandb = _WandbLog(run_dir) if wandb else None
+        self._wandb = _WandbLog(folder) if wandb else None
         self._files = {
-            "train": CsvLog(run_dir / "metrics.csv", env_steps),
-            "eval": CsvLog(run_dir / "evaluations.csv", env_steps),
+            "train": CsvLog(folder.metrics, env_steps),
+            "eval": CsvLog(folder.evaluations, env_steps),
         }
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=env_steps + 1)
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=env_steps + 1)
         self._told = False
 
     def write(self, kind: str, row: dict[str, Any]) -> None:
@@ -108,18 +110,18 @@ class _WandbLog:
     """The run on Weights & Biases, the same one when it is resumed. Its own environment variables say where and how:
     WANDB_MODE=offline keeps everything under the run's folder, WANDB_PROJECT names the project (default: deepres)."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, folder: RunFolder):
         wandb = require_wandb()
-        identity = run_dir / "wandb.id"
+        identity = folder.path / "wandb.id"
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex[:8])
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "deepres"),
-            name=run_dir.name,
+            name=folder.path.name,
             id=identity.read_text(),
             resume="allow",
-            dir=str(run_dir),
-            config=json.loads((run_dir / "config.json").read_text()),
+            dir=str(folder.path),
+            config=json.loads(folder.config.read_text()),
         )
 
     def write(self, kind: str, row: dict[str, Any]) -> None:

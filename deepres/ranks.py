@@ -1,6 +1,6 @@
 """Several processes train one agent: what each of them owns, and what they tell each other.
 
-    torchrun --nproc-per-node 2 -m deepres train --env ant
+    torchrun --nproc-per-node 2 -m deepres train crl --env ant
 
 Every process (a rank) steps its own share of the environments, holds their buffer and learns from its share of the
 batch; gradients are averaged, so parameters stay the same everywhere. Rank 0 evaluates, logs and saves. CPU tensors
@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepres.config import Config
+from deepres.machine import cores
 
 T = TypeVar("T")
 
@@ -53,8 +54,8 @@ class Ranks:
 
     def share(self, config: Config) -> Config:
         """The config of this rank's share: num_envs and batch_size are split evenly, or ValueError."""
-        for name in ("num_envs", "batch_size"):
-            value = getattr(config, name)
+        values = {"num_envs": config.env.num_envs, "batch_size": config.schedule.batch_size}
+        for name, value in values.items():
             least = self.size * (2 if name == "batch_size" and self.size > 1 else 1)
             if value % self.size or value < least:
                 nearest = max(least, value - value % self.size)
@@ -62,9 +63,7 @@ class Ranks:
                     f"{name} is split evenly over the processes and must be a multiple of {self.size}, at least "
                     f"{least}, got {value}; use {nearest} or another number of processes"
                 )
-        return replace(
-            config, num_envs=config.num_envs // self.size, batch_size=config.batch_size // self.size
-        )
+        return config.replace(**{name: value // self.size for name, value in values.items()})
 
     def seed(self, seed: int, *purpose: object) -> int:
         """A seed of this rank's own, derived from the run's; rank 0 without a purpose has the run's itself."""
@@ -92,8 +91,7 @@ class Ranks:
         """CPU threads of this rank: as wanted; if that is 0, its share of the cores; 0 (no change) when alone."""
         if wanted or self.size == 1:
             return wanted
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // self.local_size)
+        return max(1, cores() // self.local_size)
 
     # --- what a gradient step exchanges ---
 
@@ -117,18 +115,9 @@ class Ranks:
             torch._foreach_copy_(small, [part.view_as(g) for part, g in zip(parts, small, strict=True)])
         torch._foreach_div_(gradients, self.size)
 
-    def gather_pairs(self, phi: Tensor, psi: Tensor, form: str) -> tuple[Tensor, Tensor, int]:
-        """phi, psi and positive_offset for `info_nce` against the goals of all ranks.
-
-        phi [B, d], psi [B, d] -> phi [B, d], psi [size * B, d], rank * B. The mean over the ranks of the loss, and of
-        its gradients, is then that of one process with the joint batch. "backward" and "symmetric" compare a goal
-        with every state-action, so for them phi is gathered too: [size * B, d] both, and 0.
-        """
-        if self.size == 1:
-            return phi, psi, 0
-        if form in ("backward", "symmetric"):
-            return _Gather.apply(phi, self), _Gather.apply(psi, self), 0
-        return phi, _Gather.apply(psi, self), self.rank * len(phi)
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """x [B, ...] of each rank -> [size * B, ...], in the order of the ranks; its gradient is summed over them."""
+        return x if self.size == 1 else _Gather.apply(x, self)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Each value's mean over the ranks."""
@@ -202,14 +191,15 @@ def join(config: Config) -> Iterator[Ranks]:
         yield ALONE
         return
     ours = not dist.is_initialized()
-    cuda = config.device != "cpu" and torch.cuda.is_available()
+    cuda = config.system.device != "cpu" and torch.cuda.is_available()
     if ours:
         if int(os.environ["WORLD_SIZE"]) == 1:
             yield ALONE
             return
         with _answered():
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=config.rank_timeout)
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                timeout=timedelta(seconds=config.system.rank_timeout),
             )
     rank, size = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(

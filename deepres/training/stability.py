@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from deepres.config import Config
+from deepres.config import Schedule
 
-MOST_RETURNS = 5  # to one checkpoint, before a run that diverges again and again is given up
+MOST_ROLLBACKS = 5  # to one checkpoint, before a run that diverges again and again is given up
 
 
 class TrainingError(RuntimeError):
@@ -18,18 +18,18 @@ class TrainingError(RuntimeError):
 
 
 class Diverged(TrainingError):
-    """A round with more skipped gradient steps than the config allows."""
+    """A round with more skipped gradient steps than the schedule allows."""
 
 
-def check_round(metrics: dict[str, float], config: Config, number: int) -> None:
+def check_round(metrics: dict[str, float], schedule: Schedule, number: int) -> None:
     """Raise Diverged, in one sentence, if round `number` with these `metrics` went wrong."""
     skipped = int(metrics["skipped_steps"])
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if skipped <= config.max_skipped * config.gradient_steps and not bad:
+    if skipped <= schedule.max_skipped * schedule.gradient_steps and not bad:
         return
     what = (
-        f"loss or gradient is not finite in {skipped} of {config.gradient_steps} gradient steps "
-        f"(max_skipped={config.max_skipped:g})"
+        f"loss or gradient is not finite in {skipped} of {schedule.gradient_steps} gradient steps "
+        f"(max_skipped={schedule.max_skipped:g})"
         if skipped
         else f"{', '.join(bad)} is not finite"
     )
@@ -39,8 +39,8 @@ def check_round(metrics: dict[str, float], config: Config, number: int) -> None:
     )
 
 
-class Returns:
-    """Counts returns to checkpoints, so that a run which diverges whatever its learning rates ends."""
+class Rollbacks:
+    """Counts how often a run went back to a checkpoint: one that diverges whatever its learning rates ends."""
 
     def __init__(self) -> None:
         self._last = -1
@@ -50,5 +50,7 @@ class Returns:
         """Note one more return to the checkpoint at `env_steps`; raises Diverged at the one that is too many."""
         self._times = self._times + 1 if env_steps == self._last else 1
         self._last = env_steps
-        if self._times > MOST_RETURNS:
-            raise Diverged(f"gone back {MOST_RETURNS} times to {env_steps:,} env steps: {reason}") from reason
+        if self._times > MOST_ROLLBACKS:
+            raise Diverged(
+                f"gone back {MOST_ROLLBACKS} times to {env_steps:,} env steps: {reason}"
+            ) from reason

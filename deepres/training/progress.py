@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepres.evaluate import Evaluation
+from deepres.training.evaluate import Evaluation
 
 
 class Progress:
-    """Context manager around a run. total_steps: environment steps at the end. show=False prints nothing."""
+    """Context manager around a run.
 
-    def __init__(self, total_steps: int, run_dir: Path, *, show: bool = True):
+    total_steps: environment steps at the end. headline: names of the metrics that the bar shows. show=False prints
+    nothing.
+    """
+
+    def __init__(self, total_steps: int, run_dir: Path, headline: Sequence[str] = (), *, show: bool = True):
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -30,10 +35,10 @@ class Progress:
             expand=True,
         )
         self._task = self._bar.add_task("train", total=total_steps, env_steps=0, figures="")
-        self._run_dir = run_dir
+        self._run_dir, self._headline = run_dir, headline
 
     def __enter__(self) -> Progress:
-        self._console.print(f"run folder [bold]{self._run_dir}")
+        self._console.print(f"run folder [bold]{self._run_dir}", soft_wrap=True)
         self._bar.start()
         return self
 
@@ -41,15 +46,17 @@ class Progress:
         self._bar.stop()
 
     def round(self, row: dict[str, float]) -> None:
-        figures = (
-            f"{row['env_steps_per_second']:,.0f} env/s  {row['gradient_steps_per_second']:,.1f} grad/s  "
-            f"critic {row['critic_loss']:.3f}  actor {row['actor_loss']:.3f}"
-        )
+        speed = f"{row['env_steps_per_second']:,.0f} env/s  {row['gradient_steps_per_second']:,.1f} grad/s"
+        losses = [
+            f"{name.removesuffix('_loss').replace('_', ' ')} {row[name]:.3f}" for name in self._headline
+        ]
+        figures = "  ".join([speed, *losses])
         done = int(row["env_steps"])
         self._bar.update(self._task, completed=done, env_steps=done, figures=figures)
 
     def evaluation(self, env_steps: int, figures: Evaluation) -> None:
         self._console.print(
             f"{env_steps:>11,} env steps  time at goal {figures.time_at_goal:6.1f}  "
-            f"goals reached {figures.success_any:6.1%}  distance {figures.final_distance:6.2f}"
+            f"goals reached {figures.success_any:6.1%}  distance {figures.final_distance:6.2f}",
+            soft_wrap=True,
         )

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepres.bridge import to_jax, to_torch
-from deepres.learner import Learner
+from deepres.data.environments import Environments
+from deepres.networks import GaussianPolicy
 
+EVAL_SEED = 1_000_003  # added to a run's seed, so that no training episode is an evaluation's
 _LOOK_EVERY = 32  # steps: to see whether anybody is still at it waits for the device
 
 
@@ -48,38 +49,36 @@ class Paths:
 
 
 def evaluate(
-    env: Any, learner: Learner, *, seed: int, watch: Callable[[Any], None] | None = None
+    env: Environments, policy: GaussianPolicy, *, seed: int, watch: Callable[[Any], None] | None = None
 ) -> tuple[Evaluation, Paths]:
     """Run every environment's first episode; the same seed gives the same starts and goals.
 
-    env: made by `deepres.envs.make`, its num_envs episodes are averaged. watch: called with the environments' state
-    at the start and after every step (a camera, say).
+    env: its num_envs episodes are averaged. watch: called with the environments' own state (`Step.raw`) at the start
+    and after every step (a camera, say).
     """
-    import jax
-
-    device = learner.device
-    env_state = env.reset(jax.random.key(seed))
+    device = policy.device
+    step = env.reset(seed)
     if watch:
-        watch(env_state)
-    obs = to_torch(env_state.obs, device)
+        watch(step.raw)
+    obs = step.obs
     goal = obs[:, env.state_dim :].clone()
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=device)
     time_at_goal = torch.zeros(env.num_envs, device=device)
     length = torch.zeros(env.num_envs, device=device)
     final_distance = torch.zeros(env.num_envs, device=device)
     achieved = []
-    for step in range(env.episode_length):
+    for t in range(env.episode_length):
         here = obs[:, : env.state_dim][:, env.goal_slice]
         achieved.append(torch.where(alive[:, None], here, torch.nan))
-        env_state = env.step(env_state, to_jax(learner.act(obs)))
+        step = env.step(step, policy.act(obs))
         if watch:
-            watch(env_state)
-        obs = to_torch(env_state.obs, device)
-        time_at_goal += torch.where(alive, to_torch(env_state.success, device), 0.0)
-        final_distance = torch.where(alive, to_torch(env_state.distance, device), final_distance)
+            watch(step.raw)
+        obs = step.obs
+        time_at_goal += torch.where(alive, step.success, 0.0)
+        final_distance = torch.where(alive, step.distance, final_distance)
         length += alive
-        alive = alive & ~to_torch(env_state.done, device).bool()
-        if (watch or step % _LOOK_EVERY == 0) and not alive.any():
+        alive = alive & ~step.done
+        if (watch or t % _LOOK_EVERY == 0) and not alive.any():
             break
     achieved = achieved[: int(length.max())]
     reached = time_at_goal > 0

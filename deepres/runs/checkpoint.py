@@ -18,15 +18,15 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from deepres.distributed import ALONE, Ranks, overlap
+from deepres.ranks import ALONE, Ranks, overlap
 
-FORMAT = 2
+FORMAT = 3
 _SHARED, _HEADER = "state.safetensors", "state.json"
 T = TypeVar("T")
 
@@ -41,13 +41,14 @@ class Checkpoint:
 
     tensors: flat names to CPU tensors, the same in every process. counters: JSON values. config: of the run.
     shards: what a process has of its own, by its rank: to save, the caller's; loaded, those that were asked for.
-    size: number of processes that wrote it.
+    sizes: of the task, numbers by name; {} in those of version 0.1. size: number of processes that wrote it.
     """
 
     tensors: dict[str, Tensor]
     counters: dict[str, Any]
     config: dict[str, Any]
     shards: dict[int, dict[str, Tensor]]
+    sizes: dict[str, int] = field(default_factory=dict)
     size: int = 1
 
 
@@ -76,6 +77,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = ALON
             "format": FORMAT,
             "counters": checkpoint.counters,
             "config": checkpoint.config,
+            "sizes": checkpoint.sizes,
             "size": ranks.size,
             "files": files,
         }
@@ -125,7 +127,52 @@ def load(path: Path, ranks: Ranks = ALONE, *, check_all: bool = True) -> Checkpo
     shards = {i: parts[_shard(i)] for i in range(size) if _shard(i) in parts}
     if header["format"] == 1:
         shards = {0: parts[_SHARED]}
-    return Checkpoint(parts[_SHARED], header["counters"], header["config"], shards, size)
+    return Checkpoint(
+        parts[_SHARED], header["counters"], header["config"], shards, header.get("sizes", {}), size
+    )
+
+
+def load_shared(path: Path, wanted: Callable[[str], bool]) -> Checkpoint:
+    """Of one checkpoint folder, the tensors that all processes share and whose name is `wanted`; no shard at all.
+
+    Raises CheckpointError if what is read is not as it was written.
+    """
+    from safetensors import safe_open
+
+    header = _read_header(path)
+    file = path / _SHARED
+    _check(file, header["files"][_SHARED])
+    with safe_open(file, framework="pt") as tensors:
+        found = {name: tensors.get_tensor(name) for name in tensors.keys() if wanted(name)}  # noqa: SIM118
+    return Checkpoint(
+        found, header["counters"], header["config"], {}, header.get("sizes", {}), header["size"]
+    )
+
+
+def named_leaves(shard: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """`shard` with its environments' leaves by name; formats 1 and 2 numbered them, in the order of `names`."""
+    numbered = {f"env/{i}": f"env/{name}" for i, name in enumerate(names)}
+    return {numbered.get(name, name): tensor for name, tensor in shard.items()}
+
+
+def find(folder: Path, ranks: Ranks = ALONE) -> tuple[Path, Checkpoint]:
+    """This rank's part of the newest checkpoint that reads, and its folder; rank 0 says which.
+
+    A newer one that does not read is told. Raises CheckpointError if there is none.
+    """
+    read: list[Checkpoint] = []
+
+    def newest() -> Path:
+        path, restored, skipped = load_newest(folder, ranks)
+        for sentence in skipped:
+            print(f"{sentence} -- going on from {path.name}")
+        read.append(restored)
+        return path
+
+    path = ranks.first(newest)
+    with ranks.together():
+        restored = read[0] if read else load(path, ranks, check_all=False)
+    return path, restored
 
 
 def load_newest(folder: Path, ranks: Ranks = ALONE) -> tuple[Path, Checkpoint, list[str]]:
@@ -133,10 +180,22 @@ def load_newest(folder: Path, ranks: Ranks = ALONE) -> tuple[Path, Checkpoint, l
 
     Raises CheckpointError if there is none.
     """
+    return _newest(folder, lambda path: load(path, ranks))
+
+
+def find_shared(folder: Path, wanted: Callable[[str], bool]) -> Checkpoint:
+    """`load_shared` of the newest checkpoint in `folder` that reads; newer ones that do not are told."""
+    path, found, skipped = _newest(folder, lambda path: load_shared(path, wanted))
+    for sentence in skipped:
+        print(f"{sentence} -- going on from {path.name}")
+    return found
+
+
+def _newest(folder: Path, read: Callable[[Path], Checkpoint]) -> tuple[Path, Checkpoint, list[str]]:
     skipped: list[str] = []
     for name in reversed(_readable(folder)):
         try:
-            return folder / name, load(folder / name, ranks), skipped
+            return folder / name, read(folder / name), skipped
         except CheckpointError as error:
             skipped.append(str(error))
     raise CheckpointError(
@@ -190,9 +249,9 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / _HEADER} was changed after it was written; {_REMEDY}")
     if header["format"] == 1:  # one process, everything in one file
         return {**header, "size": 1, "files": {_SHARED: header["tensors_sha256"]}}
-    if header["format"] != FORMAT:
+    if header["format"] not in (2, FORMAT):
         raise CheckpointError(
-            f"{path} has checkpoint format {header['format']}, this version reads 1 and {FORMAT}; "
+            f"{path} has checkpoint format {header['format']}, this version reads 1 to {FORMAT}; "
             "use the version of deepres that wrote it"
         )
     return header

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deepres.learner import METRICS, Batch, Learner
+from deepres.data.batch import Batch
+from deepres.training.learner import SKIPPED, Learner
 
 WARM_UP = 3  # steps before a capture: compilers, workspaces and moments are there after the first ones
 
@@ -30,7 +31,7 @@ class Steps:
 
     def __init__(self, learner: Learner):
         self.learner = learner
-        self._total = torch.zeros(len(METRICS), device=learner.device)
+        self._total: Tensor | None = None
         self._count = 0
 
     def __call__(self, batch: Batch, noise: Tensor) -> None:
@@ -39,20 +40,26 @@ class Steps:
         self._count += 1
 
     def _run(self, batch: Batch, noise: Tensor) -> None:
-        self._total += self.learner.step(batch, noise)
+        self._add(self.learner.step(batch, noise))
+
+    def _add(self, metrics: Tensor) -> None:
+        if self._total is None:
+            self._total = torch.zeros_like(metrics)
+        self._total += metrics
 
     def read(self) -> dict[str, float]:
         """Means over the steps since the last reading that were not skipped (NaN if all were), and how many were.
 
         This waits for the device.
         """
-        sums = dict(zip(METRICS, self._total.tolist(), strict=True))
-        skipped = sums.pop("skipped_steps")
+        assert self._total is not None, "no step was made yet"
+        sums = dict(zip(self.learner.metric_names, self._total.tolist(), strict=True))
+        skipped = sums.pop(SKIPPED)
         kept = self._count - skipped
         self._total.zero_()
         self._count = 0
         means = {name: value / kept if kept else float("nan") for name, value in sums.items()}
-        return {**means, "skipped_steps": skipped}
+        return {**means, SKIPPED: skipped}
 
 
 def cuda_capture(step: Callable[[], None]) -> Callable[[], None]:
@@ -77,11 +84,11 @@ class GraphSteps(Steps):
         super().__init__(learner)
         self._capture: Capture | None = capture
         self._replay: Callable[[], None] | None = None
-        self._slots: tuple[Tensor, ...] = ()
+        self._slots: dict[str, Tensor] = {}
         self._warm, self._seen = 0, learner.rebuilt
 
     def _run(self, batch: Batch, noise: Tensor) -> None:
-        self._fill(batch.state, batch.action, batch.goal, noise)
+        self._fill({**batch.tensors(), "noise": noise})
         if self._seen != self.learner.rebuilt:
             self._replay, self._warm, self._seen = None, 0, self.learner.rebuilt
         if self._replay is None and self._capture is not None and self._warm >= WARM_UP:
@@ -100,20 +107,23 @@ class GraphSteps(Steps):
             self._step()
             self._warm += 1
 
-    def _fill(self, *tensors: Tensor) -> None:
-        shapes = [t.shape for t in tensors]
-        if [t.shape for t in self._slots] != shapes:  # the first batch, or one of another size
-            self._slots = tuple(torch.empty_like(t) for t in tensors)
+    def _fill(self, tensors: dict[str, Tensor]) -> None:
+        shapes = {name: t.shape for name, t in tensors.items()}
+        if {
+            name: t.shape for name, t in self._slots.items()
+        } != shapes:  # the first batch, or one of another size
+            self._slots = {name: torch.empty_like(t) for name, t in tensors.items()}
             self._replay, self._warm = None, 0
-        for slot, tensor in zip(self._slots, tensors, strict=True):
-            slot.copy_(tensor)
+        for name, tensor in tensors.items():
+            self._slots[name].copy_(tensor)
 
     def _step(self) -> None:
-        *batch, noise = self._slots
-        self._total += self.learner.step(Batch(*batch), noise)
+        slots = dict(self._slots)
+        noise = slots.pop("noise")
+        self._add(self.learner.step(Batch(**slots), noise))
 
 
 def gradient_steps(learner: Learner) -> Steps:
     """What runs this learner's steps fastest: a graph on a GPU, unless its config has none of it."""
-    captures = learner.device.type == "cuda" and learner.config.cuda_graph
+    captures = learner.device.type == "cuda" and learner.config.system.cuda_graph
     return GraphSteps(learner) if captures else Steps(learner)

@@ -1,0 +1,169 @@
+"""A trained policy on its own: what acts, without the ring, the optimisers and what else it was trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepres.config import Config
+from deepres.data.batch import Sizes
+from deepres.data.environments import Environments
+from deepres.machine import pick_device
+from deepres.networks import GaussianPolicy
+from deepres.options import flags
+from deepres.runs import checkpoint as checkpoints
+from deepres.runs.checkpoint import CheckpointError
+from deepres.runs.folder import RunFolder, require_same
+from deepres.training.environments import open_for, require_like, task_sizes
+from deepres.training.evaluate import EVAL_SEED, Evaluation, Paths, evaluate
+from deepres.training.learner import build_algorithm
+
+_PREFIX = "parameters/"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy and what it was trained for.
+
+    policy = deepres.Policy.load("runs/ant-crl-d64-s0")
+    action = policy.act(obs)                    # obs [N, S + G] of torch, action [N, A] in [-1, 1]
+    figures, paths = policy.evaluate()
+    """
+
+    network: GaussianPolicy
+    config: Config
+    sizes: Sizes
+    env_steps: int
+    """Environment steps that it was trained for."""
+
+    @classmethod
+    def load(cls, path: str | Path, **changes: Any) -> Policy:
+        """The policy of a run's newest checkpoint that reads, or of a file that `save` wrote.
+
+        path: a run's folder, or a .safetensors file. changes: options that say how it is computed and evaluated, set
+        otherwise, e.g. device="cpu", eval_envs=512, eval_env="ant_big_maze_eval". Nothing at `path` changes. Raises
+        FileNotFoundError, ValueError or CheckpointError in one sentence.
+        """
+        path = Path(path)
+        config, sizes, env_steps, tensors = _from_file(path) if path.is_file() else _from_run(path)
+        learned = {"env": None, **flags(config.network), **flags(config.algorithm)}
+        if fixed := sorted(set(changes) & set(learned)):
+            raise ValueError(
+                f"{', '.join(fixed)} belongs to what was learned and cannot change; leave it out"
+            )
+        config = config.replace(**changes)
+        device = pick_device(config.system.device)
+        found = Sizes(**sizes) if sizes else task_sizes(config.env)
+        names, network = _without_memory(config, found)
+        network.actor.to_empty(device=device)
+        with torch.no_grad():
+            for name, p in network.actor.named_parameters():
+                saved = tensors.get(names[name])
+                if saved is None or saved.shape != p.shape:
+                    came = "nothing" if saved is None else str(list(saved.shape))
+                    raise ValueError(
+                        f"{path} does not hold this policy: {names[name]} must have shape {list(p.shape)}, got {came}; "
+                        "restore its config.json, or load it with the version of deepres that wrote it"
+                    )
+                p.copy_(saved)
+        return cls(network, config, found, env_steps)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the policy into the file `path` (.safetensors): weights, options and sizes, a few MB at most depths.
+
+        Raises OSError in one sentence if the disk refuses; what was at `path` stays then.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        names, _ = _without_memory(self.config, self.sizes)
+        tensors = {names[n]: p.detach().cpu().contiguous() for n, p in self.network.actor.named_parameters()}
+        about = {"config": self.config.to_dict(), "sizes": asdict(self.sizes), "env_steps": self.env_steps}
+        draft = path.with_name(f".{path.name}.draft")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, draft, metadata={"deepres": json.dumps(about)})
+        except SafetensorError as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(f"cannot write the policy to {path}: {error}; save it on another disk") from None
+        draft.replace(path)
+        return path
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions [N, A] in [-1, 1] for obs [N, S + G], concat(state, goal): the policy's mean, or sampled with
+        `noise` [N, A], standard normal. Raises TypeError for what is no tensor, ValueError for another shape."""
+        wanted = self.sizes.state + self.sizes.goal
+        if not isinstance(obs, Tensor):
+            raise TypeError(
+                f"obs must be a torch tensor, got {type(obs).__name__}; pass torch.as_tensor(obs)"
+            )
+        if obs.ndim != 2 or obs.shape[1] != wanted:
+            raise ValueError(
+                f"obs must have shape [N, {wanted}], a state of {self.sizes.state} and a goal of {self.sizes.goal} "
+                f"numbers, got {list(obs.shape)}"
+            )
+        return self.network.act(obs.to(self.device, torch.float32), noise)
+
+    def environments(self, num_envs: int | None = None) -> Environments:
+        """Environments of the task that it is evaluated on; by default eval_envs of them."""
+        options, schedule = self.config.env, self.config.schedule
+        count = schedule.eval_envs if num_envs is None else num_envs
+        env = open_for(options, count, seed=schedule.seed, device=self.device, name=options.eval_env)
+        require_like(env, self.sizes, options)
+        return env
+
+    def evaluate(
+        self, seed: int | None = None, watch: Callable[[Any], None] | None = None
+    ) -> tuple[Evaluation, Paths]:
+        """Figures of eval_envs episodes without noise; without a seed, of the same starts and goals as in training."""
+        seed = self.config.schedule.seed + EVAL_SEED if seed is None else seed
+        return evaluate(self.environments(), self.network, seed=seed, watch=watch)
+
+
+def _without_memory(config: Config, sizes: Sizes) -> tuple[dict[str, str], GaussianPolicy]:
+    """The policy on the device "meta", and of each of its parameters the name in a checkpoint."""
+    with torch.device("meta"):
+        algorithm = build_algorithm(config, sizes)
+    full = {id(p): _PREFIX + name for name, p in algorithm.named_parameters()}
+    network = algorithm.policy()
+    return {name: full[id(p)] for name, p in network.actor.named_parameters()}, network
+
+
+Parts = tuple[Config, dict[str, int], int, dict[str, Tensor]]
+
+
+def _from_run(path: Path) -> Parts:
+    folder = RunFolder(path)
+    config = folder.read_config()
+    found = checkpoints.find_shared(folder.checkpoints, lambda name: name.startswith(_PREFIX))
+    try:
+        require_same(Config.from_dict(found.config, str(folder.checkpoints)), config)
+    except ValueError as error:
+        raise ValueError(f"{folder.config} is not that of the policy beside it: {error}") from None
+    return config, found.sizes, found.counters["env_steps"], found.tensors
+
+
+def _from_file(path: Path) -> Parts:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["deepres"])
+            config, sizes, env_steps = (about[name] for name in ("config", "sizes", "env_steps"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a policy that deepres saved ({error}); pass a run's folder or a file of Policy.save"
+        ) from None
+    return Config.from_dict(config, str(path)), sizes, env_steps, tensors

@@ -1,0 +1,1 @@
+"""A run's folder on disk: checkpoints, logs, and how they are read back."""

@@ -1,0 +1,250 @@
+"""One gradient step of any algorithm: its losses, their gradients over all processes, and an optimiser for each group.
+
+A step whose loss or gradient is not finite changes nothing and is counted (metric `skipped_steps`). Nothing in a step
+waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepres import algorithms
+from deepres.algorithms.base import Algorithm, Group, Losses
+from deepres.config import Config
+from deepres.data.batch import Batch, Sizes
+from deepres.networks import GaussianPolicy, Networks
+from deepres.ranks import ALONE, Ranks
+from deepres.training.optimizer import Adam, sum_of_squares
+
+SKIPPED = "skipped_steps"
+
+
+def build_algorithm(config: Config, sizes: Sizes, generator: torch.Generator | None = None) -> Algorithm:
+    """The algorithm of `config` for a task of `sizes`, with its networks. generator: draws the initial weights."""
+    networks = Networks(config.network, config.system.stack, generator)
+    return algorithms.find(config.algorithm_name)(config.algorithm, sizes, networks)
+
+
+def _checked(groups: dict[str, Group], kind: str) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each group of the algorithm `kind`. Raises ValueError, naming the group that cannot be."""
+    if not groups:
+        raise ValueError(f"{kind}.build must return the groups that are learned, got none")
+    parameters = {name: list(group.parameters) for name, group in groups.items()}
+    owner: dict[int, str] = {}
+    for name, group in groups.items():
+        if not parameters[name]:
+            raise ValueError(f"group {name!r} of {kind} must have parameters, got none; leave it out")
+        if isinstance(group.every, bool) or not isinstance(group.every, int) or group.every < 1:
+            raise ValueError(
+                f"every of group {name!r} of {kind} must be a whole number >= 1, got {group.every!r}"
+            )
+        for p in parameters[name]:
+            other = owner.setdefault(id(p), name)
+            if other != name:
+                raise ValueError(
+                    f"groups {other!r} and {name!r} of {kind} share a parameter; give it to one of them"
+                )
+    return parameters
+
+
+class Learner:
+    """An algorithm and its optimisers.
+
+    config: of the run; its batch_size is this process's own. sizes: of the task. generator: draws the initial
+    weights. ranks: the processes that gradients are averaged over.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sizes: Sizes,
+        *,
+        device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None,
+        ranks: Ranks = ALONE,
+    ):
+        self.config, self.ranks, self.device = config, ranks, torch.device(device)
+        self.algorithm = build_algorithm(config, sizes, generator).to(self.device)
+        self.algorithm.exchange = ranks
+        groups = self.algorithm.groups
+        parameters = _checked(groups, self._kind)
+        self.optimizers = {name: self._optimizer(group, parameters[name]) for name, group in groups.items()}
+        self._every = {name: group.every for name, group in groups.items() if group.every > 1}
+        # Gradient steps, for groups that are not stepped at every one. Skipped ones count too: where a later yield is
+        # not finite, the groups before it were stepped all the same.
+        self._taken = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.metric_names: tuple[str, ...] = ()
+        """What `step` returns, in its order; known after the first step."""
+        self.rebuilt = 0
+        """Grows when what a captured step has taken in is no longer what a step would use (see cuda_graph.py)."""
+
+    def _optimizer(self, group: Group, parameters: list[nn.Parameter]) -> Adam:
+        schedule = self.config.schedule
+        bound = schedule.max_grad_norm if group.clip else None
+        return Adam(parameters, group.lr, warmup_steps=schedule.warmup_steps, max_grad_norm=bound)
+
+    def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Standard normal numbers for one step: [B, A], or [noises, B, A] (see Algorithm.noises)."""
+        count = self.algorithm.noises
+        shape = batch.action.shape if count == 1 else (count, *batch.action.shape)
+        return torch.randn(shape, generator=generator, device=self.device)
+
+    def losses(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all losses with the parameters as they are, and the metrics, without a step (see
+        Algorithm.losses)."""
+        total: Tensor | float = 0.0
+        metrics: dict[str, Tensor] = {}
+        for losses, measured in self._yields(batch, noise):
+            total, metrics = sum(losses.values(), total), metrics | measured
+        assert isinstance(total, Tensor)
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def step(self, batch: Batch, noise: Tensor) -> Tensor:
+        """One gradient step of every group; returns the metrics, [len(metric_names)] in the order of `metric_names`.
+
+        Where a loss or any gradient is not finite, nothing changes: parameters, moments and step counts stay, the
+        metrics are 0 and `skipped_steps` is 1. (Of groups that are stepped one after another, those before it are
+        stepped, those after it are not; one that is stepped every so manieth time does not make up for it.)
+        Raises ValueError, naming the group, for losses that are not as Algorithm.losses says.
+        """
+        skip = torch.zeros((), device=self.device)
+        metrics: dict[str, Tensor] = {}
+        for losses, measured in self._yields(batch, noise):
+            metrics |= {name: value.detach() for name, value in measured.items()}
+            optimizers = {name: self.optimizers[name] for name in losses}
+            for optimizer in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            total = sum(losses.values(), torch.zeros((), device=self.device))
+            if total.requires_grad:
+                total.backward()
+            self._check_reached(optimizers)
+            skip = self._apply(optimizers, total.detach(), skip)
+        if not metrics:
+            raise ValueError(
+                f"{self._kind}.losses must yield a metric, got none; yield its losses as such, say"
+            )
+        with torch.no_grad():
+            self.algorithm.after_step(skip)
+            if self._every:
+                self._taken += 1
+            self.metric_names = (*metrics, SKIPPED)
+            values = torch.where(skip == 0, torch.stack(tuple(metrics.values())), 0.0)
+            return torch.cat([values, skip[None]])
+
+    def _yields(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
+        """What Algorithm.losses yields; ValueError where it is no group's or nothing."""
+        came = False
+        for losses, measured in self.algorithm.losses(batch, noise):
+            for name in losses:
+                if name not in self.optimizers:
+                    raise ValueError(
+                        f"{self._kind}.losses must yield losses of its groups ({', '.join(self.optimizers)}), "
+                        f"got one of {name!r}; name it as build does"
+                    )
+            if losses:
+                came = True
+                yield losses, measured
+            else:
+                raise ValueError(f"{self._kind}.losses must yield a loss with its metrics, got none")
+        if not came:
+            raise ValueError(f"{self._kind}.losses must yield the groups' losses, got nothing")
+
+    def _check_reached(self, optimizers: dict[str, Adam]) -> None:
+        for name, optimizer in optimizers.items():
+            if not optimizer.gradients():
+                raise ValueError(
+                    f"the loss of group {name!r} of {self._kind} must depend on the group's parameters, and reaches "
+                    "none of them; see what detaches it, or which networks build gave the group"
+                )
+
+    @property
+    def _kind(self) -> str:
+        return type(self.algorithm).__name__
+
+    @torch.no_grad()
+    def _apply(self, optimizers: dict[str, Adam], total: Tensor, skip: Tensor) -> Tensor:
+        """Step the optimisers unless something is not finite, or `skip` is 1 already; returns whether they were not."""
+        grads = [optimizer.gradients() for optimizer in optimizers.values()]
+        self.ranks.average([gradient for each in grads for gradient in each])
+        squares = [sum_of_squares(each) for each in grads]
+        # averaged gradients are the same everywhere, so all ranks agree; a loss is each rank's own
+        judged = squares if self.ranks.size > 1 else [total, *squares]
+        skip = torch.maximum(skip, (~torch.stack(judged).isfinite().all()).float())
+        for (name, optimizer), square in zip(optimizers.items(), squares, strict=True):
+            optimizer.step(skip=self._not_due(name, skip), squares=square)
+        return skip
+
+    def _not_due(self, name: str, skip: Tensor) -> Tensor:
+        every = self._every.get(name)
+        return skip if every is None else torch.maximum(skip, ((self._taken + 1) % every != 0).float())
+
+    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """`step`, with the metrics by name."""
+        values = self.step(batch, noise)
+        return dict(zip(self.metric_names, values.unbind(), strict=True))
+
+    @property
+    def policy(self) -> GaussianPolicy:
+        """What acts, as it is now and as it will be: no copy."""
+        return self.algorithm.policy()
+
+    def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions of the policy as it is now (see `GaussianPolicy.act`)."""
+        return self.policy.act(obs, noise)
+
+    @property
+    def lr_scale(self) -> float:
+        """What multiplies all learning rates: 1 unless a run was rolled back; saved with the rest."""
+        return next(iter(self.optimizers.values())).lr_scale
+
+    @lr_scale.setter
+    def lr_scale(self, scale: float) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.lr_scale = scale
+        self.rebuilt += 1
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter by its full name, e.g. "actor.trunk.stack.weight"; slow copies of networks too."""
+        return dict(self.algorithm.named_parameters())
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Parameters and optimiser moments, flat, for a checkpoint."""
+        tensors = {f"parameters/{name}": p.detach() for name, p in self.parameters().items()}
+        for which, optimizer in self.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimizers/{which}/{index}/{key}"] = value
+        if self._every:
+            tensors["steps_taken"] = self._taken
+        tensors["lr_scale"] = torch.tensor(self.lr_scale, dtype=torch.float64)
+        return tensors
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave; ValueError, nothing changed, if a name or a shape does not fit."""
+        for name, p in self.parameters().items():
+            saved = tensors.get(f"parameters/{name}")
+            if saved is None or saved.shape != p.shape:
+                came = "nothing" if saved is None else str(list(saved.shape))
+                raise ValueError(
+                    f"the checkpoint does not fit this network: {name} must have shape {list(p.shape)}, got {came}; "
+                    "resume with the depths and width that the run was started with"
+                )
+        for name, p in self.parameters().items():
+            p.copy_(tensors[f"parameters/{name}"])
+        for which, optimizer in self.optimizers.items():
+            prefix = f"optimizers/{which}/"
+            state: dict[int, dict[str, Any]] = {}
+            for name, value in tensors.items():
+                if name.startswith(prefix):
+                    index, key = name[len(prefix) :].split("/")
+                    state.setdefault(int(index), {})[key] = value.clone()
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        if self._every:
+            # a checkpoint from before the first group had an `every` has none
+            self._taken.copy_(tensors.get("steps_taken", torch.zeros(())))
+        self.lr_scale = float(tensors.get("lr_scale", 1.0))  # checkpoints of version 0.1 have none

@@ -1,0 +1,251 @@
+"""One training run in memory: its parts, one round of it, and the state that a checkpoint holds.
+
+Data flows one way: environments -> data -> algorithm -> training -> kernels. Nothing here knows of folders.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from deepres.config import Config
+from deepres.data.batch import Unroll
+from deepres.data.collect import Ahead, collect
+from deepres.data.environments import Step
+from deepres.data.replay import DTYPES, ReplayBuffer
+from deepres.data.upload import uploaded
+from deepres.machine import pick_device
+from deepres.ranks import ALONE, Ranks, deal
+from deepres.runs.checkpoint import Checkpoint, named_leaves
+from deepres.training import memory_plan
+from deepres.training.cuda_graph import gradient_steps
+from deepres.training.environments import open_for, require_like, sizes_of
+from deepres.training.evaluate import EVAL_SEED, Evaluation, Paths, evaluate
+from deepres.training.faults import drop_broken
+from deepres.training.learner import Learner
+from deepres.training.stability import Diverged, Rollbacks, check_round
+
+
+class Run:
+    """One training run: everything that a checkpoint holds, and the steps that change it.
+
+    ranks: the processes that make the run together; each has its share of environments and batch, and calls the same
+    methods. restored: the state to go on from. Raises ValueError, MemoryError in one sentence, before anything large
+    is allocated.
+    """
+
+    def __init__(self, config: Config, *, ranks: Ranks = ALONE, restored: Checkpoint | None = None):
+        self.config, self.ranks = config, ranks
+        self.share = ranks.share(config)
+        self.device = ranks.place(pick_device(config.system.device))
+        if threads := ranks.threads(config.system.threads):
+            torch.set_num_threads(threads)
+        seed = config.schedule.seed
+        self.env = open_for(config.env, self.share.env.num_envs, seed=ranks.seed(seed), device=self.device)
+        self.eval_env = open_for(
+            config.env, config.schedule.eval_envs, seed=seed, device=self.device, name=config.env.eval_env
+        )
+        self.sizes = sizes_of(self.env)
+        require_like(self.eval_env, self.sizes, config.env)
+        memory_plan.require(self.share, self.sizes)
+        self.learner = Learner(
+            self.share,
+            self.sizes,
+            device=self.device,
+            generator=torch.Generator().manual_seed(seed),  # the same in every rank
+            ranks=ranks,
+        )
+        self.sampler = self.learner.algorithm.sampler
+        beside = config.system.buffer_device in ("auto", self.device.type)
+        where = self.device if beside else pick_device(config.system.buffer_device)
+        self.buffer = ReplayBuffer(
+            self.share.env.num_envs,
+            config.schedule.buffer_steps,
+            self.sizes,
+            self.env.goal_slice,
+            self.sampler.columns,
+            reached=self.env.reached,
+            device=where,
+            dtype=DTYPES[config.system.buffer_dtype],
+            pinned=(where.type, self.device.type) == ("cpu", "cuda"),
+        )
+        self.steps = gradient_steps(self.learner)
+        self.rollbacks = Rollbacks()
+        self._ahead: Ahead | None = None
+        self.generator = torch.Generator(self.device).manual_seed(ranks.seed(seed + 1))
+        self.standing: Step = self.env.reset()
+        """Where the environments stand."""
+        self.env_steps = self.rounds = self.gradient_steps = 0
+        self.dealt_from = ranks.size
+        """Processes that this run's environments and buffers were dealt from; its own number unless resumed."""
+        self.seconds = 0.0
+        self.before: Evaluation | None = None
+        if restored is not None:
+            self.load_state(restored)
+
+    # --- one round ---
+
+    @property
+    def done(self) -> bool:
+        return self.rounds > 0 and self.env_steps >= self.config.schedule.total_steps
+
+    def round(self) -> dict[str, float]:
+        """Collect, then learn; returns the round's figures. The first round fills the buffer to its minimum."""
+        schedule = self.config.schedule
+        began = time.perf_counter()
+        missing = schedule.min_buffer_steps - self.buffer.size
+        steps = max(schedule.unroll_length, missing)
+        ahead = self._collect_ahead() if self.config.system.overlap and missing <= 0 else None
+        success, broken = self._collect(steps) if ahead is None else (0.0, 0)
+        collected = time.perf_counter()
+        try:
+            metrics = self._learn()
+        finally:
+            if ahead is not None:
+                success, broken = self._keep(*ahead.result())
+        metrics = self.ranks.mean({"train_success": success, "broken_envs": float(broken), **metrics})
+        ended = time.perf_counter()
+        self.rounds += 1
+        self.seconds += ended - began
+        metrics["broken_envs"] *= self.ranks.size
+        self._tell_broken(round(metrics["broken_envs"]))
+        try:
+            check_round(metrics, schedule, self.rounds)
+        except Diverged as diverged:
+            if schedule.on_divergence == "rollback":  # every rank catches it, and they go back together
+                raise
+            raise self.ranks.agreed(diverged) from None
+        return {
+            "env_steps": self.env_steps,
+            "gradient_steps": self.gradient_steps,
+            **metrics,
+            "seconds": self.seconds,
+            "env_steps_per_second": self.config.env.num_envs
+            * steps
+            / ((ended if ahead else collected) - began),
+            "gradient_steps_per_second": schedule.gradient_steps / (ended - collected),
+        }
+
+    def _collect(self, steps: int) -> tuple[float, int]:
+        """Returns the share of steps at the goal, and how often an environment broke."""
+        share, collected, broken = 0.0, 0, 0
+        while collected < steps:
+            part = min(self.config.schedule.unroll_length, steps - collected)
+            standing, unroll = collect(
+                self.env, self.standing, self.learner.policy, part, self.generator, self.sampler.columns
+            )
+            success, dropped = self._keep(standing, unroll)
+            share += success * part / steps
+            collected += part
+            broken += dropped
+        return share, broken
+
+    def _keep(self, standing: Step, unroll: Unroll) -> tuple[float, int]:
+        """Put an unroll into the buffer, without environments that broke; its success, and their number."""
+        seed = self.ranks.seed(self.config.schedule.seed, "repair", self.env_steps)
+        self.standing, unroll, dropped = drop_broken(self.env, standing, unroll, seed)
+        self.buffer.insert(unroll)
+        self.env_steps += unroll.states.shape[0] * self.config.env.num_envs
+        return unroll.success, dropped
+
+    def _tell_broken(self, count: int) -> None:
+        if count and self.ranks.rank == 0:
+            warnings.warn(
+                f"{count} of {self.config.env.num_envs} environments returned values that are not finite in round "
+                f"{self.rounds}; what they did was dropped and they began anew",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _collect_ahead(self) -> Future[tuple[Step, Unroll]]:
+        if self._ahead is None:
+            self._ahead = Ahead(self.env, self.sampler.columns)
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
+        return self._ahead.start(self.standing, self.learner.policy, self.config.schedule.unroll_length, seed)
+
+    def _learn(self) -> dict[str, float]:
+        schedule = self.config.schedule
+        batches = self.sampler.batches(
+            self.buffer,
+            schedule.gradient_steps,
+            self.share.schedule.batch_size,
+            window=self.config.env.episode_length,
+            generator=self.generator,
+        )
+        if self.buffer.device.type != self.device.type:
+            batches = uploaded(batches, self.device)
+        for batch in batches:
+            self.steps(batch, self.learner.noise(batch, self.generator))
+        self.gradient_steps += schedule.gradient_steps
+        return self.steps.read()
+
+    def evaluate(
+        self, seed: int | None = None, watch: Callable[[Any], None] | None = None
+    ) -> tuple[Evaluation, Paths]:
+        """Figures of the deterministic policy; without a seed of its own, on the run's fixed starts and goals."""
+        seed = self.config.schedule.seed + EVAL_SEED if seed is None else seed
+        return evaluate(self.eval_env, self.learner.policy, seed=seed, watch=watch)
+
+    # --- state ---
+
+    def state(self) -> Checkpoint:
+        """Everything that the run goes on from."""
+        own = {"generator": self.generator.get_state()}
+        own |= {f"env/{name}": leaf for name, leaf in self.env.state_tensors(self.standing).items()}
+        if self.config.schedule.save_buffer:
+            own |= {f"buffer/{name}": column for name, column in self.buffer.state_tensors().items()}
+        counters = {
+            "env_steps": self.env_steps,
+            "rounds": self.rounds,
+            "gradient_steps": self.gradient_steps,
+            "seconds": self.seconds,
+            "buffer_inserted": self.buffer.inserted,
+            "before": asdict(self.before) if self.before else None,
+        }
+        shared = self.learner.state_tensors()
+        return Checkpoint(shared, counters, self.config.to_dict(), {self.ranks.rank: own}, asdict(self.sizes))
+
+    def load_state(self, restored: Checkpoint) -> None:
+        """Go on from what `state` gave. Raises ValueError if it does not fit this run's options."""
+        counters, ranks = restored.counters, self.ranks
+        own = self._own_part(restored)
+        self.learner.load_state_tensors(restored.tensors)
+        if restored.size == ranks.size:
+            self.generator.set_state(own["generator"])
+        else:
+            purpose = ("resumed", counters["env_steps"], ranks.size)
+            self.generator.manual_seed(ranks.seed(self.config.schedule.seed + 1, *purpose))
+        self.standing = self.env.load_state_tensors(self.standing, _part(own, "env/"))
+        held = _part(own, "buffer/")
+        if held:
+            self.buffer.load_state_tensors(held, counters["buffer_inserted"])
+        else:
+            self.buffer.inserted = 0
+        self.env_steps, self.rounds = counters["env_steps"], counters["rounds"]
+        self.gradient_steps, self.seconds = counters["gradient_steps"], counters["seconds"]
+        self.before = Evaluation(**counters["before"]) if counters["before"] else None
+        self.dealt_from = restored.size
+
+    def _own_part(self, restored: Checkpoint) -> dict[str, torch.Tensor]:
+        """What this rank owns of the environments and buffers that restored.size processes had."""
+        names = list(self.env.state_tensors(self.standing))
+        shards = {i: named_leaves(shard, names) for i, shard in restored.shards.items()}
+        if restored.size == self.ranks.size:
+            return shards[self.ranks.rank]
+        own = {}
+        for name in next(iter(shards.values())):
+            if name != "generator":
+                held = {i: shard[name] for i, shard in shards.items()}
+                axis = 1 if name.startswith("buffer/") else 0  # a ring is [steps, environments, ...]
+                own[name] = deal(held, restored.size, self.ranks.rank, self.ranks.size, axis)
+        return own
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
