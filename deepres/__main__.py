@@ -5,10 +5,10 @@ import sys
 
 
 def main() -> None:
-    # Read once, when torch loads OpenMP: its workers sleep after their work, so that XLA's find a core (CONTRIBUTING).
+    # Read once, when torch loads OpenMP: its workers sleep after their work, and XLA's find a core (docs/decisions.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        from deepres.cli import main as run
+        from deepres.commands.main import main as run
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

@@ -33,11 +33,12 @@ class Preset:
     def config(self) -> Config:
         """Everything that a preset does not name is the published default already (see `Config`)."""
         return Config(
+            "crl",
             env=self.env,
             eval_env=_EVALUATED_ON.get(self.env),
             parity=True,
-            physics="jax" if self.env.startswith("arm_") else "auto",  # C moves the published arm otherwise
-            critic_depth=self.depth,
+            engine="jax" if self.env.startswith("arm_") else "auto",  # C moves the published arm otherwise
+            depth=self.depth,
             actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
             total_steps=self.env_steps,
             auto_reset="first",
@@ -84,9 +85,7 @@ def preset(name: str) -> Config:
 
 def print_presets() -> None:
     """Print the presets with the paper's score and hours."""
-    from rich.console import Console
-
-    from deepres.doctor import table
+    from deepres.report.tables import console, table
 
     columns = ("preset", "critic", "actor", "env steps", "time at goal (paper)", "hours (paper)")
     rows = []
@@ -94,6 +93,8 @@ def print_presets() -> None:
         config = one.config
         score = "" if one.time_at_goal is None else f"{one.time_at_goal:g}"
         hours = "" if one.hours is None else f"{one.hours:g}"
-        millions = f"{config.total_steps // 1_000_000}M"
-        rows.append((name, str(config.critic_depth), str(config.actor_depth), millions, score, hours))
-    Console().print(table("presets: deepres train --preset NAME", columns, rows))
+        millions = f"{config.schedule.total_steps // 1_000_000}M"
+        rows.append(
+            (name, str(config.network.depth), str(config.network.actor_depth), millions, score, hours)
+        )
+    console().print(table("presets: deepres train --preset NAME", columns, rows))

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from deepres.config import Config
-from deepres.distributed import is_first
-from deepres.plots import plot_curves
-from deepres.run import load_run
-from deepres.show import show_policy
-from deepres.training import train
+from deepres.policy import Policy
+from deepres.ranks import is_first
+from deepres.report.curves import plot_curves
+from deepres.report.show import show_policy
+from deepres.training.loop import train
 
 # The published algorithm at a published depth, narrower and with a larger step size, so that a few minutes on two CPU
 # cores suffice.
 CONFIG = Config(
+    "crl",
     env="point_u_maze",
     num_envs=256,
     episode_length=1000,
-    critic_depth=16,
-    actor_depth=16,
+    depth=16,
     width=64,
     batch_size=256,
     actor_lr=1e-3,
@@ -49,10 +48,10 @@ def main(run_dir: Path | None = None, seed: int = 0) -> None:
     began = time.perf_counter()
     if is_first():
         print("contrastive RL in a U-shaped maze: 16 residual layers, goals on both sides of the wall")
-    result = train(replace(CONFIG, seed=seed), run_dir)
+    result = train(CONFIG.replace(seed=seed), run_dir)
     if not is_first():
         return
-    figures, pictures = show_policy(load_run(result.run_dir), result.run_dir)
+    figures, pictures = show_policy(Policy.load(result.run_dir), result.run_dir)
     pictures.append(plot_curves(result.run_dir, result.run_dir / "curves.png"))
     print(
         f"\nepisodes that reach their goal: {result.before.success_any:.1%} untrained, "

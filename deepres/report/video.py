@@ -1,4 +1,4 @@
-"""Pictures of what a policy did: a video of one environment, and the paths walked seen from above.
+"""A video of what a policy did.
 
 Nothing here needs a display: frames come from MuJoCo's own renderer over EGL or OSMesa (or whatever MUJOCO_GL
 names).
@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING, Any
 import mujoco
 import numpy as np
 
+from deepres.report.film import check_writer, write_video
+
 if TYPE_CHECKING:
     from deepres.envs.env import EnvState
-    from deepres.envs.task import FunctionalTask, Task
+    from deepres.envs.task import Task
     from deepres.envs.vector import VectorEnv
 
 VIDEO_FORMATS = (".mp4", ".gif")
 TRAIL_PIECES = 120  # at most: the path walked, drawn as that many short rods
 GL_PLATFORMS = ("egl", "osmesa", "glfw")
-WALL, START, GOAL = "#8d99a8", "#2d3e50", "#e74c3c"  # colours of a plot
-REACHED, MISSED = "#27ae60", "#a0a7b0"
-GOAL_RGBA, REACHED_RGBA = (0.91, 0.30, 0.24, 0.45), (0.15, 0.68, 0.38, 0.55)  # and of a video
+GOAL_RGBA, REACHED_RGBA = (0.91, 0.30, 0.24, 0.45), (0.15, 0.68, 0.38, 0.55)
 TRAIL_RGBA = (0.95, 0.61, 0.07, 0.9)
 
 
@@ -87,7 +87,7 @@ def render_rollout(
         raise ValueError(f"a video's path must end in {' or '.join(VIDEO_FORMATS)}, got {path.name!r}")
     if not frames:
         raise ValueError("a video needs at least one frame, got none; collect them with snapshot(env, state)")
-    _check_writer(path)
+    check_writer(path)
     fps = 1 / env.task.dt if fps is None else float(fps)
     if not 0 < fps < 1000:
         raise ValueError(f"fps must be between 0 and 1000 frames a second, got {fps}")
@@ -96,11 +96,10 @@ def render_rollout(
     task = _filmable(env.task)
     path.parent.mkdir(parents=True, exist_ok=True)
     _gl_platform()  # before the file is begun
-    _write_video(path, pictures(task, frames, width, height), fps)
-    return path
+    return write_video(path, pictures(task, frames, width, height), fps)
 
 
-def _filmable(task: FunctionalTask) -> Task:
+def _filmable(task: Any) -> Task:
     """`task`, if it has a model to show; raises ValueError otherwise."""
     from deepres.envs.task import Task
 
@@ -110,89 +109,6 @@ def _filmable(task: FunctionalTask) -> Task:
             "derive its class from deepres.envs.Task"
         )
     return task
-
-
-def plot_paths(
-    env: VectorEnv,
-    paths: Sequence[np.ndarray],
-    goals: Sequence[np.ndarray],
-    path: str | Path,
-    title: str | None = None,
-) -> Path:
-    """Write a PNG of the x, y paths walked, seen from above: walls, starts, goals; green where the goal was
-    reached.
-
-    paths: one [T, 2] array (or wider; x and y come first) in metres per episode, T >= 1. goals: its goal, [2]
-    or wider. Where there is one coordinate alone, it is x. path: of the picture. A path counts as reaching its goal if
-    it comes within env.threshold of it.
-    Returns the path. Raises: ValueError for paths that are not so; ImportError without matplotlib.
-    """
-    walks = [_in_plane(np.asarray(walk, np.float64)) for walk in paths]
-    ends = [_in_plane(np.asarray(goal, np.float64).reshape(-1))[:2] for goal in goals]
-    if len(walks) != len(ends) or not walks:
-        raise ValueError(
-            f"plot_paths wants one goal per path and at least one, got {len(walks)} paths, {len(ends)} goals"
-        )
-    for walk in walks:
-        if walk.ndim != 2 or walk.shape[0] < 1 or walk.shape[1] < 2:
-            raise ValueError(f"a path must have shape [T, 2], T >= 1, got {list(walk.shape)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"plot_paths needs matplotlib ({error}); pip install 'deepres[envs]'") from None
-    figure = Figure(figsize=(6.4, 6.4), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    reached = _draw_paths(axes, env, walks, ends)
-    axes.set_title(title or f"{env.name}: {reached} of {len(walks)} reach their goal", fontsize=11)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
-
-
-def _in_plane(places: np.ndarray) -> np.ndarray:
-    """`places` [..., G]; those of one coordinate lie at y = 0."""
-    if places.ndim and places.shape[-1] == 1:
-        return np.concatenate([places, np.zeros_like(places)], axis=-1)
-    return places
-
-
-def _draw_paths(axes: Any, env: VectorEnv, walks: list[np.ndarray], goals: list[np.ndarray]) -> int:
-    """Everything on `axes`; returns how many walks reach their goal."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Circle, Rectangle
-
-    maze = getattr(env.task, "maze", None)
-    if maze is not None:
-        side = maze.cell
-        for x, y in np.argwhere(maze.walls) * side - side / 2:
-            axes.add_patch(Rectangle((x, y), side, side, facecolor=WALL, edgecolor=WALL, linewidth=0.5))
-    reached = 0
-    for walk, goal in zip(walks, goals, strict=True):
-        inside = np.linalg.norm(walk[:, :2] - goal, axis=1) < env.threshold
-        reached += bool(inside.any())
-        colour = REACHED if inside.any() else MISSED
-        axes.plot(walk[:, 0], walk[:, 1], color=colour, linewidth=1.3, alpha=0.75, zorder=3)
-        axes.plot(*walk[-1, :2], marker="o", markersize=3.5, color=colour, zorder=4)
-        axes.add_patch(
-            Circle((goal[0], goal[1]), env.threshold, facecolor=GOAL, edgecolor="none", alpha=0.35, zorder=2)
-        )
-        axes.plot(*goal, marker="*", markersize=9, color=GOAL, markeredgecolor="white", zorder=6)
-    starts = np.stack([walk[0, :2] for walk in walks])
-    axes.plot(*starts.T, linestyle="none", marker="o", markersize=5, color=START, zorder=5)
-    handles = [
-        Line2D([], [], color=REACHED, label="reached"),
-        Line2D([], [], color=MISSED, label="not reached"),
-        Line2D([], [], color=START, marker="o", linestyle="none", label="start"),
-        Line2D([], [], color=GOAL, marker="*", markersize=9, linestyle="none", label="goal"),
-    ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=4, frameon=False)
-    axes.set_aspect("equal")
-    axes.set_xlabel("x (m)")
-    axes.set_ylabel("y (m)")
-    axes.margins(0 if maze is not None else 0.05)
-    axes.spines[["top", "right"]].set_visible(False)
-    return reached
 
 
 def pictures(task: Task, frames: Sequence[Frame], width: int, height: int) -> Iterator[np.ndarray]:
@@ -275,6 +191,11 @@ def _add_geom(scene: mujoco.MjvScene, kind: int, size: Any, position: Any, rgba:
 @contextmanager
 def _canvas(model: mujoco.MjModel, width: int, height: int) -> Iterator[Callable[..., np.ndarray]]:
     """A function (data, camera, decorate) -> RGB picture, valid inside the block; no display is needed."""
+    if importlib.util.find_spec(
+        "triton"
+    ):  # its LLVM crashes when it comes after Mesa's; torch.compile loads it
+        with suppress(ImportError):
+            import_module("triton")
     gl = import_module(f"mujoco.{_gl_platform()}").GLContext(width, height)
     gl.make_current()
     context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
@@ -320,25 +241,3 @@ def _gl_platform() -> str:
         f"pictures need an OpenGL context, but {failed} here; on Debian or Ubuntu: "
         "apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa"
     )
-
-
-def _check_writer(path: Path) -> None:
-    needs = ("imageio", "PIL") if path.suffix.lower() == ".gif" else ("imageio", "imageio_ffmpeg")
-    for module in needs:
-        if importlib.util.find_spec(module) is None:
-            raise ImportError(
-                f"writing {path.suffix} needs {module.replace('_', '-')}; pip install 'deepres[envs]'"
-            )
-
-
-def _write_video(path: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
-    import imageio.v2 as imageio
-
-    # Left to itself imageio starts ffmpeg by a bare fork, which can hang a process that has JAX's threads.
-    os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
-    gif = {"duration": 1000 / fps, "loop": 0}
-    mp4 = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2}
-    writer: Any = imageio.get_writer(path, **(gif if path.suffix.lower() == ".gif" else mp4))
-    with writer:
-        for picture in pictures:
-            writer.append_data(picture)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from deepres.compare import Group
+from deepres import algorithms
+from deepres.report.groups import Group
+from deepres.runs.folder import RunFolder
 
 
 def plot_curves(run_dir: Path, path: Path) -> Path:
@@ -17,14 +19,19 @@ def plot_curves(run_dir: Path, path: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    evaluations, metrics = _columns(run_dir / "evaluations.csv"), _columns(run_dir / "metrics.csv")
+    folder = RunFolder(run_dir)
+    evaluations, metrics = _columns(folder.evaluations), _columns(folder.metrics)
+    headline = algorithms.find(folder.read_config().algorithm_name).headline
+    losses = {name: name.removesuffix("_loss").replace("_", " ") for name in headline}
+    policy = {"entropy": "entropy", "alpha": "temperature"}
     panels = [
         (evaluations, {"success_any": "goals reached"}, "share of episodes", (0, 1.02)),
         (evaluations, {"time_at_goal": "time at goal"}, "steps", None),
-        (metrics, {"critic_loss": "critic", "actor_loss": "actor"}, "loss", None),
-        (metrics, {"entropy": "entropy", "alpha": "temperature"}, "nats", None),
+        (metrics, _there(losses, metrics), "loss", None),
+        (metrics, _there(policy, metrics), "nats", None),
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(15, 3.4), layout="constrained")
+    panels = [panel for panel in panels if panel[1]]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.75 * len(panels), 3.4), layout="constrained")
     for axis, (table, lines, label, limits) in zip(axes, panels, strict=True):
         for column, name in lines.items():
             axis.plot(
@@ -43,6 +50,10 @@ def plot_curves(run_dir: Path, path: Path) -> Path:
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
+
+
+def _there(lines: dict[str, str], table: dict[str, list[float]]) -> dict[str, str]:
+    return {column: name for column, name in lines.items() if column in table}
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
@@ -78,28 +89,39 @@ def plot_groups(groups: list[Group], path: Path) -> Path:
     return path
 
 
-def plot_depths(groups: dict[int, Group], path: Path) -> Path:
-    """Score against depth into the PNG `path`: every seed a point, their mean a line."""
+def plot_scores(option: str, lines: Mapping[str, Mapping[Any, Group]], title: str, path: Path) -> Path:
+    """Score against one option into the PNG `path`: every seed a point, their mean a line.
+
+    option: its name. lines: label -> value of the option -> its runs.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    values = list(dict.fromkeys(value for line in lines.values() for value in line))
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    places = {value: value if numbers else i for i, value in enumerate(values)}
+    doubling = numbers and min(values) > 0 and max(values) >= 4 * min(values)
     panels = {"time_at_goal": "time at goal (steps)", "success_any": "goals reached (share of episodes)"}
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 4), layout="constrained")
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
-        scores = {depth: one.last(column) for depth, one in groups.items()}
-        for depth, values in scores.items():
-            axis.plot([depth] * len(values), values, "o", color="#00857c", alpha=0.45, ms=5)
-        means = [sum(values) / len(values) for values in scores.values()]
-        axis.plot(list(scores), means, color="#00857c", linewidth=2)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(list(scores), [str(depth) for depth in scores])
+        for name, line in lines.items():
+            scores = {places[value]: one.last(column) for value, one in line.items()}
+            means = [sum(each) / len(each) for each in scores.values()]
+            (drawn,) = axis.plot(list(scores), means, linewidth=2, label=name)
+            for place, each in scores.items():
+                axis.plot([place] * len(each), each, "o", color=drawn.get_color(), alpha=0.45, ms=5)
+        if doubling:
+            axis.set_xscale("log", base=2)
+        axis.set_xticks([places[value] for value in values], [str(value) for value in values])
         axis.minorticks_off()
-        axis.set(xlabel="depth of the critic (layers)", ylabel=label)
+        axis.set(xlabel=option.replace("_", " "), ylabel=label)
         axis.set_ylim(bottom=0)
         _tidy(axis)
-    figure.suptitle(next(iter(groups.values())).runs[0].config.env)
+    if len(lines) > 1:
+        axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

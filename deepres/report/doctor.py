@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deepres import memory
 from deepres._version import __version__
 from deepres.config import Config
-from deepres.device import pick_device
-from deepres.distributed import is_first
 from deepres.kernels import backends
-from deepres.memory import size
+from deepres.machine import cpu_name, pick_device
+from deepres.ranks import is_first
+from deepres.report.tables import console, table
+from deepres.training import memory_plan as memory
+from deepres.training.environments import task_sizes
+from deepres.training.memory_plan import size
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,33 +33,32 @@ def print_report(config: Config, memory_gb: float | None = None) -> None:
 
     memory_gb: plan for a GPU with so many GB (of 10^9 bytes), or with device="cpu" for a machine, instead of this one.
     """
-    from rich.console import Console
-
-    console = Console()
-    console.print(table(f"deepres {__version__}", ("what", "here"), _machine()))
+    out = console()
+    out.print(table(f"deepres {__version__}", ("what", "here"), _machine()))
     statuses = [(op, impl, status) for op, rows in backends().items() for impl, status in rows.items()]
-    console.print(table("backends", ("op", "backend", "here"), statuses))
+    out.print(table("backends", ("op", "backend", "here"), statuses))
     try:
-        sizes = memory.task_sizes(config.env)
+        sizes = task_sizes(config.env)
     except ImportError as error:
-        console.print(f"no memory plan: {error}")
+        out.print(f"no memory plan: {error}")
         return
     if memory_gb is None:
-        device, limit = pick_device(config.device).type, memory.room(config)
+        device, limit = pick_device(config.system.device).type, memory.room(config)
     else:
-        device, limit = "cpu" if config.device == "cpu" else "cuda", int(memory_gb * 1e9)
-    made = memory.plan(config, sizes, device=device, free=limit)
-    console.print(plan_table(config, made, limit))
+        device, limit = "cpu" if config.system.device == "cpu" else "cuda", int(memory_gb * 1e9)
+    same: dict[str, Any] = {"device": device, "free": limit, "process": memory.own_bytes()}
+    made = memory.plan(config, sizes, **same)
+    out.print(plan_table(config, made, limit))
     rows = [("as it is", size(made.peak), _verdict(made.peak, limit))]
     for change in memory.choices(config, device):
-        peak = memory.plan(replace(config, **dict([change])), sizes, device=device, free=limit).peak
+        peak = memory.plan(config.replace(**dict([change])), sizes, **same).peak
         rows.append((memory.typed(change), size(peak), _verdict(peak, limit)))
-    console.print(table("what each choice costs", ("option", "peak", f"of {size(limit)}"), rows))
+    out.print(table("what each choice costs", ("option", "peak", f"of {size(limit)}"), rows))
     changes = memory.remedy(config, sizes, limit, device=device)
     if changes is None:
-        console.print(f"nothing of this makes it fit: {memory.LESS}")
+        out.print(f"nothing of this makes it fit: {memory.LESS}")
     else:
-        console.print(f"to make it fit: {memory.typed(*changes)}" if changes else "it fits")
+        out.print(f"to make it fit: {memory.typed(*changes)}" if changes else "it fits")
 
 
 def plan_table(config: Config, plan: memory.Plan, limit: int) -> Group:
@@ -68,9 +67,13 @@ def plan_table(config: Config, plan: memory.Plan, limit: int) -> Group:
     rows = [(part, place, size(bytes)) for part, bytes in plan.parts.items() if bytes]
     rows.append(("peak, not all of it at once", place, f"{size(plan.peak)} of {size(limit)}"))
     rows += [(part, "memory", size(bytes)) for part, bytes in plan.host.items() if bytes]
+    network = config.network
+    depths = f"depth {network.depth}"
+    if network.actor_depth not in (None, network.depth):
+        depths += f", actor {network.actor_depth}"
     title = (
-        f"memory of {config.env}: critic depth {config.critic_depth}, actor depth {config.actor_depth}, "
-        f"width {config.width}, batch {config.batch_size}, {config.precision}"
+        f"memory of {config.env.name}, {config.algorithm_name}: {depths}, width {network.width}, "
+        f"batch {config.schedule.batch_size}, {config.system.precision}"
     )
     return table(title, ("part", "where", "size"), rows)
 
@@ -84,46 +87,20 @@ def print_plan(config: Config) -> None:
 
     Under torchrun it is one process's share of the run, and of the machine where that has no GPU.
     """
-    from rich.console import Console
-
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    share = replace(
-        config, num_envs=max(1, config.num_envs // size), batch_size=max(2, config.batch_size // size)
+    share = config.replace(
+        num_envs=max(1, config.env.num_envs // size), batch_size=max(2, config.schedule.batch_size // size)
     )
     limit = memory.room(share)
-    plan = memory.require(share, memory.task_sizes(share.env), limit)
+    plan = memory.require(share, task_sizes(share.env), limit)
     if is_first():
-        Console().print(plan_table(share, plan, limit))
-
-
-def print_envs() -> None:
-    """Print the registered tasks: sizes, thresholds, time limit."""
-    from rich.console import Console
-
-    from deepres.envs.listing import COLUMNS, rows
-
-    Console().print(table("tasks", COLUMNS, [row.cells() for row in rows()]))
-
-
-def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Group:
-    """A titled table for rich's console."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(columns):
-        widest = max((len(row[i]) for row in rows), default=0)
-        drawn.add_column(column, min_width=widest if i == 0 or widest < 12 else None)  # only sentences wrap
-    for row in rows:
-        drawn.add_row(*row)
-    return Group(f"\n[bold]{title}[/]", drawn)
+        console().print(plan_table(share, plan, limit))
 
 
 def _machine() -> list[tuple[str, str]]:
     rows = [
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
+        ("cpu", f"{cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
     ]
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
@@ -139,12 +116,3 @@ def _installed(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()

@@ -1,0 +1,73 @@
+"""The command line: `deepres train`, `eval`, `sweep`, `compare`, `doctor` and more, each a thin call of the Python API.
+
+What is wrong with the input is one sentence on stderr and exit status 2; a run that cannot go on is status 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import tyro
+
+from deepres.commands import configured, listing, runs
+from deepres.commands.arguments import Defaults, import_modules
+
+ABOUT = (
+    "Very deep residual networks for self-supervised reinforcement learning. With --import MODULE, before or after any "
+    "command, a module of yours is imported first: it registers environments and algorithms."
+)
+
+PLAIN: dict[str, Callable[..., None]] = {
+    "eval": runs.evaluate,
+    "render": runs.render,
+    "compare": runs.compare,
+    "demo": runs.demo,
+    "envs": listing.envs,
+    "algorithms": listing.algorithms,
+    "presets": listing.presets,
+}
+"""Commands whose options are their own."""
+
+CONFIGURED: dict[str, Callable[[list[str], Defaults], None]] = {
+    one.__name__: one for one in configured.COMMANDS
+}
+"""Commands that take a run's options: `deepres train sac --env reacher`; without an algorithm's name it is crl."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command. argv: the arguments, by default the process's own."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        words, imported = import_modules(words)
+        if words and words[0] in CONFIGURED:
+            given = Defaults.read(words[1:], imported)
+            CONFIGURED[words[0]](given.rest, given)
+        else:
+            commands = {**{name: _listed(one) for name, one in CONFIGURED.items()}, **PLAIN}
+            tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=ABOUT, args=words)
+    except (ValueError, TypeError, OSError) as error:
+        _fail(_sentence(error), 2)
+    except (RuntimeError, ImportError, MemoryError) as error:
+        _fail(_sentence(error), 1)
+
+
+def _listed(command: Any) -> Callable[[], None]:
+    """`command` as `deepres --help` lists it; it is parsed elsewhere."""
+
+    @wraps(command, assigned=("__name__", "__doc__"), updated=())
+    def stand_in() -> None: ...
+
+    del stand_in.__wrapped__
+    return stand_in
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(sentence: str, status: int) -> None:
+    print(f"deepres: {sentence}", file=sys.stderr)
+    raise SystemExit(status)

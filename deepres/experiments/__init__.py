@@ -1,0 +1,1 @@
+"""Many runs, and runs that stand for something: presets, grids, the demo."""

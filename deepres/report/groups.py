@@ -1,0 +1,59 @@
+"""Runs that differ in their seed alone are one, with their spread."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepres.runs.files import RunFiles
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone; label: what tells them from the other groups."""
+
+    label: str
+    runs: list[RunFiles]
+
+    def curve(self, column: str) -> tuple[list[float], list[float], list[float], list[float]]:
+        """(environment steps, mean, least, largest) of an evaluation's figure over the seeds."""
+        values: dict[float, list[float]] = {}
+        for run in self.runs:
+            for row in run.evaluations:
+                values.setdefault(row["env_steps"], []).append(row[column])
+        steps = sorted(values)
+        rows = [values[step] for step in steps]
+        return steps, [statistics.fmean(r) for r in rows], [min(r) for r in rows], [max(r) for r in rows]
+
+    def last(self, column: str) -> list[float]:
+        """Each run's last evaluation."""
+        return [run.evaluations[-1][column] for run in self.runs if run.evaluations]
+
+
+def group(runs: Sequence[RunFiles]) -> list[Group]:
+    """The runs by everything but their seed, in the order given."""
+    keyed: dict[str, list[RunFiles]] = {}
+    for run in runs:
+        aside = {name for name, one in run.config.fields().items() if one.metadata.get("aside")}
+        own = {name: value for name, value in run.config.flat().items() if name not in aside}
+        keyed.setdefault(json.dumps(own), []).append(run)
+    settings = [json.loads(key) for key in keyed]
+    names = dict.fromkeys(name for one in settings for name in one)  # each algorithm has options of its own
+    differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+    if "algorithm" in differing:  # an option that only one of them has tells nothing more
+        differing = [name for name in differing if all(name in one for one in settings)]
+    if all(one.get("actor_depth") in (None, one["depth"]) for one in settings):  # the depth tells it already
+        differing = [name for name in differing if name != "actor_depth"]
+    labels = [
+        ", ".join(
+            [one["env"]] * ("env" not in differing) + [_label(name, one.get(name)) for name in differing]
+        )
+        for one in settings
+    ]
+    return [Group(label, members) for label, members in zip(labels, keyed.values(), strict=True)]
+
+
+def _label(name: str, value: object) -> str:
+    return str(value) if name in ("env", "algorithm") else f"{name.replace('_', ' ')} {value}"
