@@ -15,7 +15,7 @@ import numpy as np
 
 try:
     import gymnasium
-    from gymnasium.spaces import Box, Dict
+    from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 except ImportError as error:
     raise ImportError(
@@ -24,6 +24,7 @@ except ImportError as error:
 
 VECTORIZATIONS = ("sync", "async")
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+EXACT = 2**53  # whole numbers up to here are float64's, too
 
 
 class GymnasiumTask:
@@ -33,7 +34,8 @@ class GymnasiumTask:
     - a Dict of observation, achieved_goal and desired_goal (gymnasium-robotics): the state is concat(observation,
       achieved_goal), goal_slice its end, the goal desired_goal;
     - a Box of one axis, with goal_slice=: the state is all of it, and goal= says what is asked for.
-    Actions are a Box with bounds; the learner's [-1, 1] are stretched over them. Success is a distance below the
+    Actions are a Box with bounds; the learner's [-1, 1] are stretched over them, and rounded where they are whole
+    numbers. Success is a distance below the
     threshold, Euclidean between state[goal_slice] and the goal: the environment's own verdict is not asked for.
 
     make: an id of gymnasium's, or a function that makes one environment; either gets `arguments`.
@@ -59,6 +61,12 @@ class GymnasiumTask:
     ) -> None:
         if vectorization not in VECTORIZATIONS:
             raise ValueError(f"vectorization must be sync or async, got {vectorization!r}")
+        if goal_slice is not None and not isinstance(goal_slice, slice):
+            raise ValueError(f"goal_slice of {name} must be a slice such as slice(0, 2), got {goal_slice!r}")
+        if goal is not None and not callable(goal):
+            raise ValueError(
+                f"goal of {name} must be a function of the environment -> goal [G], got {goal!r}"
+            )
         self.name, self.vectorization = name, vectorization
         self._make, self._arguments, self._goal = make, arguments, goal
         env = self._open()
@@ -78,7 +86,7 @@ class GymnasiumTask:
                     f"{name} needs threshold=, the distance to the goal that counts as success: "
                     "the environment has no distance_threshold"
                 )
-            self.threshold = float(threshold)
+            self.threshold = _distance(name, threshold)
         finally:
             env.close()
         self.goal_dim = self.goal_slice.stop - self.goal_slice.start
@@ -87,6 +95,19 @@ class GymnasiumTask:
     def single(self, episode_length: int) -> gymnasium.Env[Any, Any]:
         """One environment of flat observations [state_dim + goal_dim] and actions [action_dim] in [-1, 1]."""
         return _Flat(self._open(), self, episode_length)
+
+    def filmed(self, episode_length: int) -> gymnasium.Env[Any, Any]:
+        """`single`, which gives pictures of itself by render(): RGB [height, width, 3] uint8.
+
+        Raises ValueError in one sentence for an environment that cannot.
+        """
+        try:
+            env = self._open(render_mode="rgb_array")
+        except (TypeError, ValueError):
+            env = None
+        if env is None or env.render_mode != "rgb_array":
+            raise ValueError(f"{self.name} takes no render_mode='rgb_array'")
+        return _Flat(env, self, episode_length)
 
     def flat(self, observation: Any, env: Any) -> np.ndarray:
         """concat(state, goal) float32 of what `env` returned."""
@@ -103,11 +124,14 @@ class GymnasiumTask:
             )
         return flat
 
-    def _open(self) -> gymnasium.Env[Any, Any]:
+    def _open(self, **more: Any) -> gymnasium.Env[Any, Any]:
         if callable(self._make):
-            return self._make(**self._arguments)
+            made = self._make(**self._arguments, **more)
+            if not isinstance(made, gymnasium.Env):
+                raise ValueError(f"gymnasium= of {self.name} must make a gymnasium.Env, got {made!r}")
+            return made
         try:
-            return gymnasium.make(self._make, **self._arguments)
+            return gymnasium.make(self._make, **self._arguments, **more)
         except gymnasium.error.Error as error:
             raise ValueError(f"{self.name}: gymnasium cannot make {self._make!r}: {error}") from None
 
@@ -119,11 +143,19 @@ class GymnasiumTask:
             )
         if goal_slice is not None or self._goal is not None:
             raise ValueError(f"{self.name} observes its goals itself; leave goal_slice= and goal= out")
+        for key in GOAL_KEYS:
+            if not isinstance(observed[key], Box | Discrete | MultiBinary | MultiDiscrete):
+                raise ValueError(
+                    f"{self.name} must observe numbers as its {key}, a Box say, got {observed[key]}; flatten it "
+                    "(gymnasium.spaces.flatten)"
+                )
         sizes = [int(np.prod(observed[key].shape or ())) for key in GOAL_KEYS]
         if sizes[1] != sizes[2]:
             raise ValueError(
                 f"{self.name} must have goals of one size, got achieved {sizes[1]}, desired {sizes[2]}"
             )
+        if sizes[1] == 0:
+            raise ValueError(f"{self.name} must have goals of one number at least, got a size of 0")
         return sizes[:2]
 
     def _whole(self, observed: Any, goal_slice: slice | None) -> tuple[int, slice]:
@@ -143,9 +175,36 @@ class GymnasiumTask:
         return size, slice(start, stop)
 
     def _bounds(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
-        if not isinstance(actions, Box) or not np.isfinite([actions.low, actions.high]).all():
-            raise ValueError(f"{self.name} must have actions in a Box with finite bounds, got {actions}")
-        return actions.low, actions.high
+        wanted = f"{self.name} must have actions in a Box with finite bounds"
+        if not isinstance(actions, Box):
+            raise ValueError(f"{wanted}, got {actions}")
+        if actions.low.size == 0:
+            raise ValueError(f"{wanted}, of one number at least, got {actions}")
+        low, high = actions.low, actions.high
+        if _whole_numbers(low):
+            finite = max(abs(int(low.min())), abs(int(high.max()))) <= EXACT
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = bool(np.isfinite(high - low).all())  # as far apart as can be stretched over
+        if not finite:
+            raise ValueError(
+                f"{wanted}, and a finite span between them, got {actions}; wrap it in RescaleAction"
+            )
+        return low, high
+
+
+def _whole_numbers(bounds: np.ndarray) -> bool:
+    return bool(np.issubdtype(bounds.dtype, np.integer))
+
+
+def _distance(name: str, threshold: Any) -> float:
+    try:
+        distance = float(threshold)
+    except (TypeError, ValueError):
+        distance = np.nan
+    if not 0 < distance < np.inf:
+        raise ValueError(f"threshold of {name} must be a finite distance above 0, got {threshold!r}")
+    return distance
 
 
 def _period(env: gymnasium.Env[Any, Any]) -> float:
@@ -170,13 +229,27 @@ class _Flat(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._task.flat(self.env.reset(seed=seed)[0], self.env), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        low, high = self._task.low, self._task.high
-        share = (np.clip(action, -1.0, 1.0).reshape(low.shape) + 1) / 2
-        given = (low + share * (high - low)).astype(low.dtype)
-        observation, reward, terminated, truncated, _ = self.env.step(given)
+        observation, reward, terminated, truncated, _ = self.env.step(self._stretched(action))
         self._steps += 1
         over = bool(truncated) or self._steps >= self._limit
-        return self._task.flat(observation, self.env), float(reward), bool(terminated), over, {}
+        return self._task.flat(observation, self.env), self._number(reward), bool(terminated), over, {}
+
+    def _stretched(self, action: np.ndarray) -> np.ndarray:
+        """[-1, 1] over the bounds, float64 in between: a span of small whole numbers may pass their type's largest."""
+        low, high = self._task.low, self._task.high
+        finite = np.nan_to_num(action)  # of a broken policy, which the learner finds by itself
+        share = (np.clip(finite, -1.0, 1.0).astype(np.float64).reshape(low.shape) + 1) / 2
+        given = low + share * (high.astype(np.float64) - low)
+        given = np.rint(given) if _whole_numbers(low) else given
+        return np.clip(given.astype(low.dtype), low, high)
+
+    def _number(self, reward: Any) -> float:
+        """A reward that may be an array of one."""
+        if np.size(reward) != 1:
+            raise ValueError(
+                f"{self._task.name} must reward with one number, got shape {list(np.shape(reward))}"
+            )
+        return float(np.asarray(reward).reshape(()))
 
 
 @dataclass(frozen=True)

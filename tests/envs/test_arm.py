@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from helpers.scripted_policies import Inverse, PickAndPlace, tips_of
 
 from deepres import envs
 from deepres.envs.tasks import arm
+from helpers.scripted_policies import Inverse, PickAndPlace, tips_of
 
 NUM_ENVS = 32
 CUBE_SPEED = slice(9, 12)  # in qvel

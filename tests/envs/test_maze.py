@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from helpers.envs_fixtures import stepper
 
 from deepres import envs
 from deepres.envs.engines import PhysicsState
 from deepres.envs.layouts import ANT_LAYOUTS, LAYOUTS
 from deepres.envs.tasks.maze import Maze
+from helpers.envs_fixtures import stepper
 
 # What a robot's torso may do without ending its episode, metres; the speed that it is thrown at walls with, m/s.
 HEALTHY = {"point": (0.0, 1.0), "ant": (0.2, 1.0), "humanoid": (1.0, 2.0)}

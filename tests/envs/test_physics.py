@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from helpers.envs_fixtures import NUM_ENVS, environment, stepper
 
 from deepres import envs
 from deepres.envs.engines import ENGINES, PhysicsState, at_rest, resting_sensors
 from deepres.envs.engines.c import BatchPhysics
 from deepres.envs.engines.mjx import candidate_contacts
 from deepres.envs.env import GoalEnv
+from helpers.envs_fixtures import NUM_ENVS, environment, stepper
 
 _STEPS = {}
 # Among them is a task for each model: a robot's mazes share one.

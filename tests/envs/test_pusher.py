@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from helpers.scripted_policies import Push, reacher_policy
 
 from deepres import envs
 from deepres.envs.tasks import pusher
+from helpers.scripted_policies import Push, reacher_policy
 
 NUM_ENVS = 32
 DRAWS = 2000

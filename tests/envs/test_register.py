@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
-from helpers.own_environments import Ball, Disc, Flat, Reach
 
-from deepres import envs, render
+from deepres import envs
 from deepres.envs import listing, registry
 from deepres.envs.engines import at_rest
+from deepres.report import video
+from deepres.report.paths import plot_paths
+from helpers.own_environments import Ball, Disc, Flat, Reach
 
 N = 3
 
@@ -59,14 +61,14 @@ def test_a_task_of_ones_own_is_stepped_by_every_engine_and_has_its_variants():
 def test_a_model_without_a_floor_and_with_a_sky_of_its_own_is_filmed():
     envs.register("ball", Ball)
     env = envs.make("ball", N, engine="c")
-    frame = render.snapshot(env, env.reset())
+    frame = video.snapshot(env, env.reset())
     assert frame.goal.shape == (3,)
     try:
-        (picture,) = render.pictures(env.task, [frame], 64, 48)
+        (picture,) = video.pictures(env.task, [frame], 64, 48)
         assert picture.shape == (48, 64, 3) and picture.std() > 0
     except RuntimeError as error:
         assert "pictures need an OpenGL context" in str(error)
-    assert [geom.material for geom in render._dressed(env.task.scene(), 5.0, 64, 48).geoms] == [""]
+    assert [geom.material for geom in video._dressed(env.task.scene(), 5.0, 64, 48).geoms] == [""]
 
 
 # --- physics of one's own ---
@@ -96,9 +98,9 @@ def test_a_functional_task_gets_time_limit_trajectories_and_auto_reset(tmp_path)
     np.testing.assert_array_equal(again[2].obs, again[0].obs)
     # Its paths can be drawn; a video cannot.
     walks = [np.stack([s.obs[0, :2] for s in states[:5]])]
-    assert render.plot_paths(env, walks, [states[0].goal[0]], tmp_path / "paths.png").stat().st_size > 1000
+    assert plot_paths(env, walks, [states[0].goal[0]], tmp_path / "paths.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="a video needs a MuJoCo model, which disc does not have"):
-        render.snapshot(env, states[0])
+        video.snapshot(env, states[0])
 
 
 def test_a_task_that_advances_itself_may_still_have_a_model_for_pictures():
@@ -109,7 +111,7 @@ def test_a_task_that_advances_itself_may_still_have_a_model_for_pictures():
     envs.register("drifting", Drifting)
     env = envs.make("drifting", N)
     states = pushed(env, 2, push=0.5)
-    assert env.engine == "jax" and render.snapshot(env, states[2]).qpos.tolist() == [1, 1]
+    assert env.engine == "jax" and video.snapshot(env, states[2]).qpos.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from helpers.envs_fixtures import stepper
 
 from deepres import envs
 from deepres.envs.engines import PhysicsState, at_rest
@@ -15,6 +14,7 @@ from deepres.envs.engines.c import BatchPhysics
 from deepres.envs.engines.mjx import MjxPhysics
 from deepres.envs.tasks import ant_push
 from deepres.envs.tasks.ant import CLEARANCE
+from helpers.envs_fixtures import stepper
 
 N = 4
 LEGS = [0, 1, 0, -1, 0, -1, 0, 1]
