@@ -6,15 +6,14 @@
     python bench/envs.py --only sizes          # nothing is compiled or timed
     python bench/envs.py --only random --engine jax     # random actions alone, on the engine named
 
-A line for each task as it is done, then a table; the JSON under bench/results/ is complete after every task.
+A line for each task as it is done, then a table; the JSON, under bench/results/new/ or bench/results/ (--keep), is
+complete after every task. Each engine steps in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,18 +21,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: the folder above holds `bench`, and `deepres` where it is not installed
-    sys.path[0:1] = []
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+if not __package__:  # run as a file: `bench` and `deepres` are those of this checkout
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p).resolve() != here)]
 
-from bench import environment
-from bench.progress import Progress
-from bench.throughput import save
+from bench.harness import environment, turns
+from bench.harness import results as files
+from bench.harness.progress import Progress, draw_table
+from bench.harness.results import Row
+from bench.harness.workers import Crew, Failed
 from deepres import envs
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ENGINES, SIZES = ("jax", "c"), (64, 256)
-TURN_S, ROUNDS, EPISODES = 0.4, 7, 64
+LEAST_S, ROUNDS, EPISODES = 0.4, 7, 64
 
 # The beginning of a name -> sizes of state, goal and action, slice of the goal in the state; the longest that fits.
 PUBLISHED = {
@@ -51,8 +51,6 @@ PUBLISHED = {
     "arm_grasp": (23, 7, 5, (16, 23)),
 }
 
-Row = dict[str, Any]
-
 
 def published(name: str) -> tuple[int, int, int, tuple[int, int]]:
     """Sizes of state, goal and action, and the goal's slice, as the paper's code has them."""
@@ -60,48 +58,40 @@ def published(name: str) -> tuple[int, int, int, tuple[int, int]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 if a task's sizes are not the published ones or it came to NaN, 130 when interrupted."""
+    """The exit status: 0, or 1 if a task's sizes are not the published ones or it came to NaN, 2 when an engine fails,
+    130 when interrupted."""
     os.environ["DEEPRES_COMPILE_CACHE"] = "0"  # compiling is timed
     arguments = parse(argv)
-    results: Row = {
-        "kind": "deepres environments",
-        "complete": False,
-        "environment": environment.describe("cpu"),
-        "arguments": {
-            "names": arguments.names,
-            "only": arguments.only,
-            "sizes": arguments.envs,
-            "rounds": arguments.rounds,
-            "engine": arguments.engine,
-        },
-        "rows": [],
-    }
+    results = files.begin("envs", arguments, environment.describe("cpu"))
     results["environment"]["versions"] |= {name: version(name) for name in ("mujoco", "mujoco-mjx")}
-    device = re.sub(r"[^a-z0-9]+", "-", results["environment"]["device"]["name"].lower()).strip("-")
-    path = arguments.out / f"envs_{device}_{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
+    path = files.path(arguments, files.file_name("envs", results))
+    interrupted = False
     try:
-        with Progress(len(arguments.names)) as progress:
+        with Progress(len(arguments.names)) as progress, Crew(None, "bench.envs:Desk") as crew:
             for name in arguments.names:
                 progress.say(name)
                 row = sizes(name)
                 if arguments.only is None:
-                    row |= speeds(name, arguments.envs, arguments.rounds, progress.say)
+                    row |= speeds(name, arguments.envs, arguments.rounds, crew, progress.say)
                 if arguments.only != "sizes":
                     row |= chance(name, arguments.engine)
                 results["rows"].append(row)
                 if arguments.only != "sizes":
-                    save(results, path)
+                    files.save(results, path)
                 progress.say(words(row))
                 progress.advance()
         results["complete"] = True
+    except Failed as failure:
+        print(f"envs.py: {failure.reason}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: what was measured until then stays", file=sys.stderr)
+        interrupted = True
     show(results["rows"], arguments.envs)
     if arguments.only != "sizes" and results["rows"]:
-        save(results, path)
+        files.save(results, path)
         print(f"wrote {path}")
     if not results["complete"]:
-        return 130
+        return 130 if interrupted else 2
     return 0 if all(row["sizes_are_published"] and row.get("finite", True) for row in results["rows"]) else 1
 
 
@@ -112,16 +102,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("names", nargs="*", metavar="TASK", help="by default every registered one")
     add("--only", choices=("sizes", "random"), help="compile and time nothing; or random actions alone")
-    add("--engine", default="auto", help="whose physics random actions meet: auto, c, jax or warp")
+    add("--engine", default="auto", help="the engine that random actions run on: auto, c, jax or warp")
     add("--envs", nargs="+", type=int, default=list(SIZES), metavar="N", help="default: %(default)s")
-    add(
-        "--rounds",
-        type=int,
-        default=ROUNDS,
-        metavar="N",
-        help="turns of each contestant, default: %(default)s",
-    )
-    add("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
+    add("--rounds", type=int, default=ROUNDS, metavar="N", help="turns of each engine, default: %(default)s")
+    files.add_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be a number of turns >= 1, got {arguments.rounds}")
@@ -156,38 +140,60 @@ def sizes(name: str) -> Row:
     }
 
 
-def speeds(name: str, counts: list[int], rounds: int, say: Callable[[str], None]) -> Row:
-    """Seconds to a first step of each engine, and its env steps a second, the contestants taking turns."""
-    import jax
-    import numpy as np
-
+def speeds(name: str, counts: list[int], rounds: int, crew: Crew, say: Callable[[str], None]) -> Row:
+    """Seconds to a first step of each engine, and its env steps a second, the engines taking turns."""
     compile_s: Row = {}
-    turns: dict[str, Callable[[], float]] = {}
+    askers: dict[str, Callable[[], float]] = {}
     for engine in ENGINES:
+        worker = crew.get(engine)
         for count in counts:
             say(f"{name}: {engine} with {count} environments")
-            began = time.perf_counter()
-            env = envs.make(name, num_envs=count, engine=engine)
-            shape = (200, count, env.action_dim)
-            actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-            state = jax.block_until_ready(env.step(env.reset(), actions[0]))
-            compile_s.setdefault(engine, time.perf_counter() - began)
-            turns[f"{engine}_{count}"] = _turns(env, state, actions)
-    rates: dict[str, list[float]] = {contestant: [] for contestant in turns}
-    for r in range(rounds):
-        for contestant in sorted(turns, key=list(turns).index, reverse=bool(r % 2)):
-            rates[contestant].append(turns[contestant]())
-    spread = {
-        contestant: {"median": statistics.median(seen), "min": min(seen), "max": max(seen)}
-        for contestant, seen in rates.items()
+            seconds = worker.ask("build", name, engine, count)
+            compile_s.setdefault(engine, seconds)
+            askers[f"{engine}_{count}"] = lambda worker=worker, count=count: worker.ask("turn", count)
+    rates: dict[str, list[float]] = {contestant: [] for contestant in askers}
+    for contestant, _, rate in turns.interleave(askers, rounds):
+        rates[contestant].append(rate)
+    for engine in ENGINES:
+        crew.get(engine).ask("drop")
+    both = {count: (rates[f"c_{count}"], rates[f"jax_{count}"]) for count in counts}
+    return {
+        "compile_s": compile_s,
+        "env_steps_per_s": {n: turns.spread(seen) | {"max": max(seen)} for n, seen in rates.items()},
+        "c_over_jax": {
+            count: turns.ratio([[1 / rate] for rate in jax], [[1 / rate] for rate in c])["median"]
+            for count, (c, jax) in both.items()
+        },
     }
-    ratios = {
-        count: statistics.median(
-            c / jax for c, jax in zip(rates[f"c_{count}"], rates[f"jax_{count}"], strict=True)
-        )
-        for count in counts
-    }
-    return {"compile_s": compile_s, "env_steps_per_s": spread, "c_over_jax": ratios}
+
+
+class Desk:
+    """What the process of an engine can be asked: `build` each number of environments, `turn` by turn, `drop`."""
+
+    def __init__(self, threads: int | None):
+        self.turns: dict[int, Callable[[], float]] = {}
+
+    def build(self, name: str, engine: str, count: int) -> float:
+        """Seconds until a first step is there, with JAX and MuJoCo imported before."""
+        import jax
+        import numpy as np
+
+        envs.make_task(name)
+        began = time.perf_counter()
+        env = envs.make(name, num_envs=count, engine=engine)
+        shape = (200, count, env.action_dim)
+        actions = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        state = jax.block_until_ready(env.step(env.reset(), actions[0]))
+        seconds = time.perf_counter() - began
+        self.turns[count] = _turns(env, state, actions)
+        return seconds
+
+    def turn(self, count: int) -> float:
+        """Env steps a second."""
+        return self.turns[count]()
+
+    def drop(self) -> None:
+        self.turns.clear()
 
 
 def _turns(env: Any, state: Any, actions: Any) -> Callable[[], float]:
@@ -203,7 +209,7 @@ def _turns(env: Any, state: Any, actions: Any) -> Callable[[], float]:
         jax.block_until_ready(holder[0])
         return time.perf_counter() - began
 
-    count = max(3, round(TURN_S / (steps(3) / 3)))  # after the three that also warm it
+    count = max(3, round(LEAST_S / (steps(3) / 3)))  # after the three that also warm it
 
     def turn() -> float:
         steps(2)
@@ -279,7 +285,7 @@ def words(row: Row) -> str:
 
 
 def show(rows: list[Row], counts: list[int]) -> None:
-    """The table, drawn where rich is there."""
+    """The table."""
     first = rows[0] if rows else {}
     headings = [*HEADINGS]
     if "env_steps_per_s" in first:
@@ -288,24 +294,7 @@ def show(rows: list[Row], counts: list[int]) -> None:
             headings += [*(f"{engine} {count}/s" for engine in ENGINES), "c / jax"]
     if "finite" in first:
         headings += ["random success", "random steps"]
-    lines = [cells(row, counts) for row in rows]
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for line in (headings, *lines):
-            print("  ".join(line))
-        return
-    table = Table(box=box.SIMPLE_HEAD)
-    for n, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if n < 2 else "right")
-    for line in lines:
-        table.add_row(*line)
-    console = Console()
-    if not console.is_terminal:  # a log has no width: let the lines be as long as they are
-        console.width = 220
-    console.print(table)
+    draw_table(headings, [cells(row, counts) for row in rows], left={0, 1}, wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,142 +1,20 @@
 """Fused against unfused over depth, as a picture: `python bench/plot.py bench/results/FILE.json ...`.
 
-A column for each op, mode and precision; speed as a multiple of eager PyTorch, time a layer, peak memory.
+Writes FILE.png beside each FILE.json, or into another folder (--out).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-if not __package__:
-    sys.path[0:1] = []
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+if not __package__:  # run as a file: `bench` and `deepres` are those of this checkout
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p).resolve() != here)]
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
-
-from bench import table
-
-Row = dict[str, Any]
-INK, FAINT, GRID = "#222222", "#8a8f98", "#e6e8eb"
-STYLES: dict[str, dict[str, Any]] = {
-    "eager": {"color": "#6b7280", "marker": "o"},
-    "reference": {"color": "#b0b6bf", "marker": "o"},
-    "eager-fp32": {"color": "#a9adb5", "marker": "x"},
-    "compile": {"color": "#e08e45", "marker": "s"},
-    "jax": {"color": "#8e6bbf", "marker": "D"},
-    "deepres": {"color": "#00857c", "marker": "o", "linewidth": 2.6, "markersize": 6, "zorder": 5},
-    "deepres-cpu": {"color": "#4fb0a8", "marker": "v"},
-    "deepres-triton": {"color": "#3d7fc4", "marker": "v"},
-    "deepres-cuda": {"color": "#7a9a01", "marker": "v"},
-    "deepres-checkpoint": {"color": "#00857c", "marker": "^", "linestyle": "--"},
-    "products": {"color": INK, "linestyle": (0, (2, 2)), "linewidth": 1.2, "zorder": 1},
-}
-
-
-def draw(results: dict[str, Any], path: Path) -> bool:
-    """Writes the PNG; False, and no file, where nothing was measured."""
-    groups = [(heading, [row for row in rows if row["ms"]]) for heading, rows in table.groups(results)]
-    groups = [(heading, rows) for heading, rows in groups if rows]
-    if not groups:
-        return False
-    panels = [
-        ("times as fast as eager PyTorch", _speed, False),
-        ("peak memory above parameters, MB", _memory, True),
-    ]
-    if results["environment"]["device"]["kind"] != "cpu":  # a CPU's times are its neighbours', too
-        panels.insert(1, ("time per layer, µs", lambda row: _spread(row, 1e3 / row["depth"]), True))
-    figure, axes = plt.subplots(
-        len(panels),
-        len(groups),
-        figsize=(1.2 + 3.9 * len(groups), 1.6 + 2.55 * len(panels)),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    for column, (heading, rows) in enumerate(groups):
-        op, mode, precision = heading.split(", ")
-        axes[0][column].set_title(f"{op.replace('_', ' ')}\n{mode}, {precision}", fontsize=10.5, color=INK)
-        for line, (name, value, logarithmic) in enumerate(panels):
-            axis = axes[line][column]
-            _panel(axis, rows, value, logarithmic)
-            if column == 0:
-                axis.set_ylabel(name, fontsize=9.5, color=INK)
-        axes[-1][column].set_xlabel("depth (layers)", fontsize=9.5, color=INK)
-    for axis in axes[0]:
-        axis.set_ylim(bottom=0)
-    handles: dict[str, Any] = {}
-    for axis in axes.flat:
-        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside upper center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=10,
-    )
-    size = results["arguments"]
-    figure.supxlabel(
-        f"{table.machine(results)}\nbatch {size['batch']}, width {size['width']}; "
-        "medians of interleaved runs, bands from the 10th to the 90th percentile",
-        fontsize=8,
-        color=FAINT,
-    )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return True
-
-
-Band = tuple[float, float, float]  # low, middle, high
-
-
-def _speed(row: Row) -> Band | None:
-    speed_up = row["speed_up"]
-    return (speed_up["p10"], speed_up["median"], speed_up["p90"]) if speed_up else None
-
-
-def _spread(row: Row, scale: float) -> Band:
-    return row["ms"]["p10"] * scale, row["ms"]["median"] * scale, row["ms"]["p90"] * scale
-
-
-def _memory(row: Row) -> Band | None:
-    peak = row["peak_bytes"]
-    return (peak / 1e6, peak / 1e6, peak / 1e6) if peak else None
-
-
-def _panel(axis: Axes, rows: list[Row], value: Callable[[Row], Band | None], logarithmic: bool) -> None:
-    for name in dict.fromkeys(row["implementation"] for row in rows):
-        own = [row for row in rows if row["implementation"] == name]
-        points = [(row["depth"], band) for row in own if (band := value(row)) is not None]
-        if not points:
-            continue
-        style = {"linewidth": 1.7, "markersize": 4.5, "label": own[0]["label"]} | STYLES.get(name, {})
-        depths = [depth for depth, _ in points]
-        low, middle, high = zip(*(band for _, band in points), strict=True)
-        axis.fill_between(depths, low, high, color=style["color"], alpha=0.13, linewidth=0)
-        axis.plot(depths, middle, **style)
-    axis.set_xscale("log", base=2)
-    depths = sorted({row["depth"] for row in rows})
-    axis.set_xticks(depths, [str(depth) for depth in depths])
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    if logarithmic:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}" if y < 1e6 else f"{y:.0e}"))
-    axis.grid(color=GRID, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.tick_params(colors=FAINT, labelcolor=INK, labelsize=8.5, length=3)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+from bench.harness import plot
+from bench.harness.table import load
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,13 +22,16 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, help="JSON files written by bench/throughput.py")
-    for path in parser.parse_args(argv).files:
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside each file")
+    arguments = parser.parse_args(argv)
+    for path in arguments.files:
+        picture = (arguments.out or path.parent) / path.with_suffix(".png").name
         try:
-            drawn = draw(table.load(path), path.with_suffix(".png"))
+            drawn = plot.draw(load(path), picture)
         except ValueError as error:
             print(f"plot.py: {error}", file=sys.stderr)
             return 2
-        print(f"wrote {path.with_suffix('.png')}" if drawn else f"{path}: nothing was measured, no plot")
+        print(f"wrote {picture}" if drawn else f"{path}: nothing was measured, no plot")
     return 0
 
 

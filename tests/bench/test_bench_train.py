@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is no part of the installed package
-
 from bench import train_report
-from bench.crl_eager import EagerLearner
-from bench.crl_jax import JaxLearner
+from bench.published import crl_jax
+from bench.published.crl import EagerLearner
+from bench.published.crl_jax import JaxLearner
+from bench.train import report
 from deepres.config import Config
-from deepres.learner import Batch, Learner
+from deepres.data.batch import Batch, Sizes
+from deepres.training.learner import Learner
+from helpers.benches import bench
 
 pytest.importorskip("mujoco.mjx")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 TINY = (
     "--env", "point_u_maze", "--depth", "4", "--steps", "8", "--seconds", "1", "--batch", "16", "--width", "32",
@@ -28,28 +25,22 @@ TINY = (
 )  # fmt: skip
 
 
-def bench(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "train.py"), *arguments],
-        cwd=folder, env=os.environ | {"MPLCONFIGDIR": str(ROOT / "build" / "matplotlib")},
-        capture_output=True, text=True,
-    )  # fmt: skip
-
-
 def test_rivals_compute_the_same_algorithm(monkeypatch):
-    """From the same weights on the same batches the three learners stay together, losses and actions."""
-    from bench import crl_jax
-
-    config = Config(critic_depth=8, actor_depth=4, width=32, feature_dim=8, batch_size=32, impl="reference")
-    sizes = {"state_dim": 6, "action_dim": 2, "goal_dim": 3}
+    """From the same weights on the same batches the learners stay together, losses and actions."""
+    config = Config(depth=8, actor_depth=4, width=32, feature_dim=8, batch_size=32, impl="reference")
 
     def learner() -> Learner:
-        return Learner(config, **sizes, generator=torch.Generator().manual_seed(1))
+        return Learner(config, Sizes(6, 2, 3), generator=torch.Generator().manual_seed(1))
 
     monkeypatch.setattr(
         crl_jax, "UNROLLED", 4
     )  # phi and psi by a scan over blocks, as beyond depth 64; the actor not
-    learners = [learner(), EagerLearner(learner()), JaxLearner(learner())]
+    learners = [
+        learner(),
+        EagerLearner(learner()),
+        EagerLearner(learner(), strong=True),
+        JaxLearner(learner()),
+    ]
     random = torch.Generator().manual_seed(2)
     for _ in range(12):
         state, goal, noise = (torch.randn(32, n, generator=random) for n in (6, 3, 2))
@@ -66,11 +57,11 @@ def test_rivals_compute_the_same_algorithm(monkeypatch):
             )
 
 
-def test_a_run_leaves_rates_curves_and_the_split(tmp_path):
-    process = bench(*TINY, "--contestant", "eager", "deepres", "--out", str(tmp_path), folder=tmp_path)
+def test_a_run_leaves_rates_curves_and_the_split(tmp_path: Path):
+    process = bench("train.py", *TINY, "--contestant", "eager", "deepres", "--out", tmp_path, folder=tmp_path)
     assert process.returncode == 0, process.stderr
     (path,) = tmp_path.glob("*.json")
-    results = train_report.load(path)
+    results = report.load(path)
     assert results["complete"] and results["environment"]["commit"]
     rows = {row["contestant"]: row for row in results["rows"]}
     assert list(rows) == ["eager", "deepres"]
@@ -100,15 +91,15 @@ def test_a_run_leaves_rates_curves_and_the_split(tmp_path):
     ],
 )
 def test_bad_arguments_get_one_sentence(arguments, sentence, capsys):
-    from bench import train
+    from bench.train import command
 
     with pytest.raises(SystemExit) as stop:
-        train.parse(arguments)
+        command.parse(arguments)
     assert stop.value.code == 2 and sentence in capsys.readouterr().err
 
 
 def test_curves_are_compared_smoothed():
     flat, bent = [2.0] * 40, [2.0] * 39 + [4.0]
-    assert train_report.difference(flat, flat) == 0
-    assert train_report.difference(bent, flat) == pytest.approx(0.1)  # one step of SMOOTH is twice as large
-    assert train_report.smoothed([1.0, 3.0] * 4) == [2.0] * 7  # a quarter of so few
+    assert report.difference(flat, flat) == 0
+    assert report.difference(bent, flat) == pytest.approx(0.1)  # one step of SMOOTH is twice as large
+    assert report.smoothed([1.0, 3.0] * 4) == [2.0] * 7  # a quarter of so few

@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.harness import memory
+
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 PACKAGES = ("torch", "jax", "jaxlib", "triton", "cupy-cuda13x", "numpy")
 
@@ -39,7 +41,7 @@ def describe(device: str) -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "flags": cpu_flags(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
-            "memory_bytes": memory_bytes("MemTotal"),
+            "memory_bytes": memory.machine_bytes("MemTotal"),
         },
         "threads": torch.get_num_threads(),
         "load_average_at_start": load_average(),
@@ -47,6 +49,13 @@ def describe(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version(), **versions()},
     }
+
+
+def compiler() -> dict[str, Any]:
+    """What matters to code that is compiled and not run."""
+    commit, dirty = git_state()
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"date": date, "commit": commit, "uncommitted_changes": dirty, "versions": versions()}
 
 
 def gpu() -> dict[str, Any]:
@@ -109,17 +118,6 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-
-
-def memory_bytes(field: str) -> int | None:
-    """ "MemTotal" or "MemAvailable" of the machine; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def load_average() -> list[float] | None:

@@ -2,33 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench/ is no part of the installed package
-
-from bench import measure, plot, registry, table, throughput, timing, worker
-
-ROOT = Path(__file__).resolve().parent.parent
+from bench import throughput
+from bench.harness import contest, plot, table, turns, workers
+from bench.harness.contestants import Implementation, Prepared
+from bench.ops import registry
+from helpers.benches import bench
 
 # not tinier: the worst of a few hundred errors is luck, and the check before the clock compares worst errors
 TINY = ("--batch", "64", "--width", "64", "--seconds", "0.05", "--device", "cpu", "--threads", "1")
-
-
-def bench(script, *arguments, folder=ROOT, **options):
-    environment = os.environ | {"MPLCONFIGDIR": str(ROOT / "build" / "matplotlib")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "bench" / script), *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +83,11 @@ def test_tables_come_from_the_file_and_name_their_command(run):
             "--precision tf32 exists on GPUs only; use fp32 or bf16",
         ),
         (["--seconds", "-1"], "--seconds must be greater than 0, got -1.0"),
+        (["--op", "info_nce", "--precision", "bf16"], "--precision must be of fp32 for info_nce, got 'bf16'"),
+        (
+            ["--batch", "64", "128"],
+            "--batch takes one number where the depth varies; ask for --op info_nce alone",
+        ),
     ],
 )
 def test_bad_arguments_get_one_sentence(arguments, sentence, tmp_path):
@@ -118,7 +107,7 @@ def test_a_file_of_another_kind_gets_one_sentence(tmp_path):
 
 def wrong(case, variant):
     """A contestant whose bias gradient is off by one part in a thousand."""
-    from bench.residual_stack import eager
+    from bench.ops.residual_stack import eager
 
     right = eager(case, "")
 
@@ -126,7 +115,7 @@ def wrong(case, variant):
         tensors = right.named(result)
         return tensors | {"dbias": tensors["dbias"] * 1.001}
 
-    return worker.Prepared(right.run, named, right.wait)
+    return Prepared(right.run, named, right.wait)
 
 
 def dying(case, variant):
@@ -134,14 +123,14 @@ def dying(case, variant):
 
 
 def test_right_contestants_are_weighed_and_wrong_or_dying_ones_get_no_figure(monkeypatch):
-    entries = registry.OPS["residual_stack"].implementations
+    entries = registry.RESIDUAL_STACK.implementations
     for name in ("wrong", "dying"):
-        monkeypatch.setitem(entries, name, registry.Implementation(name, f"{__name__}:{name}", worse=8.0))
-    settings = measure.Settings(batch=512, width=128, device="cpu", budget_s=0.01, limit_s=100)
-    with worker.Crew(threads=1) as crew:
-        contest = measure.Contest("residual_stack", "fp32", settings, crew, lambda text: None)
-        contest.enter(["eager", "wrong", "dying"])
-        rows = {row["implementation"]: row for row in contest.measure(contest.case(16, "forward_backward"))}
+        monkeypatch.setitem(entries, name, Implementation(name, f"{__name__}:{name}", worse=8.0))
+    settings = contest.Settings(batch=512, width=128, device="cpu", budget_s=0.01, limit_s=100)
+    with workers.Crew(1, contest.DESK) as crew:
+        own = contest.Contest(registry.RESIDUAL_STACK, "fp32", settings, crew, lambda text: None)
+        own.enter(["eager", "wrong", "dying"])
+        rows = {row["implementation"]: row for row in own.measure(own.case(16, "forward_backward"))}
     assert rows["wrong"]["status"] == "refused" and "dbias is off by" in rows["wrong"]["reason"]
     assert rows["dying"]["status"] == "failed" and "exit code 7" in rows["dying"]["reason"]
     assert all(rows[name]["ms"] is None and rows[name]["speed_up"] is None for name in ("wrong", "dying"))
@@ -152,10 +141,10 @@ def test_right_contestants_are_weighed_and_wrong_or_dying_ones_get_no_figure(mon
 
 
 def test_statistics():
-    spread = timing.spread([5.0, 1.0, 3.0, 2.0, 4.0])
+    spread = turns.spread([5.0, 1.0, 3.0, 2.0, 4.0])
     assert spread == {"median": 3.0, "p10": 1.4, "p90": 4.6, "min": 1.0, "runs": 5}
-    assert timing.ratio([[2.0], [8.0], [6.0]], [[1.0], [2.0], [3.0]])["median"] == 2.0
-    order = [(name, r) for name, r, _ in timing.interleave({"a": list, "b": list}, 2, 1.0)]
+    assert turns.ratio([[2.0], [8.0], [6.0]], [[1.0], [2.0], [3.0]])["median"] == 2.0
+    order = [(name, r) for name, r, _ in turns.interleave({"a": list, "b": list}, 2, 1.0)]
     assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
 
 
@@ -163,8 +152,35 @@ def test_other_precisions_are_also_held_against_fp32():
     arguments = throughput.parse(["--precision", "bf16"])
     assert "eager-fp32" in throughput.contestants("residual_stack", "bf16", arguments)
     assert "eager-fp32" not in throughput.contestants("residual_stack", "fp32", arguments)
-    assert "deepres-checkpoint" not in throughput.contestants("residual_stack", "fp32", arguments)
+    assert "deepres-recompute" not in throughput.contestants("residual_stack", "fp32", arguments)
 
 
 def test_every_contestant_has_its_line_in_the_plot():
     assert {name for op in registry.OPS.values() for name in op.implementations} <= set(plot.STYLES)
+
+
+def test_info_nce_is_an_op_whose_batch_varies(tmp_path):
+    sizes = ("--batch", 96, 128, "--width", 16, "--seconds", 0.05, "--device", "cpu", "--threads", 1)
+    process = bench("throughput.py", "--op", "info_nce", *sizes, "--out", tmp_path)
+    assert process.returncode == 0, process.stderr
+    (path,) = tmp_path.glob("*.json")
+    results = table.load(path)
+    measured = {(row["batch"], row["implementation"]) for row in results["rows"] if row["ms"]}
+    names = {"eager", "eager-matmul", "broadcast", "deepres"}
+    assert measured == {(batch, name) for batch in (96, 128) for name in names}
+    assert {check["implementation"] for check in results["checks"]} == names
+    assert max(check["worst_error"] for check in results["checks"]) < 1e-4
+    markdown = bench("table.py", path).stdout
+    assert "**info_nce, forward + backward, fp32**, width 16" in markdown and "| 128 |" in markdown
+
+
+def test_the_broadcast_form_in_parts_is_the_whole(monkeypatch):
+    from bench.harness.contestants import Case
+    from bench.ops import info_nce
+
+    phi, psi = info_nce.inputs(Case("info_nce", "forward_backward", 1, 40, 8, "fp32", "cpu"))
+    whole = info_nce.in_parts(phi, psi)
+    monkeypatch.setattr(info_nce, "BROADCAST_BYTES", 3 * 4 * 40 * 8 * 7)
+    assert info_nce.rows_at_a_time(40, 8) == 7
+    for part, all_at_once in zip(info_nce.in_parts(phi, psi), whole, strict=True):
+        assert (part - all_at_once).abs().max() < 1e-6

@@ -6,21 +6,22 @@ builds it. The maths, the inputs and the gradients asked for are those of the Py
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.registry import Case
-from bench.residual_stack import EPS, PARAMETERS, SKIP_EVERY, inputs
-from bench.worker import Prepared, Unavailable
+from bench.harness.contestants import Case, Prepared
+from bench.harness.workers import Unavailable, use_threads
+from bench.ops.residual_stack import inputs
+from bench.published.crl import PARAMETERS
+from bench.published.crl_jax import blocks, layer
 
 
 def jitted(case: Case, variant: str) -> Prepared:
-    threads = torch.get_num_threads()  # JAX counts the cores it may run on, and only then
-    if case.device == "cpu" and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    if case.device == "cpu":
+        use_threads(torch.get_num_threads())
     try:
         import jax
         import jax.numpy as jnp
@@ -34,19 +35,8 @@ def jitted(case: Case, variant: str) -> Prepared:
     kind = jnp.bfloat16 if case.precision == "bf16" else jnp.float32
     jax.config.update("jax_default_matmul_precision", "highest" if case.precision == "fp32" else "default")
 
-    def layer(a: Any, kernel: Any, bias: Any, scale: Any, shift: Any) -> Any:
-        u = jnp.dot(a.astype(kind), kernel.astype(kind), preferred_element_type=jnp.float32) + bias
-        centred = u - u.mean(-1, keepdims=True)
-        rstd = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPS)
-        return jax.nn.silu(centred * rstd * scale + shift)
-
     def forward(layers: Any, x: Any) -> Any:
-        a = block = x
-        for l, parameters in enumerate(layers, start=1):
-            a = layer(a, *parameters)
-            if l % SKIP_EVERY == 0:
-                a = block = a + block
-        return a
+        return blocks(x, layers, partial(layer, kind=kind))
 
     def forward_backward(layers: Any, x: Any, dy: Any) -> Any:
         y, pull = jax.vjp(forward, layers, x)

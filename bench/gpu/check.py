@@ -1,6 +1,6 @@
-"""What a GPU does, beside what bench/model.py predicts: ceilings, and a dependent layer by mechanism.
+"""What a GPU does, beside what the model predicts: ceilings, and a dependent layer by mechanism.
 
-    python bench/gpu_check.py [--out FILE] [--width 256] [--batch 512] [--precision bf16]
+    python bench/gpu/check.py [--out DIR] [--width 256] [--batch 512] [--precision bf16]
 
 Each mechanism runs two depths; the difference over the layers between them is the cost of one dependent
 layer, free of what a call costs once. Times are CUDA events around a call, the median of many; "cold" has the
@@ -12,21 +12,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 
-if not __package__:  # run as a file: `bench` and `deepres` are found in the folder above
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+if (
+    not __package__
+):  # run as a file: the folder above bench/ holds `bench`, and `deepres` where it is not installed
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parents[1]), *(p for p in sys.path if Path(p).resolve() != here)]
 
 import deepres
-from bench import model
-from deepres.kernels.residual_stack import cuda as residual_stack_cuda
+from bench.gpu import model
+from bench.harness import environment, turns
+from bench.harness import results as files
+from bench.published.crl import HALF, Stack
+from deepres.kernels.residual_stack import cuda as backend
 
 DEPTHS = (64, 128)
 CALLS = 30
@@ -48,12 +52,7 @@ def microseconds(run: Run, *, cold: bool = False) -> dict[str, float]:
         stop.record()
         pairs.append((start, stop))
     torch.cuda.synchronize()
-    times = sorted(1e3 * start.elapsed_time(stop) for start, stop in pairs)
-    return {
-        "median": statistics.median(times),
-        "p10": times[len(times) // 10],
-        "p90": times[-1 - len(times) // 10],
-    }
+    return turns.spread([1e3 * start.elapsed_time(stop) for start, stop in pairs])
 
 
 def graphed(run: Run) -> Run:
@@ -102,21 +101,15 @@ def plain(
     size: model.Size,
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """The network as one writes it by hand, with a tensor for each parameter of each layer."""
-    x, weight, *vectors = tensors(size)
-    layers = [[w.T.contiguous(), *(v[l].clone() for v in vectors)] for l, w in enumerate(weight)]
-    parameters = [p.requires_grad_() for layer in layers for p in layer]
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(size.precision)
+    x, *parameters = tensors(size)
+    stack, half = Stack(*parameters), HALF.get(size.precision)
 
     def network(a: torch.Tensor) -> torch.Tensor:
+        # nothing cached: a recorded graph would keep one call's casts of the weights
         with torch.autocast("cuda", half, enabled=half is not None, cache_enabled=False):
-            block = a
-            for l, (w, b, gamma, beta) in enumerate(layers, start=1):
-                a = F.silu(F.layer_norm(F.linear(a, w, b), (size.width,), gamma, beta, 1e-6))
-                if l % 4 == 0:
-                    a = block = a + block
-        return a
+            return stack(a)
 
-    return network, parameters, x
+    return network, list(stack.parameters()), x
 
 
 def runs(
@@ -160,7 +153,7 @@ def fused(impl: str, cluster: int | None = None) -> Callable[[model.Size], dict[
 
         if cluster is None:
             return {mode: graphed(run) for mode, run in runs(network, leaves, x).items()}
-        with mock.patch.object(residual_stack_cuda, "choose_cluster", lambda *_: cluster):
+        with mock.patch.object(backend, "choose_cluster", lambda *_: cluster):
             return {mode: graphed(run) for mode, run in runs(network, leaves, x).items()}
 
     return build
@@ -201,38 +194,28 @@ def machine_of(name: str) -> model.Machine | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure a GPU beside its prediction.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu_check.json")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--precision", nargs="*", choices=tuple(model.PRECISIONS), default=["bf16", "tf32"])
-    chosen = parser.parse_args()
+    files.add_options(parser)
+    arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print(
-            "gpu_check.py measures a CUDA device, and PyTorch sees none; bench/model.py predicts without one"
-        )
+        print("check.py measures a CUDA device, and PyTorch sees none; bench/model.py predicts without one")
         return 2
-    device = torch.cuda.get_device_properties(0)
-    report: dict[str, object] = {
-        "device": device.name,
-        "torch": torch.__version__,
-        "backends": deepres.backends(),
-        "ceilings": ceilings(),
-    }
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    machine = machine_of(device.name)
-    sizes = [model.Size(DEPTHS[0], chosen.batch, chosen.width, precision) for precision in chosen.precision]
-    measured: dict[str, dict[str, object]] = {size.precision: {} for size in sizes}
-    for size in sizes:
-        report[size.precision] = {
-            "size": dataclasses.asdict(size),
-            "predicted_us": model.predictions(machine, size) if machine else "no entry in bench/model.py",
-            "measured": measured[size.precision],
-        }
+    described = environment.describe("cuda")
+    results = files.begin("gpu_check", arguments, described, ceilings=ceilings())
+    path = files.path(arguments, "gpu_check.json")
+    machine = machine_of(described["device"]["name"])
     for name, build in MECHANISMS.items():  # the slowest to build comes last, for every precision
-        for size in sizes:
-            measured[size.precision][name] = measure(size, build)
-            print(size.precision, name, json.dumps(measured[size.precision][name]))
-            chosen.out.write_text(json.dumps(report, indent=1))  # what is measured stays, whatever comes next
+        for precision in arguments.precision:
+            size = model.Size(DEPTHS[0], arguments.batch, arguments.width, precision)
+            predicted = model.predictions(machine, size) if machine else "no entry in bench/gpu/model.py"
+            row = {"mechanism": name, **dataclasses.asdict(size), "predicted_us": predicted}
+            results["rows"].append(row | {"measured": measure(size, build)})
+            print(precision, name, json.dumps(results["rows"][-1]["measured"]))
+            files.save(results, path)  # what is measured stays, whatever comes next
+    results["complete"] = True
+    files.save(results, path)
     return 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
-from bench import model
+from bench.gpu import model
+from bench.harness.results import KEPT
 
 H100 = model.MACHINES["h100"]
 SIZE = model.Size(64, 512, 256, "bf16")
@@ -44,7 +44,7 @@ def test_a_measured_figure_takes_the_place_of_an_assumed_one() -> None:
 
 def test_the_kept_predictions_are_this_models_and_meet_the_targets(tmp_path) -> None:
     """kernels.md's targets for an H100: 75 us forward and 170 with backward at depth 64, 1.2 ms at 1024."""
-    kept = Path(model.__file__).parent / "results" / "model.json"
+    kept = KEPT / "model.json"
     model.write(tmp_path / "model.json")
     fresh = json.loads((tmp_path / "model.json").read_text())
     assert json.loads(kept.read_text()) == fresh | {

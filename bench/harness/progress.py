@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from bench import table
+from bench.harness import table
 
 try:
     import rich
@@ -59,35 +60,44 @@ def show(results: dict[str, Any]) -> None:
         print(line)
     for heading, rows in table.groups(results):
         lines = [table.full_cells(results, row) for row in rows]
-        ours = [row["implementation"].startswith("deepres") for row in rows]
-        _table(heading, table.full_header(results), lines, ours)
-        for note in table.notes(rows):
+        ours = {i for i, row in enumerate(rows) if row["implementation"].startswith("deepres")}
+        firsts = [i == 0 or lines[i - 1][0] != line[0] for i, line in enumerate(lines)]  # of its size
+        lines = [line if first else ["", *line[1:]] for line, first in zip(lines, firsts, strict=True)]
+        ends = {i - 1 for i, first in enumerate(firsts) if first}
+        draw_table(table.full_header(results, rows), lines, title=heading, left={1}, ours=ours, ends=ends)
+        for note in table.notes(results, rows):
             print(note)
 
 
-def _table(heading: str, header: list[str], lines: list[list[str]], ours: list[bool]) -> None:
-    firsts = [i == 0 or lines[i - 1][0] != line[0] for i, line in enumerate(lines)]  # of its depth
-    lines = [line if first else ["", *line[1:]] for line, first in zip(lines, firsts, strict=True)]
+def draw_table(
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    left: Collection[int] = (),
+    ours: Collection[int] = (),
+    ends: Collection[int] = (),
+    wrap: bool = False,
+) -> None:
+    """Prints a table. left: columns aligned to the left; ours: lines that stand out; ends: lines with a rule below;
+    wrap: fold what is wider than the terminal."""
     if rich is None:
         widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-        print(f"\n{heading}")
+        print(f"\n{title}" if title else "")
         for line in (header, *lines):
-            cells = [
-                c.ljust(w) if i == 1 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ]
-            print("  ".join(cells))
+            cells = zip(line, widths, strict=True)
+            print("  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(cells)))
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
-        drawn.add_column(name, justify="left" if i == 1 else "right", no_wrap=True)
-    for line, own, next_first in zip(lines, ours, [*firsts[1:], True], strict=True):
-        drawn.add_row(*line, style="bold green" if own else None, end_section=next_first)
+        drawn.add_column(name, justify="left" if i in left else "right", no_wrap=not wrap)
+    for i, line in enumerate(lines):
+        drawn.add_row(*line, style="bold green" if i in ours else None, end_section=i in ends)
     console = Console()
     if not console.is_terminal:  # a log has no width: let the lines be as long as they are
-        console.width = 160
+        console.width = 220
     console.print(drawn)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import deepres
-from bench.registry import Case
-from bench.worker import Prepared, Unavailable
-from deepres.kernels import dispatch
+from bench.harness.contestants import Case, Prepared
+from bench.ops.serving import served_by, settle_precision, waiter
+from bench.published.crl import EPS, HALF, PARAMETERS, SKIP_EVERY, Stack, autocast
 from deepres.kernels.residual_stack import reference
 from deepres.kernels.residual_stack.options import StackOptions
-
-SKIP_EVERY = 4
-EPS = 1e-6
-PARAMETERS = ("weight", "bias", "gamma", "beta")
-HALF = {"bf16": torch.bfloat16}
 
 
 def inputs(case: Case) -> dict[str, Tensor]:
@@ -55,39 +47,6 @@ def truth(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return run({name: t.double() for name, t in single.items()}, "fp32"), run(single, case.precision)
 
 
-class Layer(nn.Module):
-    """Dense, LayerNorm, Swish with parameters of its own, as one writes it by hand; weight is [out, in]."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor):
-        super().__init__()
-        self.weight = nn.Parameter(weight.T.contiguous())
-        self.bias = nn.Parameter(bias.clone())
-        self.gamma = nn.Parameter(gamma.clone())
-        self.beta = nn.Parameter(beta.clone())
-
-    def forward(self, a: Tensor) -> Tensor:
-        u = F.linear(a, self.weight, self.bias)
-        return F.silu(F.layer_norm(u, self.bias.shape, self.gamma, self.beta, EPS))
-
-
-class Stack(nn.Module):
-    """The residual stack in plain PyTorch. Separate tensors: slicing one stacked parameter costs its backward
-    a zero-filled gradient for every layer, and the rival is to be at its strongest."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor):
-        super().__init__()
-        layers = (Layer(*parameters) for parameters in zip(weight, bias, gamma, beta, strict=True))
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = block = x
-        for l, layer in enumerate(self.layers, start=1):
-            a = layer(a)
-            if l % SKIP_EVERY == 0:
-                a = block = a + block
-        return a
-
-
 def eager(case: Case, variant: str) -> Prepared:
     """variant: another precision than the case's, if any."""
     return _plain(replace(case, precision=variant or case.precision), compile=False)
@@ -103,13 +62,12 @@ def _plain(case: Case, *, compile: bool) -> Prepared:
     network = torch.compile(stack, dynamic=False) if compile else stack
 
     def forward(x: Tensor) -> Tensor:
-        with autocast(case):
+        with autocast(case.device, case.precision):
             return network(x)
 
     def named(result: Any) -> dict[str, Tensor]:
         y, dx, *grads = result
-        dweight, dbias, dgamma, dbeta = (torch.stack(grads[i::4]) for i in range(4))
-        return _by_name(y, (dx, dweight.mT, dbias, dgamma, dbeta))
+        return _by_name(y, (dx, *stack.stacked(grads)))
 
     return _prepared(case, forward, tensors, list(stack.parameters()), named)
 
@@ -132,34 +90,15 @@ def fused(case: Case, variant: str) -> Prepared:
             impl=impl,
         )
 
-    server = served_by(case, impl)
+    server = stack_served_by(case, impl)
     return _prepared(case, forward, tensors, leaves, lambda r: _by_name(r[0], r[1:]), server)
 
 
-def served_by(case: Case, impl: str) -> str:
-    """The backend that will serve; Unavailable when only the reference would and it was not asked for."""
+def stack_served_by(case: Case, impl: str) -> str:
+    """The backend that will serve the case's stack."""
     x = torch.empty(case.batch, case.width, device=case.device)
     options = StackOptions(SKIP_EVERY, precision=case.precision)
-    reasons: list[str] = []
-
-    def unsupported(backend: Any) -> str | None:
-        reason = backend.unsupported(x, case.depth, options)
-        reasons.extend([reason] if reason else [])
-        return reason
-
-    if impl not in ("auto", *dispatch.BACKENDS["residual_stack"]):
-        raise Unavailable(f"this deepres has no backend {impl!r}")
-    try:
-        with warnings.catch_warnings():  # the reason is reported, and reported once
-            warnings.simplefilter("ignore")
-            chosen = dispatch.choose("residual_stack", impl, unsupported)
-    except RuntimeError as error:
-        raise Unavailable(str(error)) from None
-    if chosen == "reference" and impl != "reference":
-        states = deepres.backends()["residual_stack"]
-        reasons += [f"{name}: {state}" for name, state in states.items() if state != "available"]
-        raise Unavailable("no fused backend serves it here: " + "; ".join(reasons or ["none exists"]))
-    return chosen
+    return served_by("residual_stack", impl, lambda backend: backend.unsupported(x, case.depth, options))
 
 
 def products(case: Case, variant: str) -> Prepared:
@@ -232,17 +171,3 @@ def _prepared(
 
 def _by_name(y: Tensor, grads: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(("y", "dx", *(f"d{name}" for name in PARAMETERS)), (y, *grads), strict=True))
-
-
-def autocast(case: Case) -> contextlib.AbstractContextManager:
-    if case.precision in HALF:
-        return torch.autocast(case.device, HALF[case.precision])
-    return contextlib.nullcontext()
-
-
-def settle_precision(case: Case) -> None:
-    torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
-
-
-def waiter(device: str) -> Callable[[], None]:
-    return torch.cuda.synchronize if device == "cuda" else lambda: None

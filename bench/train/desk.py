@@ -4,73 +4,62 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import environment
-from bench.registry import ACTOR_DEPTH_LIMIT
-from bench.worker import Unavailable
-from deepres.buffer import ReplayBuffer
+from bench.harness import environment
+from bench.harness.turns import clocked
+from bench.harness.workers import Unavailable, use_threads
+from bench.ops.registry import ACTOR_DEPTH_LIMIT
+from bench.train.race import Race
 from deepres.config import Config
-from deepres.learner import Batch, Learner
+from deepres.data.batch import Batch, Unroll
+from deepres.data.collect import collect
+from deepres.data.replay import ReplayBuffer
+from deepres.kernels import backends
+from deepres.runs.folder import RunFolder
+from deepres.runs.logs import RunLog
+from deepres.training.environments import open_for, sizes_of
+from deepres.training.evaluate import evaluate
+from deepres.training.learner import Learner
 
-LABELS = {
-    "eager": "eager PyTorch, fp32",
-    "jax": "JAX jit, fp32",
-    "deepres": "deepres, fp32",
-    "deepres-bf16": "deepres, bf16",
-}
-PUBLISHED = (
-    Config()
-)  # gradient steps in a round, unroll, rounds between evaluations, episode: what parts are scaled to
+# steps, unroll, evaluations and episode of a published run: what parts are scaled to
+PUBLISHED = Config("crl")
+ROUND_STEPS = PUBLISHED.schedule.gradient_steps
+UNROLL = PUBLISHED.schedule.unroll_length
+CPU = torch.device("cpu")
 WINDOW = 1_000  # steps of each environment in the buffer: what a round samples from
 
 
-@dataclass(frozen=True)
-class Race:
-    """What the contestants do side by side, the same for all."""
-
-    env: str
-    depth: int
-    batch: int
-    width: int
-    num_envs: int
-    eval_envs: int
-    seed: int
-    data: str  # file of recorded batches and noise
-
-    def config(self, precision: str = "fp32") -> Config:
-        return Config(
-            env=self.env,
-            num_envs=self.num_envs,
-            eval_envs=self.eval_envs,
-            critic_depth=self.depth,
-            actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
-            width=self.width,
-            batch_size=self.batch,
-            buffer_steps=WINDOW,
-            min_buffer_steps=2,
-            precision=precision,
-            seed=self.seed,
-        )
+def config_of(race: Race, precision: str) -> Config:
+    return Config(
+        "crl",
+        env=race.env,
+        num_envs=race.num_envs,
+        eval_envs=race.eval_envs,
+        depth=race.depth,
+        actor_depth=min(race.depth, ACTOR_DEPTH_LIMIT),
+        width=race.width,
+        batch_size=race.batch,
+        buffer_steps=WINDOW,
+        min_buffer_steps=2,
+        precision=precision,
+        seed=race.seed,
+    )
 
 
 class Desk:
     """What a worker can be asked, in this order: `record` (of one), `build`, then `steps`, `round`, `overheads`."""
 
     def __init__(self, threads: int | None):
-        if threads is not None:
-            torch.set_num_threads(threads)
-            if hasattr(os, "sched_setaffinity"):  # XLA counts the cores that it may run on, and only then
-                os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        use_threads(threads)
 
     def describe(self) -> dict[str, Any]:
         return environment.describe("cpu")
@@ -78,7 +67,7 @@ class Desk:
     def record(self, race: Race, steps: int) -> None:
         """Write `steps` batches and noises to race.data: an untrained policy's walks, sampled as a run samples."""
         self._set_up(race, "deepres")
-        self._fill(PUBLISHED.unroll_length)
+        self._fill(UNROLL)
         batches = list(self._batches(steps))
         stacked = {
             name: torch.stack([getattr(batch, name) for batch in batches])
@@ -111,7 +100,7 @@ class Desk:
         (measured over `unroll` steps), sampling and updating; {} of no gradient steps."""
         if not self.buffer.inserted:
             self._fill(unroll)
-        collect = _clocked(lambda: self._collect(unroll))
+        collecting = clocked(lambda: self._collect(unroll))
         if not gradient_steps:
             return {}
         sample = update = 0.0
@@ -125,25 +114,23 @@ class Desk:
             sample += sampled - began
             update += time.perf_counter() - sampled
         return {
-            "collect": collect / unroll * PUBLISHED.unroll_length / PUBLISHED.gradient_steps,
+            "collect": collecting / unroll * UNROLL / ROUND_STEPS,
             "sample": sample / gradient_steps,
             "update": update / gradient_steps,
         }
 
     def overheads(self, eval_steps: int) -> dict[str, float]:
         """Seconds of a round's log row and of an evaluation, for each gradient step of a published run."""
-        from deepres.logs import RunLog
-
         with tempfile.TemporaryDirectory() as folder:
-            log = RunLog(Path(folder), 0)
+            log = RunLog(RunFolder(Path(folder)), 0)
             row = {f"metric_{i}": 1.0 for i in range(15)} | {"env_steps": 0}
             log.write("train", row)
-            log_s = min(_clocked(lambda: log.write("train", row)) for _ in range(3))
+            log_s = min(clocked(lambda: log.write("train", row)) for _ in range(3))
             log.close()
-        evaluation = self._evaluation_step_s(eval_steps) * PUBLISHED.episode_length
+        evaluation = self._evaluation_step_s(eval_steps) * PUBLISHED.env.episode_length
         return {
-            "log": log_s / PUBLISHED.gradient_steps,
-            "evaluate": evaluation / (PUBLISHED.eval_every * PUBLISHED.gradient_steps),
+            "log": log_s / ROUND_STEPS,
+            "evaluate": evaluation / (PUBLISHED.schedule.eval_every * ROUND_STEPS),
         }
 
     def split(self) -> dict[str, float] | None:
@@ -155,28 +142,28 @@ class Desk:
             self.learner.update(batch, noise)
             seconds = self.learner.seconds
         else:
-            from bench.train_split import parts
+            from bench.train.split import parts
 
             seconds = parts(self.learner, batch, noise)
         return {name: value / sum(seconds.values()) for name, value in seconds.items()}
 
     def drop(self) -> None:
-        self.learner = self.buffer = self.data = self.env_state = None
+        self.learner = self.buffer = self.data = self.standing = None
         gc.collect()
 
     def _set_up(self, race: Race, contestant: str) -> None:
-        from deepres.run import make_env
-
         self.contestant = contestant
-        self.config = race.config("bf16" if contestant == "deepres-bf16" else "fp32")
-        self.env = make_env(self.config, race.num_envs)
-        dims = {"state_dim": self.env.state_dim, "action_dim": self.env.action_dim}
-        weights = torch.Generator().manual_seed(race.seed)
-        given = Learner(self.config, **dims, goal_dim=self.env.goal_dim, generator=weights)
+        self.config = config_of(race, "bf16" if contestant == "deepres-bf16" else "fp32")
+        self.env = open_for(self.config.env, race.num_envs, seed=race.seed, device=CPU)
+        sizes = sizes_of(self.env)
+        given = Learner(self.config, sizes, generator=torch.Generator().manual_seed(race.seed))
+        self.sampler = given.algorithm.sampler
         self.learner, self._wait = _learner(contestant, given)
-        self.buffer = ReplayBuffer(race.num_envs, WINDOW, **dims, goal_slice=self.env.goal_slice)
+        self.buffer = ReplayBuffer(
+            race.num_envs, WINDOW, sizes, self.env.goal_slice, self.sampler.columns, reached=self.env.reached
+        )
         self.generator = torch.Generator().manual_seed(race.seed + 1)
-        self.env_state = None
+        self.standing = None
 
     def _recorded(self, index: int) -> tuple[Batch, Tensor]:
         at = {name: tensor[index % len(tensor)] for name, tensor in self.data.items()}
@@ -197,56 +184,40 @@ class Desk:
         unroll = self._collect(steps)
         trajectories = int(unroll.traj_ids.max()) + 1
         for again in range(1, -(-WINDOW // steps)):
-            self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids + again * trajectories)
+            self.buffer.insert(replace(unroll, traj_ids=unroll.traj_ids + again * trajectories))
 
-    def _collect(self, steps: int) -> Any:
-        from deepres.collect import collect
-
-        if self.env_state is None:
-            self.env_state = self.env.reset()
-        self.env_state, unroll = collect(self.env, self.env_state, self.learner, steps, self.generator)
-        self.buffer.insert(unroll.states, unroll.actions, unroll.traj_ids)
+    def _collect(self, steps: int) -> Unroll:
+        if self.standing is None:
+            self.standing = self.env.reset()
+        self.standing, unroll = collect(
+            self.env, self.standing, self.learner, steps, self.generator, self.sampler.columns
+        )
+        self.buffer.insert(unroll)
         return unroll
 
-    def _batches(self, count: int) -> Any:
-        config = self.config
-        return self.buffer.batches(
-            count, config.batch_size, window=WINDOW, gamma=config.gamma, generator=self.generator
-        )
+    def _batches(self, count: int) -> Iterator[Batch]:
+        batch_size = self.config.schedule.batch_size
+        return self.sampler.batches(self.buffer, count, batch_size, window=WINDOW, generator=self.generator)
 
     def _evaluation_step_s(self, steps: int) -> float:
         """Seconds of an evaluation, for each step of its episode."""
-        from deepres import envs
-        from deepres.evaluate import evaluate
-
-        env = envs.make(self.config.env, num_envs=self.config.eval_envs, episode_length=steps)
+        options = replace(self.config.env, episode_length=steps)
+        env = open_for(options, self.config.schedule.eval_envs, seed=0, device=CPU)
         evaluate(env, self.learner, seed=0)  # compiles
-        return _clocked(lambda: evaluate(env, self.learner, seed=0)) / steps
+        return clocked(lambda: evaluate(env, self.learner, seed=0)) / steps
 
 
 def _learner(contestant: str, given: Learner) -> tuple[Any, Callable[[Any], None]]:
     """The contestant's learner with the weights of `given`, and what waits until a step is computed."""
     if contestant == "jax":
-        from bench import crl_jax
+        from bench.published import crl_jax
 
         return crl_jax.JaxLearner(given), crl_jax.wait
     if contestant == "eager":
-        from bench.crl_eager import EagerLearner
+        from bench.published.crl import EagerLearner
 
         return EagerLearner(given), lambda metrics: None
-    states = {op: here.get("cpu") for op, here in _backends().items()}
-    if states["residual_stack"] != "available":
-        raise Unavailable(f"the CPU kernels are missing: {states['residual_stack']}")
+    state = backends()["residual_stack"].get("cpu")
+    if state != "available":
+        raise Unavailable(f"the CPU kernels are missing: {state}")
     return given, lambda metrics: None
-
-
-def _backends() -> dict[str, dict[str, str]]:
-    from deepres.kernels import backends
-
-    return backends()
-
-
-def _clocked(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began

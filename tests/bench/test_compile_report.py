@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is Linux only")
 
 from bench import compile_report
+from bench.gpu import usage
 
 TIGHT = [
     {"kernel": "dgrad", "width": "512", "precision": "bf16"},
@@ -18,7 +19,7 @@ TIGHT = [
 def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows = compile_report.report("triton", only)
-    assert [row["target"] for row in rows] == list(compile_report.TARGETS)
+    assert [row["target"] for row in rows] == list(usage.TARGETS)
     for row in rows:
         assert row["spill_stores"] == row["spill_loads"] == row["loop_spills"] == 0, row
         assert row["shared"] <= row["shared_limit"], row
@@ -26,12 +27,12 @@ def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None
 
 
 def test_what_is_wrong_is_named() -> None:
-    usage = {"threads": 256, "registers": 255, "spill_stores": 8, "loop_spills": 0, "shared": 9}
-    fits = {"kernel": "dgrad", "target": 90, **usage, "shared_limit": 9}
+    own = {"threads": 256, "registers": 255, "spill_stores": 8, "loop_spills": 0, "shared": 9}
+    fits = {"kernel": "dgrad", "target": 90, **own, "shared_limit": 9}
     spills = {**fits, "loop_spills": 1}
     anywhere = {name: value for name, value in fits.items() if name != "loop_spills"}
     large = {**fits, "target": 120, "threads": 512, "shared": 10}
-    assert compile_report.complaints([fits, spills, anywhere, large]) == [
+    assert usage.complaints([fits, spills, anywhere, large]) == [
         "kernel=dgrad target=90: spills 8 bytes",
         "kernel=dgrad target=90: spills 8 bytes",
         "kernel=dgrad target=120: takes 10 bytes of shared memory, 9 are there; "
@@ -41,4 +42,4 @@ def test_what_is_wrong_is_named() -> None:
 
 def test_loop_spills_are_those_between_products() -> None:
     listing = "STL [R1], R2 ;\n.L_x_1:\nLDL R2, [R1] ;\nHMMA.1688 R4 ;\n@P0 BRA `(.L_x_1) ;\nLDL R2, [R1] ;\n"
-    assert compile_report.loop_spills(listing) == 1
+    assert usage.loop_spills(listing) == 1

@@ -1,0 +1,69 @@
+"""What NVRTC makes of every CUDA C++ kernel, with no GPU: registers, spills, shared memory by target."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+
+from bench.harness.results import Row
+from deepres.kernels import cuda_program
+from deepres.kernels.residual_stack.cuda import WIDTHS, Geometry
+from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
+
+# Shared memory that one block may ask for (CUDA C++ programming guide, technical specifications), in bytes.
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024, "sm_120a": 99 * 1024}
+
+
+def report(
+    widths: Iterable[int] = WIDTHS,
+    precisions: Iterable[str] = PRECISIONS,
+    targets: Iterable[str] = tuple(SHARED_LIMIT),
+) -> list[Row]:
+    """Compiles each configuration for each target; bytes, except `registers` (of a thread) and `stages`."""
+    rows: list[Row] = []
+    for width in widths:
+        for precision in precisions:
+            for target, cluster in itertools.product(targets, (1, 4)):
+                if cluster > 1 and (target == "sm_80" or width // cluster < 64):
+                    continue
+                geometry = Geometry(width, StackOptions(precision=precision), cluster)
+                _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, target)
+                stages = geometry.stages(SHARED_LIMIT[target])
+                chain = geometry.fixed_bytes + stages * geometry.stage_bytes
+                for kernel, usage in _usage(log):
+                    short = kernel.removeprefix("residual_stack_")
+                    shared = {"forward": chain, "dgrad": chain, "wgrad": geometry.wgrad_bytes}.get(short, 0)
+                    rows.append(
+                        {"op": "residual_stack", "kernel": short, "width": width, "precision": precision}
+                        | {
+                            "target": target,
+                            "cluster": cluster,
+                            **usage,
+                            "shared": shared,
+                            "shared_limit": SHARED_LIMIT[target],
+                        }
+                        | ({"stages": stages} if short in ("forward", "dgrad") else {})
+                    )
+    return rows
+
+
+def _usage(log: str) -> Iterable[tuple[str, dict[str, int]]]:
+    """(kernel, its figures) for each kernel in the assembler's words."""
+    pattern = (
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers"
+    )
+    found = re.findall(pattern, log, re.DOTALL)
+    if not found:
+        raise RuntimeError(f"the assembler reported no kernels; its words are\n{log}")
+    for kernel, stack, stores, loads, registers in found:
+        figures = {"registers": registers, "stack": stack, "spill_stores": stores, "spill_loads": loads}
+        yield kernel, {name: int(value) for name, value in figures.items()}
+
+
+def nvrtc_version() -> str:
+    from cuda.bindings import nvrtc
+
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"{major}.{minor}"

@@ -1,0 +1,1 @@
+"""The ops that are timed, each with its contestants; `registry` lists them."""

@@ -1,0 +1,1 @@
+"""Whole training runs beside the published algorithm: `python bench/train.py`."""
