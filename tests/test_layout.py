@@ -61,6 +61,7 @@ def test_import_adds_little_to_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     heavy = {"jax", "mujoco", "cupy", "tyro", "rich", "matplotlib", "tensorboard", "imageio", "safetensors"}
+    heavy |= {"torch._dynamo", "torch._inductor"}  # the compiler is a second of imports by itself
     assert heavy.isdisjoint(loaded.stdout.split())
 
 
@@ -107,7 +108,7 @@ def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
     wanted = {
         f"deepres/{path.relative_to(ROOT / 'deepres' if folder == 'deepres' else ROOT)}"
         for folder in ("deepres", "kernels", "envs")
-        for pattern in ("*.py", "*.typed", "assets/*.xml")
+        for pattern in ("*.py", "*.typed", "*.xml")
         for path in (ROOT / folder).rglob(pattern)
     }
     assert len(wanted) > 30 and "deepres/kernels/residual_stack/op.py" in wanted
@@ -128,10 +129,128 @@ def test_readme_commands_exist():
         assert (ROOT / picture).exists(), picture
 
 
-@pytest.mark.parametrize("folder", ["deepres", "kernels", "envs", "bench"])
+SOURCE = (".py", ".cpp", ".h", ".cu", ".cuh")
+
+
+@pytest.mark.parametrize("folder", ["deepres", "kernels", "envs", "csrc", "bench", "tests"])
 def test_files_stay_readable(folder):
-    long = {str(p): n for p in (ROOT / folder).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
-    assert long == {}
+    files = [p for p in (ROOT / folder).rglob("*") if p.suffix in SOURCE and p.is_file()]
+    assert files
+    assert {str(p): n for p in files if (n := len(p.read_text().splitlines())) > 400} == {}
+
+
+# --- layers ---
+
+LAYERS = (
+    ("options", "testing", "_version"),
+    ("kernels", "envs"),
+    ("machine", "networks"),
+    ("data",),
+    ("algorithms",),
+    ("config",),
+    ("ranks",),
+    ("runs",),
+    ("training",),
+    ("policy",),
+    ("report",),
+    ("experiments",),
+    ("commands",),
+    ("__main__", "__init__"),
+)
+"""The modules and folders of deepres/, the lowest first: each imports what stands in a line above its own, and its own
+folder's modules. Of two in one line neither imports the other."""
+
+
+def test_imports_run_one_way():
+    line = {name: number for number, names in enumerate(LAYERS) for name in names}
+    modules = _modules()
+    assert {_layer(module) for module in modules} == line.keys()
+    upward = [
+        f"{module} imports {other}"
+        for module, path in modules.items()
+        for other in _imported(module, path, modules)
+        if _layer(module) != _layer(other) and line[_layer(other)] >= line[_layer(module)]
+    ]
+    assert upward == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = _modules()
+    waiting = {module: _imported(module, path, modules) for module, path in modules.items()}
+    while free := {module for module, others in waiting.items() if not others & waiting.keys()}:
+        waiting = {module: others for module, others in waiting.items() if module not in free}
+    circles = {module: others & waiting.keys() for module, others in waiting.items()}
+    assert circles == {}  # what is left lies on a circle, or leads to one
+
+
+def test_layering_sees_every_kind_of_import():
+    """The two tests above are only as good as what they read."""
+    modules = dict.fromkeys(("deepres", "deepres.a", "deepres.a.b", "deepres.c"), ROOT)
+    source = """
+import deepres.a.b
+from deepres import c, _C, Config
+if TYPE_CHECKING:
+    from deepres.c import nothing
+def later():
+    from deepres.a import b, name
+"""
+    assert _names(ast.parse(source), modules) == {"deepres", "deepres.a", "deepres.a.b", "deepres.c"}
+    assert _names(ast.parse("from deepres import _C"), modules) == set()
+    assert _names(ast.parse("if typing.TYPE_CHECKING:\n    import deepres.c"), modules) == set()
+
+
+def test_words_of_one_algorithm_stay_where_it_is():
+    """phi, psi and critics are those of algorithms: what runs them knows none of them."""
+    named = {module for module, path in _modules().items() if re.search("phi|psi|critic", path.read_text())}
+    allowed = ("algorithms", "experiments", "networks", "kernels", "envs")
+    assert {module for module in named if _layer(module) not in allowed} == set()
+
+
+def test_every_folder_of_the_package_is_a_package():
+    for folder in ("deepres", "kernels", "envs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert (path.parent / "__init__.py").is_file(), path.parent
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their names alone."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+def _modules() -> dict[str, Path]:
+    """The package's modules by name, those behind its links by the names that they have in it."""
+    found: dict[str, Path] = {}
+    for folder in ("deepres", "kernels", "envs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            at = path.relative_to(ROOT).with_suffix("").parts
+            if at[:2] in (("deepres", "kernels"), ("deepres", "envs")):  # a link that was followed
+                continue
+            parts = [*(() if folder == "deepres" else ("deepres",)), *at]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _layer(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def _imported(module: str, path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of the package that `module` imports itself, at its head or in a function."""
+    return _names(ast.parse(path.read_text()), modules) - {module}
+
+
+def _names(tree: ast.AST, modules: dict[str, Path]) -> set[str]:
+    if isinstance(tree, ast.If) and ast.unparse(tree.test).endswith("TYPE_CHECKING"):
+        return set().union(*(_names(node, modules) for node in tree.orelse))
+    if isinstance(tree, ast.Import):
+        return {alias.name for alias in tree.names} & modules.keys()
+    if isinstance(tree, ast.ImportFrom):
+        assert tree.level == 0, f"relative import of {tree.module}"
+        base = tree.module or ""
+        full = {f"{base}.{alias.name}" for alias in tree.names} - {"deepres._C"}  # the extension
+        return {name if name in modules else base for name in full} & modules.keys()
+    return set().union(*(_names(node, modules) for node in ast.iter_child_nodes(tree)))
 
 
 def _sources() -> list[Path]:

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers.own_environments import Disc, Reach
 
 from deepres import envs
 from deepres.data import environments
 from deepres.data.environments import open_environments
 from deepres.envs import registry
+from helpers.own_environments import Disc, Reach
 
 N = 4
 SIZES = (

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from deepres.cli import main
+from deepres.commands.main import main
 from deepres.config import Config
-from deepres.presets import PRESETS, Preset
+from deepres.experiments.presets import PRESETS, Preset
+from helpers import tiny_runs
 
-pytest.importorskip("mujoco.mjx")
-
-TINY = [
-    "--env", "point_u_maze", "--num-envs", "4", "--episode-length", "25", "--critic-depth", "4", "--actor-depth", "4",
-    "--width", "32", "--batch-size", "16", "--unroll-length", "10", "--gradient-steps", "4", "--buffer-steps", "60",
-    "--min-buffer-steps", "20", "--eval-envs", "4", "--total-steps", "120",
-]  # fmt: skip
-
-
-def deepres(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "deepres", *arguments], capture_output=True, text=True, cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
-    )  # fmt: skip
+CONFIG = tiny_runs.TINY.replace(eval_every=50, checkpoint_every=50, total_steps=120)
+TINY = tiny_runs.words(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    result = deepres("train", *TINY, cwd=folder)
+    result = tiny_runs.command("train", *TINY, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "goals reached" in result.stdout and "trained:" in result.stdout
-    return folder / "runs" / "point_u_maze-d4-s0"
+    return folder / "runs" / "point_u_maze-crl-d4-s0"
 
 
 def test_train_eval_and_resume_agree(run, capsys):
@@ -55,7 +42,7 @@ def test_render_leaves_a_video_and_the_paths(run, tmp_path, capsys):
 
 
 def test_doctor_and_envs_tell_what_is_here(capsys):
-    main(["doctor", "--env", "reacher", "--critic-depth", "1024", "--actor-depth", "512"])
+    main(["doctor", "--env", "reacher", "--depth", "1024", "--actor-depth", "512"])
     report = capsys.readouterr().out
     for word in ("residual_stack", "reference", "torch", "replay buffer", "activations", "peak", "it fits"):
         assert word in report
@@ -67,9 +54,9 @@ def test_doctor_and_envs_tell_what_is_here(capsys):
     ("arguments", "status", "sentence"),
     [
         (
-            ["train", "--critic-depth", "6"],
+            ["train", "--depth", "6"],
             2,
-            "critic_depth must be a multiple of skip_every=4, got 6; use 4",
+            "depth must be a multiple of skip_every=4, got 6; use 4",
         ),
         (["train", "--env", "mars"], 2, "env must be one of ant"),
         (
@@ -108,11 +95,16 @@ def test_wandb_that_is_not_installed_is_told_before_anything_begins(tmp_path, ca
 def test_presets_files_and_runs_are_where_defaults_come_from(tmp_path, capsys, monkeypatch):
     """Options typed beside a preset win over it; two sources at once are refused."""
     monkeypatch.setitem(PRESETS, "tiny", Preset("point_u_maze", 4, 80, None, None))
-    options = [o for o in TINY if o not in ("--env", "point_u_maze", "--total-steps", "120")]
+    typed = CONFIG.replace(env=Config().env.name, total_steps=Config().schedule.total_steps)
+    options = tiny_runs.words(typed)[1:]
     main(["train", "--preset", "tiny", *options, "--seed", "5", "--run-dir", str(tmp_path / "run")])
     config = Config.from_file(tmp_path / "run" / "config.json")
-    assert (config.env, config.total_steps, config.auto_reset) == ("point_u_maze", 80, "first")
-    assert (config.seed, config.num_envs, config.width) == (5, 4, 32)
+    assert (config.env.name, config.schedule.total_steps, config.env.auto_reset) == (
+        "point_u_maze",
+        80,
+        "first",
+    )
+    assert (config.schedule.seed, config.env.num_envs, config.network.width) == (5, 4, 32)
     assert "memory of point_u_maze" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["train", "--preset", "tiny", "--resume", str(tmp_path / "run")])
@@ -121,6 +113,6 @@ def test_presets_files_and_runs_are_where_defaults_come_from(tmp_path, capsys, m
 
 def test_unknown_option_names_the_near_one(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--critic-dept", "8"])
+        main(["train", "--actor-dept", "8"])
     assert stop.value.code == 2
-    assert "--critic-depth" in capsys.readouterr().err
+    assert "--actor-depth" in capsys.readouterr().err

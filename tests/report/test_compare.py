@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deepres.cli import main
-from deepres.compare import find_runs, group, read_run
+from deepres.commands.main import main
 from deepres.config import Config
+from deepres.report.groups import group
+from deepres.runs.files import find_runs, read_run
 
-CONFIG = Config(env="point_u_maze", critic_depth=4, actor_depth=4, total_steps=200)
+CONFIG = Config("crl", env="point_u_maze", depth=4, actor_depth=4, total_steps=200)
 EVALUATIONS = "env_steps,seconds,time_at_goal,success_any,final_distance,episode_length\n"
 METRICS = "env_steps,seconds,env_steps_per_second,gradient_steps_per_second\n"
 
@@ -31,10 +31,10 @@ def leave_run(folder: Path, config: Config, scores: list[float]) -> Path:
 
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
-    deep = replace(CONFIG, critic_depth=16, actor_depth=16)
+    deep = CONFIG.replace(depth=16, actor_depth=16)
     return [
         leave_run(tmp_path / "a", CONFIG, [0.0, 1.0, 2.0]),
-        leave_run(tmp_path / "b", replace(CONFIG, seed=1, threads=1), [0.0, 3.0, 6.0]),
+        leave_run(tmp_path / "b", CONFIG.replace(seed=1, threads=1), [0.0, 3.0, 6.0]),
         leave_run(tmp_path / "deep", deep, [0.0, 9.0]),
     ]
 
@@ -42,11 +42,21 @@ def runs(tmp_path) -> list[Path]:
 def test_runs_that_differ_in_their_seed_alone_are_one(runs):
     shallow, deep = group([read_run(folder) for folder in runs])
     assert [run.folder.name for run in shallow.runs] == ["a", "b"]
-    assert shallow.label == "point_u_maze, critic depth 4, actor depth 4" and "16" in deep.label
+    assert shallow.label == "point_u_maze, depth 4" and "16" in deep.label
     assert shallow.curve("time_at_goal") == ([0, 100, 200], [0, 2, 4], [0, 1, 2], [0, 3, 6])
     assert shallow.last("success_any") == [0.2, 0.6]
     assert [run.finished for run in (*shallow.runs, *deep.runs)] == [True, True, False]
     assert shallow.runs[0].gradient_steps_per_second == 21.5
+
+
+def test_runs_of_two_algorithms_are_told_apart_by_what_both_have(runs, tmp_path):
+    """What only one of them has as an option says nothing more than its name."""
+    cloned = leave_run(
+        tmp_path / "gcbc", Config("gcbc", env="point_u_maze", depth=4, actor_depth=4), [0.0, 1.0]
+    )
+    contrastive, other = group([read_run(folder) for folder in (runs[0], cloned)])
+    assert contrastive.label == "point_u_maze, crl, total steps 200"
+    assert other.label == "point_u_maze, gcbc, total steps 100000000"
 
 
 def test_a_folder_of_runs_stands_for_them(runs):

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 
 from deepres.config import Config
-from deepres.run import Run, load_run
-from deepres.stability import Diverged
-from deepres.training import train
+from deepres.data.collect import Ahead, collect
+from deepres.runs.folder import RunFolder
+from deepres.training.loop import find_state, roll_back, save, train
+from deepres.training.run import Run
+from deepres.training.stability import Diverged
+from helpers.tiny_runs import SIZES, TINY, rows
 
-pytest.importorskip("mujoco.mjx")
-
-TINY = Config(
-    env="point_u_maze", num_envs=4, episode_length=25, critic_depth=4, actor_depth=4, width=32, feature_dim=8,
-    batch_size=16, unroll_length=10, gradient_steps=4, buffer_steps=60, min_buffer_steps=20, eval_envs=4,
-    eval_every=99, checkpoint_every=1, total_steps=240, on_divergence="rollback", max_skipped=0.3,
-)  # fmt: skip
+CAREFUL = TINY.replace(eval_every=99, total_steps=240, on_divergence="rollback", max_skipped=0.3)
 
 
 def poison(run: Run) -> None:
-    run.buffer.states[:, 0] = torch.nan  # one of four environments: near every batch holds some of it
+    run.buffer.rings["states"][:, 0] = (
+        torch.nan
+    )  # one of four environments: near every batch holds some of it
 
 
 def state(run: Run) -> dict[str, torch.Tensor]:
@@ -37,27 +32,27 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_run_goes_back_to_its_checkpoint_and_learns_slower(tmp_path):
-    run = Run(TINY, tmp_path / "run")
+    run, folder = Run(CAREFUL), RunFolder(tmp_path / "run")
     run.round()
-    run.save()
+    save(run, folder)
     before = state(run)
     poison(run)
     with pytest.raises(
         Diverged, match=r"diverged in round 2: loss or gradient is not finite in \d of 4"
     ) as reason:
         run.round()
-    run.roll_back(reason.value)
+    roll_back(run, folder, reason.value)
     assert same(before, state(run)) and run.learner.lr_scale == 0.5
     assert (run.rounds, run.env_steps) == (1, 80)
     assert run.round()["skipped_steps"] == 0
-    run.save()
-    assert load_run(tmp_path / "run").learner.lr_scale == 0.5
+    save(run, folder)
+    assert Run(CAREFUL, restored=find_state(folder, CAREFUL)).learner.lr_scale == 0.5
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
-    run = Run(TINY, tmp_path / "run")
+    run = Run(CAREFUL)
     with pytest.raises(Diverged, match="went wrong -- and nothing to go back to: there is no checkpoint in"):
-        run.roll_back(Diverged("went wrong"))
+        roll_back(run, RunFolder(tmp_path / "run"), Diverged("went wrong"))
 
 
 @pytest.mark.parametrize("choice", ["rollback", "stop"])
@@ -71,7 +66,7 @@ def test_training_goes_on_or_stops_as_configured(tmp_path, monkeypatch, choice):
         return plain(run)
 
     monkeypatch.setattr(Run, "round", disturbed)
-    config, folder = replace(TINY, on_divergence=choice), tmp_path / "run"
+    config, folder = CAREFUL.replace(on_divergence=choice), tmp_path / "run"
     if choice == "stop":
         with pytest.raises(Diverged, match="training diverged in round 4"):
             train(config, folder, progress=False)
@@ -79,34 +74,28 @@ def test_training_goes_on_or_stops_as_configured(tmp_path, monkeypatch, choice):
     with pytest.warns(RuntimeWarning, match="going on from 160 env steps with learning rates x 0.5"):
         result = train(config, folder, progress=False)
     assert result.env_steps == 240
-    assert env_steps(folder / "metrics.csv") == [80, 120, 160, 200, 240]
+    assert [int(row["env_steps"]) for row in rows(folder / "metrics.csv")] == [80, 120, 160, 200, 240]
 
 
-def env_steps(path: Path) -> list[int]:
-    with open(path, newline="") as file:
-        return [int(row["env_steps"]) for row in csv.DictReader(file)]
-
-
-def test_collecting_ahead_repeats_itself_and_resumes_to_the_same_bits(tmp_path):
-    config = replace(TINY, overlap=True)
-    one, other = Run(config, tmp_path / "one"), Run(config, tmp_path / "other")
+@pytest.mark.parametrize("algorithm", ["crl", "sac"])
+def test_collecting_ahead_repeats_itself_and_resumes_to_the_same_bits(algorithm, tmp_path):
+    config = Config(algorithm, **SIZES).replace(overlap=True)
+    one, other, folder = Run(config), Run(config), RunFolder(tmp_path / "other")
     for _ in range(2):
         one.round()
         other.round()
     assert same(state(one), state(other))
-    other.save()
-    resumed = load_run(tmp_path / "other")
+    save(other, folder)
+    resumed = Run(config, restored=find_state(folder, config))
     for run in (one, resumed):
         run.round()
     assert same(state(one), state(resumed)) and one.env_steps == resumed.env_steps == 160
 
 
-def test_what_is_collected_ahead_is_of_the_policy_before_the_round(tmp_path):
-    from deepres.collect import Ahead, collect
-
-    run = Run(replace(TINY, overlap=True), tmp_path / "run")
+def test_what_is_collected_ahead_is_of_the_policy_before_the_round():
+    run = Run(CAREFUL.replace(overlap=True))
     run.round()
-    begun, policy = run.env_state, run.learner.policy.copy()
+    begun, policy = run.standing, run.learner.policy.copy()
     pending = Ahead(run.env).start(begun, run.learner.policy, 10, seed=3)
     run.round()  # changes the learner's weights in place meanwhile
     _, ahead = pending.result()

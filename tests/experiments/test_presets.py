@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from deepres import envs, presets
-from deepres.cli import main
+from deepres import envs
+from deepres.commands.main import main
 from deepres.config import Config
+from deepres.experiments import presets
 
 
 def test_every_row_of_the_papers_tables_is_there():
@@ -21,17 +22,18 @@ def test_every_row_of_the_papers_tables_is_there():
 
 def test_a_preset_is_the_published_run():
     config = presets.preset("humanoid-u-maze-d1024")
-    assert (config.env, config.critic_depth, config.actor_depth) == ("humanoid_u_maze", 1024, 512)
-    assert config.total_steps == 400_000_000 and config.auto_reset == "first"
+    network = config.network
+    assert (config.env.name, network.depth, network.actor_depth) == ("humanoid_u_maze", 1024, 512)
+    assert config.schedule.total_steps == 400_000_000 and config.env.auto_reset == "first"
     published = Config(
-        env="x", parity=True, critic_depth=1024, actor_depth=512, total_steps=400_000_000, auto_reset="first"
+        "crl", env="x", parity=True, depth=1024, actor_depth=512, total_steps=400_000_000, auto_reset="first"
     )
-    assert {**vars(config), "env": "x"} == vars(published)
+    assert config.replace(env="x") == published
 
 
 def test_every_preset_names_a_task_that_is_there():
     configs = [one.config for one in presets.PRESETS.values()]
-    named = {config.env for config in configs} | {config.eval_env for config in configs} - {None}
+    named = {config.env.name for config in configs} | {config.env.eval_env for config in configs} - {None}
     assert "ant_big_maze_eval" in named and named <= set(envs.names())
 
 

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import deepres
-from deepres import checkpoint as checkpoints
-from deepres.checkpoint import CheckpointError
 from deepres.config import Config
-from deepres.run import load_run
-from deepres.stability import TrainingError
-from deepres.training import train
-
-pytest.importorskip("mujoco.mjx")
-
-TINY = Config(
-    env="point_u_maze", num_envs=4, episode_length=25, critic_depth=4, actor_depth=4, width=32, feature_dim=8,
-    batch_size=16, unroll_length=10, gradient_steps=4, buffer_steps=60, min_buffer_steps=20, eval_envs=4,
-    eval_every=4, checkpoint_every=1, total_steps=4 * 100,
-)  # fmt: skip
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from deepres.config import Config
-from deepres.training import train
-folder, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
-config = Config.from_file(Path(sys.argv[3]))
-train(config, folder, resume=resume)
-"""
+from deepres.data.batch import COLUMNS
+from deepres.runs import checkpoint as checkpoints
+from deepres.runs.checkpoint import CheckpointError
+from deepres.training.loop import load_run, train
+from deepres.training.run import Run
+from deepres.training.stability import TrainingError
+from helpers.tiny_runs import SIZES, TINY, contents, different, listing, rows, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -47,42 +27,6 @@ def finished(tmp_path_factory) -> tuple[Path, deepres.Result]:
     """A run that nothing disturbed; tests that change its folder copy it first."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     return folder, train(TINY, folder, progress=False)
-
-
-def start(config: Config, folder: Path, *, resume: bool = False) -> subprocess.Popen:
-    file = folder.parent / f"{folder.name}.json"
-    file.write_text(config.to_json())
-    mode = "resume" if resume else "new"
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), mode, str(file)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def wait_for(process: subprocess.Popen, condition, seconds: float = 120, pause: float = 0.0) -> None:
-    """Wait for `condition()` while the process lives; without a pause for those that last a millisecond only."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"the run ended too early: {process.stdout.read()}")
-        assert time.monotonic() < deadline, "the run took too long"
-        time.sleep(pause)
-
-
-def listing(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
-
-
-def different(a: checkpoints.Checkpoint, b: checkpoints.Checkpoint) -> list[str]:
-    """Names of the tensors that are not equal in every bit."""
-    parts = [(a.tensors, b.tensors), *((a.shards[i], b.shards[i]) for i in a.shards | b.shards)]
-    assert all(x.keys() == y.keys() for x, y in parts)
-    return [k for x, y in parts for k in x if not torch.equal(x[k], y[k])]
 
 
 def test_killed_runs_resume_to_the_same_bits(finished, tmp_path):
@@ -111,6 +55,34 @@ def test_killed_runs_resume_to_the_same_bits(finished, tmp_path):
     assert different(a, b) == []
     for name in ("metrics.csv", "evaluations.csv"):
         assert rows(undisturbed / name) == rows(run / name)
+
+
+def test_a_killed_run_of_sac_that_collects_ahead_resumes_to_the_same_bits(tmp_path):
+    """What the ring keeps more of a step, and the slow critics, are in its checkpoints."""
+    config = Config("sac", **SIZES).replace(hindsight=0.8, overlap=True, eval_every=99, total_steps=240)
+    run = tmp_path / "run"
+    process = start(config, run)
+    wait_for(process, lambda: len(checkpoints.steps(run / "checkpoints")) == 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, saved, skipped = checkpoints.load_newest(run / "checkpoints")
+    assert skipped == [] and saved.counters["env_steps"] < 240
+    for name in ("q1", "q2"):
+        now, slow = (saved.tensors[f"parameters/{name}{which}.head.weight"] for which in ("", "_slow"))
+        assert not torch.equal(now, slow) and torch.allclose(now, slow, atol=1e-2)
+    assert {f"buffer/{name}" for name in COLUMNS} - saved.shards[0].keys() == {
+        "buffer/rewards",
+        "buffer/truncations",
+    }
+
+    results = [
+        train(config, run, resume=True, progress=False),
+        train(config, tmp_path / "whole", progress=False),
+    ]
+    assert results[0].after == results[1].after
+    a, b = (checkpoints.load_newest(r / "checkpoints")[1] for r in (run, tmp_path / "whole"))
+    assert a.counters["env_steps"] == b.counters["env_steps"] == 240 and different(a, b) == []
+    assert rows(run / "metrics.csv") == rows(tmp_path / "whole" / "metrics.csv")
 
 
 def test_what_a_run_leaves(finished):
@@ -145,8 +117,8 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(finished, tmp_path, 
     ("changes", "sentence"),
     [
         (
-            {"critic_depth": 8},
-            "critic_depth cannot change when a run is resumed: it was started with 4, got 8",
+            {"depth": 8},
+            "depth cannot change when a run is resumed: it was started with 4, got 8",
         ),
         ({"width": 64}, "width cannot change when a run is resumed: it was started with 32, got 64"),
         ({"num_envs": 8}, "num_envs cannot change when a run is resumed: it was started with 4, got 8"),
@@ -154,22 +126,33 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(finished, tmp_path, 
 )
 def test_another_shape_is_refused_and_the_run_is_untouched(finished, changes, sentence):
     folder, _ = finished
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    before = contents(folder)
     with pytest.raises(ValueError, match=sentence):
-        train(replace(TINY, **changes), folder, resume=True, progress=False)
-    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        train(TINY.replace(**changes), folder, resume=True, progress=False)
+    assert before == contents(folder)
+
+
+def test_another_algorithm_is_refused_and_the_run_is_untouched(finished):
+    folder, _ = finished
+    before = contents(folder)
+    with pytest.raises(
+        ValueError,
+        match="algorithm cannot change when a run is resumed: it was started with 'crl', got 'gcbc'",
+    ):
+        train(Config("gcbc", **SIZES), folder, resume=True, progress=False)
+    assert before == contents(folder)
 
 
 def test_a_longer_run_goes_on_where_it_ended(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
-    result = train(replace(TINY, total_steps=480), run, resume=True, progress=False)
+    result = train(TINY.replace(total_steps=480), run, resume=True, progress=False)
     assert result.env_steps == 480 and result.before == finished[1].before
     assert [int(r["env_steps"]) for r in rows(run / "metrics.csv")] == list(range(80, 481, 40))
 
 
 def test_a_run_ends_early_at_the_success_it_was_asked_for(tmp_path):
     """The reacher's goals include some within reach of any policy, so a low bar is met at the first look."""
-    config = replace(TINY, env="reacher", stop_at_success=0.01, eval_every=1, eval_envs=64, total_steps=10**6)
+    config = TINY.replace(env="reacher", stop_at_success=0.01, eval_every=1, eval_envs=64, total_steps=10**6)
     result = train(config, tmp_path / "run", progress=False)
     assert result.env_steps < 10**6 and result.after.success_any >= 0.01
     assert checkpoints.steps(tmp_path / "run" / "checkpoints")[-1] == f"{result.env_steps:012d}"
@@ -177,8 +160,8 @@ def test_a_run_ends_early_at_the_success_it_was_asked_for(tmp_path):
 
 def test_a_full_disk_costs_the_unsaved_steps_only(small_disk):
     """The ring (a megabyte a checkpoint) fills 4 MB; the run trains to its end and then says what it could not do."""
-    config = replace(
-        TINY, num_envs=64, buffer_steps=200, total_steps=64 * 200, keep_checkpoints=9, eval_every=99
+    config = TINY.replace(
+        num_envs=64, buffer_steps=200, total_steps=64 * 200, keep_checkpoints=9, eval_every=99
     )
     with (
         pytest.warns(
@@ -193,13 +176,13 @@ def test_a_full_disk_costs_the_unsaved_steps_only(small_disk):
     assert all(checkpoints.load(folder / name).counters["env_steps"] == int(name) for name in kept)
     shutil.rmtree(folder / kept[0])  # room again: the run goes on from what it has
     assert (
-        train(replace(config, keep_checkpoints=1), small_disk / "run", resume=True, progress=False).env_steps
+        train(config.replace(keep_checkpoints=1), small_disk / "run", resume=True, progress=False).env_steps
         == 12800
     )
 
 
 def test_ctrl_c_ends_with_a_checkpoint(tmp_path):
-    process = start(replace(TINY, total_steps=10**9, checkpoint_every=10**6), tmp_path / "run")
+    process = start(TINY.replace(total_steps=10**9, checkpoint_every=10**6), tmp_path / "run")
     wait_for(process, lambda: len(listing(tmp_path / "run")) and (tmp_path / "run" / "metrics.csv").exists())
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -211,7 +194,7 @@ def test_ctrl_c_ends_with_a_checkpoint(tmp_path):
 
 def test_divergence_stops_the_run_with_advice(tmp_path):
     with pytest.raises(TrainingError, match=r"training diverged in round .* is not finite"):
-        train(replace(TINY, critic_lr=1e30, actor_lr=1e30), tmp_path / "run", progress=False)
+        train(TINY.replace(critic_lr=1e30, actor_lr=1e30), tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +208,7 @@ def test_divergence_stops_the_run_with_advice(tmp_path):
 )
 def test_bad_choices_are_one_sentence_and_leave_no_folder(tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        train(replace(TINY, **changes), tmp_path / "run", progress=False)
+        train(TINY.replace(**changes), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -237,14 +220,22 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path):
 
 
 def test_without_the_buffer_a_resumed_run_fills_it_again(tmp_path):
-    config = replace(TINY, save_buffer=False, total_steps=120, eval_every=99)
+    config = TINY.replace(save_buffer=False, total_steps=120, eval_every=99)
     train(config, tmp_path / "run", progress=False)
     newest = checkpoints.load_newest(tmp_path / "run" / "checkpoints")[1]
     assert not any(k.startswith("buffer/") for k in newest.shards[0])
-    result = train(replace(config, total_steps=160), tmp_path / "run", resume=True, progress=False)
+    result = train(config.replace(total_steps=160), tmp_path / "run", resume=True, progress=False)
     assert result.env_steps == 120 + 80  # min_buffer_steps in each of 4 environments
 
 
-def test_evaluation_on_another_task_of_the_same_robot(tmp_path):
-    run = deepres.run.Run(replace(TINY, eval_env="point_u_maze_eval", physics="jax"), tmp_path / "run")
-    assert run.eval_env.name == "point_u_maze_eval" and run.env.impl == run.eval_env.impl == "jax"
+def test_evaluation_on_another_task_of_the_same_robot():
+    run = Run(TINY.replace(eval_env="point_u_maze_eval", engine="jax"))
+    assert run.eval_env.name == "point_u_maze_eval" and run.env.env.engine == run.eval_env.env.engine == "jax"
+
+
+def test_a_finished_run_that_is_resumed_has_the_trained_policys_figures(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    again = train(TINY, tmp_path / "run", resume=True)
+    assert (again.before, again.after, again.env_steps) == (finished[1].before, finished[1].after, 400)
+    assert "the run is finished, at 400 of 400 env steps" in capsys.readouterr().out
+    assert rows(tmp_path / "run" / "evaluations.csv") == rows(finished[0] / "evaluations.csv")

@@ -1,4 +1,4 @@
-"""deepres.bridge: what is shared, what is copied, what is refused."""
+"""deepres.data.bridge: what is shared, what is copied, what is refused."""
 
 import gc
 import sys
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from deepres import bridge
+from deepres.data import bridge
 from deepres.envs import xla
 
 xla.prepare()  # before JAX's first computation

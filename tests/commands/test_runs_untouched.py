@@ -1,0 +1,70 @@
+"""`deepres eval` and `deepres render` read a run's folder and change nothing in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import deepres
+from deepres.commands.main import main
+from helpers.tiny_runs import TINY, contents
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("untouched") / "run"
+    deepres.train(TINY.replace(eval_every=99, total_steps=80), folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def sealed(run, small_disk) -> Iterator[Path]:
+    """A copy that nobody can write to: on a disk mounted for reading, or without the right to."""
+    copy = shutil.copytree(run, small_disk / "run")
+    if os.path.ismount(small_disk):
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        yield copy
+        return
+    every = [copy, *copy.rglob("*")]
+    for path in every:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield copy
+    for path in every:
+        path.chmod(0o755)
+
+
+def state(folder: Path) -> tuple[dict[Path, bytes], dict[Path, int]]:
+    """What is in every file, and when each file and folder was last changed."""
+    every = [folder, *folder.rglob("*")]
+    return contents(folder), {path: path.stat().st_mtime_ns for path in every}
+
+
+def test_evaluating_and_rendering_change_nothing(run, tmp_path, capsys):
+    before = state(run)
+    main(["eval", str(run)])
+    main(["eval", str(run), "--episodes", "3", "--seed", "7", "--device", "cpu"])
+    main(["render", str(run), "--out", str(tmp_path), "--episodes", "1", "--format", "gif"])
+    assert state(run) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["paths.png", "policy.gif"]
+    assert capsys.readouterr().out.count("at 80 env steps") == 2
+
+
+def test_they_work_where_nothing_can_be_written(sealed, tmp_path, capsys):
+    with pytest.raises(OSError):
+        (sealed / "new").touch()
+    main(["eval", str(sealed)])
+    main(["render", str(sealed), "--out", str(tmp_path / "out"), "--episodes", "1", "--format", "gif"])
+    said = capsys.readouterr().out
+    assert "at 80 env steps" in said and str(tmp_path / "out" / "policy.gif") in said
+
+
+def test_by_default_pictures_go_into_the_runs_own_folder(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    main(["render", str(copy), "--episodes", "1", "--format", "gif"])
+    added = contents(copy).keys() - contents(run).keys()
+    assert {str(path) for path in added} == {"paths.png", "policy.gif"}

@@ -1,0 +1,61 @@
+"""The networks of section 3 of arXiv 2503.14858 in a few lines of torch, float64: what a step is compared with.
+
+Parameters come as a dictionary of tensors by their full names; nothing of the package computes here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+
+def leaves(named: Parameters) -> Parameters:
+    """A float64 copy of every parameter, with a gradient of its own."""
+    return {name: p.detach().double().clone().requires_grad_() for name, p in named.items()}
+
+
+def layer(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """swish(LayerNorm(x @ weight + bias)), weight [in, out]."""
+    u = x @ weight + bias
+    centred = u - u.mean(-1, keepdim=True)
+    z = scale * centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() + shift
+    return z * torch.sigmoid(z)
+
+
+def trunk(p: Parameters, network: str, x: Tensor) -> Tensor:
+    at = f"{network}.trunk"
+    x = layer(
+        x, p[f"{at}.stem.weight"].T, *(p[f"{at}.{k}"] for k in ("stem.bias", "norm.weight", "norm.bias"))
+    )
+    for block in range(len(p[f"{at}.stack.weight"]) // 4):
+        skip = x
+        for l in range(4 * block, 4 * block + 4):
+            x = layer(x, *(p[f"{at}.stack.{k}"][l] for k in ("weight", "bias", "gamma", "beta")))
+        x = x + skip
+    return x
+
+
+def dense(p: Parameters, name: str, x: Tensor) -> Tensor:
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def value(p: Parameters, network: str, *inputs: Tensor) -> Tensor:
+    """[B] of concat(inputs)."""
+    return dense(p, f"{network}.head", trunk(p, network, torch.cat(inputs, 1)))[:, 0]
+
+
+def gaussian(p: Parameters, state: Tensor, goal: Tensor) -> torch.distributions.Normal:
+    """The policy's Gaussian, before the tanh."""
+    features = trunk(p, "actor", torch.cat([state, goal], 1))
+    log_std = -5 + 3.5 * (torch.tanh(dense(p, "actor.log_std", features)) + 1)
+    return torch.distributions.Normal(dense(p, "actor.mean", features), log_std.exp())
+
+
+def act(p: Parameters, state: Tensor, goal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """An action [B, A] and its log-density [B] under the tanh of that Gaussian."""
+    law = gaussian(p, state, goal)
+    x = law.mean + law.stddev * noise
+    action = torch.tanh(x)
+    return action, (law.log_prob(x) - torch.log(1 - action.square() + 1e-6)).sum(1)
