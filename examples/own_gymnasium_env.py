@@ -1,7 +1,9 @@
 """A goal environment written for gymnasium, and a training run on it. No JAX is needed.
 
 Its observations are a Dict of observation, achieved_goal and desired_goal, as those of gymnasium-robotics are; so
-`register("fetch", gymnasium="FetchReach-v4")` is all that one of those takes.
+`register("fetch", gymnasium="FetchReach-v4")` is all that one of those takes. One that observes a plain Box says where
+its goals are: `register("flat", gymnasium=Flat, goal_slice=slice(0, 2), goal=lambda env: env.goal, threshold=0.2)`. One
+that takes render_mode="rgb_array" gets videos from `deepres render`.
 
     python examples/own_gymnasium_env.py
 """
@@ -10,6 +12,7 @@ import sys
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Dict
 
 import deepres
@@ -40,9 +43,8 @@ class Point(gymnasium.Env):
         return {"observation": self.speed, "achieved_goal": self.place, "desired_goal": self.goal}
 
 
-envs.register(
-    "point_gym", gymnasium=Point
-)  # vectorization="async" gives each environment a process of its own
+# vectorization="async" would give each environment a process of its own
+envs.register("point_gym", gymnasium=Point)
 
 if __name__ == "__main__":
     config = deepres.Config(
@@ -52,3 +54,13 @@ if __name__ == "__main__":
     )  # fmt: skip
     result = deepres.train(config, sys.argv[1] if len(sys.argv) > 1 else "runs/own_gymnasium_env")
     print(f"goals reached: {result.before.success_any:.0%} -> {result.after.success_any:.0%}")
+
+    # The policy alone, in an environment of its own: it sees observation, achieved_goal, desired_goal in this order.
+    policy, env = deepres.Policy.load(result.run_dir), Point()
+    seen, _ = env.reset(seed=0)
+    nearest = np.inf
+    for _ in range(50):
+        row = np.concatenate([seen[key] for key in ("observation", "achieved_goal", "desired_goal")])
+        seen, *_ = env.step(policy.act(torch.as_tensor(row)[None])[0].numpy())
+        nearest = min(nearest, np.linalg.norm(seen["achieved_goal"] - seen["desired_goal"]))
+    print(f"acting alone, it comes as near as {nearest:.2f} m to its goal")
