@@ -106,7 +106,7 @@ def find(name: str) -> Entry:
     entry = _find(name)
     if entry is not None:
         return entry
-    near = sorted(difflib.get_close_matches(str(name), names(), n=3, cutoff=0.6)) or _FAMILIES
+    near = sorted(difflib.get_close_matches(str(name), names(), n=6, cutoff=0.5)) or _FAMILIES
     raise ValueError(
         f"env must be one of {', '.join(near)} or another of the {len(names())} that `deepres envs` lists, "
         f"got {name!r}; an environment of your own is registered first (deepres.envs.register; "

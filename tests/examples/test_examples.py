@@ -14,7 +14,7 @@ import pytest
 
 from deepres.runs import checkpoint as checkpoints
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 TINY = ["--num-envs", "4", "--episode-length", "20", "--depth", "4", "--width", "8", "--batch-size", "16"]
 TINY += ["--unroll-length", "10", "--gradient-steps", "2", "--buffer-steps", "60", "--min-buffer-steps", "20"]
