@@ -43,6 +43,11 @@ class EnvOptions:
     """What follows an episode: a new start and goal, or the first ones for ever (the published runs)."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(
+                f"env must be the name of a task, got {self.name!r}; register one of your own first "
+                "(deepres.envs.register)"
+            )
         check(self)
 
 

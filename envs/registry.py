@@ -102,7 +102,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Entry:
-    """What `name` stands for. Raises ValueError, with the names that are like it."""
+    """What `name` stands for. Raises ValueError, with the names that are like it; TypeError for what is no name."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"env must be the name of a task, got {name!r}; register one of your own first (deepres.envs.register)"
+        )
     entry = _find(name)
     if entry is not None:
         return entry

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+import deepres
 from deepres import envs
 from deepres.envs import listing, registry
 from deepres.envs.engines import at_rest
@@ -329,3 +330,11 @@ def test_what_is_found_out_later_gets_a_sentence():
         Disc.threshold = 0.3
     with pytest.raises(TypeError, match="gymnasium must be an id such as 'FetchReach-v4' or a function"):
         envs.register("mine", gymnasium=3)
+
+
+def test_a_task_itself_is_told_to_be_registered_by_a_name():
+    sentence = r"env must be the name of a task, got .*; register one of your own first"
+    with pytest.raises(TypeError, match=sentence):
+        envs.make(Ball)
+    with pytest.raises(ValueError, match=sentence):
+        deepres.Config(env=Ball)
