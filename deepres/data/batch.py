@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
+
+_EXTRA = "extra/"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Batch:
 
     goal: the one that the row is learned for, e.g. a state reached later. next_state: [B, S] what the action led to,
     an episode's true last state where it ended. reward: [B] for coming there, under `goal`. terminal: [B] float32, 1
-    where the episode ended there for good; a time limit is none.
+    where the episode ended there for good; a time limit is none. extra: [B, ...] whatever else the sampler gives, by
+    the names that it documents.
     """
 
     state: Tensor
@@ -34,15 +37,23 @@ class Batch:
     next_state: Tensor | None = None
     reward: Tensor | None = None
     terminal: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Batch:
+        """The batch whose `tensors()` these are."""
+        extra = {name[len(_EXTRA) :]: t for name, t in tensors.items() if name.startswith(_EXTRA)}
+        return cls(**{name: t for name, t in tensors.items() if not name.startswith(_EXTRA)}, extra=extra)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by field."""
-        named = ((one.name, getattr(self, one.name)) for one in fields(self))
-        return {name: value for name, value in named if value is not None}
+        """The tensors that are there, by field; one of `extra` as "extra/" and its name."""
+        named = ((one.name, getattr(self, one.name)) for one in fields(self) if one.name != "extra")
+        extra = {_EXTRA + name: value for name, value in self.extra.items()}
+        return {name: value for name, value in named if value is not None} | extra
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """This batch with `function` of each tensor."""
-        return Batch(**{name: function(value) for name, value in self.tensors().items()})
+        return Batch.of({name: function(value) for name, value in self.tensors().items()})
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class GraphSteps(Steps):
     def _step(self) -> None:
         slots = dict(self._slots)
         noise = slots.pop("noise")
-        self._add(self.learner.step(Batch(**slots), noise))
+        self._add(self.learner.step(Batch.of(slots), noise))
 
 
 def gradient_steps(learner: Learner) -> Steps:
