@@ -50,7 +50,7 @@ constexpr int kOwned = 2 * kTiles;             // consecutive columns of a threa
 // is as many slabs as one copy brings.
 constexpr int kSlabBytes = 512 * kTiles;
 constexpr int kSlabs = kWidth * Operand::kBytes / 64;  // of a layer
-constexpr int kCopyBytes = kCluster == 1 ? 4096 : 2048;
+constexpr int kCopyBytes = kCluster == 1 ? 4096 : kWarps == 4 ? 8192 : 2048;
 constexpr int kStageSlabs = kSlabs * kSlabBytes < kCopyBytes ? kSlabs : kCopyBytes / kSlabBytes;
 constexpr int kStageBytes = kStageSlabs * kSlabBytes;
 constexpr int kStages = kSlabs / kStageSlabs;  // of a layer

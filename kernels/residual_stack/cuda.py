@@ -68,10 +68,10 @@ class Geometry:
 
     @cached_property
     def warp_stage_bytes(self) -> int:
-        """Weights that one copy brings: 4 KB, 2 in clusters, or all that a warp needs of a layer."""
-        return min(
-            4096 if self.cluster == 1 else 2048, self.columns // self.warps * self.width * self.operand_bytes
-        )
+        """Weights that one copy brings: 4 KB, or in clusters 8 with one warp to a scheduler and else 2; no more
+        than a warp needs of a layer. A warp alone with its scheduler hides nothing: it waits and refills once."""
+        copy = 4096 if self.cluster == 1 else 8192 if self.warps == 4 else 2048
+        return min(copy, self.columns // self.warps * self.width * self.operand_bytes)
 
     @cached_property
     def stage_bytes(self) -> int:
