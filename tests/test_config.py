@@ -260,14 +260,18 @@ def test_recompute_is_a_number_or_a_word():
             Config(recompute=bad)
 
 
+def owners(option: str) -> str:
+    return ", ".join(algorithms.having(option))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("sac", {"energy": "dot"}, "energy does not apply to sac: it is an option of crl; leave it out"),
+        ("sac", {"energy": "dot"}, f"energy does not apply to sac: it is an option of {owners('energy')}"),
         (
             "gcbc",
             {"critic_lr": 1e-3},
-            "critic_lr does not apply to gcbc: it is an option of crl, sac; leave it out",
+            f"critic_lr does not apply to gcbc: it is an option of {owners('critic_lr')}; leave",
         ),
         ("crl", {"batchsize": 4}, "there is no option 'batchsize'; did you mean batch_size?"),
         ("crl", {"name": "ant"}, "there is no option 'name'"),

@@ -180,10 +180,11 @@ def test_a_name_may_say_where_the_class_is():
     ],
 )
 def test_a_name_that_cannot_be_taken_is_refused(name, algorithm, sentence):
+    before = algorithms.names()
     with pytest.raises(ValueError) as error:
         algorithms.register(name, algorithm)
     assert str(error.value) == sentence
-    assert sorted(algorithms._ALGORITHMS) == ["crl", "gcbc", "sac"]
+    assert algorithms.names() == before
 
 
 def test_a_class_that_lacks_parts_is_refused():
@@ -271,7 +272,7 @@ def test_one_that_cannot_be_imported_is_told_when_it_is_asked_for_and_harms_no_o
     ):
         with pytest.raises(kind, match=f"^algorithm '{name}' is registered as .*:Mine, and .*{sentence}"):
             Config(name)
-    with pytest.raises(ValueError, match="hindsight does not apply to crl: it is an option of sac"):
+    with pytest.raises(ValueError, match=r"hindsight does not apply to crl: it is an option of .*sac"):
         Config("crl", hindsight=0.5)
     assert Config(SACOptions()).algorithm_name == "sac"
     with pytest.raises(ValueError, match="ToyOptions is no algorithm's"):
@@ -312,15 +313,16 @@ def test_options_that_algorithms_share_do_not_say_which():
 
 
 def test_an_unknown_name_is_refused_with_the_near_one():
+    names = ", ".join(algorithms.names())
     with pytest.raises(ValueError) as error:
         Config("crk")
     assert str(error.value) == (
-        "algorithm must be one of crl, gcbc, sac, got 'crk'; did you mean crl? one of your own is registered first "
+        f"algorithm must be one of {names}, got 'crk'; did you mean crl? one of your own is registered first "
         "(deepres.algorithms.register, --import on the command line)"
     )
     with pytest.raises(ValueError, match="ToyOptions is no algorithm's; register the algorithm first"):
         Config(ToyOptions())
-    with pytest.raises(ValueError, match=r"algorithm must be one of crl, gcbc, sac, got \['crl'\]"):
+    with pytest.raises(ValueError, match=rf"algorithm must be one of {names}, got \['crl'\]"):
         algorithms.find(["crl"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name must be letters, digits and underscores, got 3"):
         algorithms.register(3, Toy)  # type: ignore[arg-type]

@@ -112,22 +112,27 @@ def test_an_algorithm_that_cannot_be_imported_harms_no_command(capsys, monkeypat
     main(["algorithms"])
     said = capsys.readouterr().out
     assert "Soft actor-critic" in said and "not_there_at_all cannot be imported" in said
-    assert "--tau does not apply to crl: it is an option of sac" in refused(capsys, "train", "--tau=0.1")
+    owners = ", ".join(algorithms.having("tau"))
+    assert f"--tau does not apply to crl: it is an option of {owners}" in refused(
+        capsys, "train", "--tau=0.1"
+    )
     assert "algorithm 'absent' is registered as" in refused(capsys, "train", "absent", status=1)
 
 
 def test_an_option_of_another_algorithm_is_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    owners, names = ", ".join(algorithms.having("tau")), ", ".join(algorithms.names())
+    assert "sac" in owners
     for arguments, sentence in (
         (
             ["train", "gcbc", "--logsumexp-penalty", "0.1"],
             "--logsumexp-penalty does not apply to gcbc: it is an",
         ),
-        (["train", "--tau=0.1"], "--tau does not apply to crl: it is an option of sac; leave it out"),
+        (["train", "--tau=0.1"], f"--tau does not apply to crl: it is an option of {owners}; leave it out"),
         (["train", "sac", "--no-gather-negatives"], "--gather-negatives does not apply to sac"),
         (["sweep", "crl", "--hindsight", "0.8"], "--hindsight does not apply to crl"),
         (["sweep", "crl", "--grid", "hindsight=0,0.8"], "--grid: there is no option 'hindsight' of crl"),
-        (["train", "scl"], "algorithm must be one of crl, gcbc, sac, got 'scl'; did you mean sac"),
+        (["train", "sacc"], f"algorithm must be one of {names}, got 'sacc'; did you mean sac"),
         (
             ["train", "sac", "--reward", "dense", "--hindsight", "0.5"],
             "reward=dense is that of the commanded goal",
