@@ -10,6 +10,7 @@
 namespace py = pybind11;
 
 namespace deepres {
+void bind_hazard(pybind11::module_& m);
 void bind_isa(pybind11::module_& m);
 void bind_info_nce(pybind11::module_& m);
 void bind_residual_stack(pybind11::module_& m);
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
         "Gives the memory kept for the next call back to the system.");
 
   deepres::bind_isa(m);
+  deepres::bind_hazard(m);
   deepres::bind_info_nce(m);
   deepres::bind_residual_stack(m);
 }

@@ -13,7 +13,7 @@ from deepres import algorithms, envs
 from deepres._version import __version__
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
-from deepres.kernels import backends, info_nce, residual_stack
+from deepres.kernels import backends, hazard_nll, hazard_value, info_nce, residual_stack
 from deepres.networks import Actor, Encoder, ResidualStack
 from deepres.policy import Policy
 from deepres.runs.checkpoint import CheckpointError
@@ -39,6 +39,8 @@ __all__ = [
     "algorithms",
     "backends",
     "envs",
+    "hazard_nll",
+    "hazard_value",
     "info_nce",
     "load_run",
     "residual_stack",

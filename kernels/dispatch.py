@@ -39,6 +39,10 @@ BACKENDS: dict[str, dict[str, str]] = {
         "cpu": "deepres.kernels.info_nce.cpu",
         "reference": "deepres.kernels.info_nce.reference",
     },
+    "hazard": {
+        "cpu": "deepres.kernels.hazard.cpu",
+        "reference": "deepres.kernels.hazard.reference",
+    },
 }
 
 
