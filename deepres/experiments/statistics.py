@@ -1,0 +1,152 @@
+"""Statistics of few seeds: interquartile mean, bootstrap intervals, probability of improvement, slope on depth.
+
+Sources: Agarwal et al., arXiv 2108.13264 (interquartile mean, stratified bootstrap, probability of improvement);
+Wilson 1927 (interval of a share). Scores are NumPy arrays in float64; every bootstrap takes its own seed, so the same
+scores give the same interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Scores = NDArray[np.float64]
+REPLICATES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def off_zero(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+    def text(self, form: str = "{:.2f}") -> str:
+        return f"{form.format(self.value)} [{form.format(self.low)}, {form.format(self.high)}]"
+
+
+def iqm(scores: ArrayLike, axis: int | None = None) -> Scores:
+    """The interquartile mean: the mean of what is left when a quarter is cut from each end.
+
+        scipy.stats.trim_mean(scores, 0.25)
+
+    scores: along `axis`, or all together. Fewer than 4 have nothing cut.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if axis is None:
+        values, axis = values.ravel(), 0
+    if values.shape[axis] == 0:
+        raise ValueError("the interquartile mean wants one score at least, got none")
+    ordered = np.moveaxis(np.sort(values, axis=axis), axis, 0)
+    cut = len(ordered) // 4
+    return np.asarray(ordered[cut : len(ordered) - cut].mean(axis=0))
+
+
+def bootstrap(
+    scores: Sequence[ArrayLike],
+    statistic: Callable[[list[Scores]], Scores],
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    paired: bool = False,
+) -> Interval:
+    """95% percentile interval of `statistic`, by drawing runs anew within each stratum.
+
+    scores: one array [n] to a stratum (a task, or a depth), n its runs. statistic: of strata [n, R], R replicates
+    side by side, what it estimates [R]. paired: the same runs are drawn in every stratum, which then all have as many
+    (run i of each shares its seed, so what a seed does to all of them cancels).
+    """
+    strata = [np.asarray(one, dtype=np.float64) for one in scores]
+    if not strata or any(one.ndim != 1 or not len(one) for one in strata):
+        raise ValueError("a bootstrap wants strata of one score at least, [n] each")
+    if paired and len({len(one) for one in strata}) > 1:
+        raise ValueError(
+            f"paired strata must have as many runs each, got {[len(one) for one in strata]}; pass paired=False"
+        )
+    draw = np.random.default_rng(seed)
+    index = draw.integers(len(strata[0]), size=(len(strata[0]), replicates))
+    replicas = []
+    for one in strata:
+        rows = index if paired else draw.integers(len(one), size=(len(one), replicates))
+        replicas.append(one[rows])
+    drawn = np.asarray(statistic(replicas))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    value = np.asarray(statistic([one[:, None] for one in strata]))
+    return Interval(float(value.item()), float(low), float(high))
+
+
+def mean_interval(scores: ArrayLike, *, seed: int = 0) -> Interval:
+    """The mean of one group of runs with its interval."""
+    return bootstrap([scores], lambda strata: strata[0].mean(axis=0), seed=seed)
+
+
+def iqm_interval(tasks: Sequence[ArrayLike], *, seed: int = 0, replicates: int = REPLICATES) -> Interval:
+    """The interquartile mean over the runs of all tasks, drawn anew within each task."""
+    return bootstrap(
+        tasks, lambda strata: iqm(np.concatenate(strata), axis=0), seed=seed, replicates=replicates
+    )
+
+
+def probability_of_improvement(
+    ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], *, seed: int = 0
+) -> Interval:
+    """P(a run of ours scores more than one of theirs), mean over the tasks; a tie counts half.
+
+    ours, theirs: one array [n] to a task, in the same order.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"both must have the same tasks, got {len(ours)} and {len(theirs)}")
+
+    def share(strata: list[Scores]) -> Scores:
+        pairs = zip(strata[: len(ours)], strata[len(ours) :], strict=True)
+        tasks = [
+            (x[:, None] > y[None]).mean(axis=(0, 1)) + 0.5 * (x[:, None] == y[None]).mean(axis=(0, 1))
+            for x, y in pairs
+        ]
+        return np.asarray(np.mean(tasks, axis=0))
+
+    return bootstrap([*ours, *theirs], share, seed=seed)
+
+
+def depth_slope(by_depth: Mapping[int, Mapping[int, float]], *, seed: int = 0) -> Interval:
+    """Least-squares slope of the score on log2(depth), with its interval: score gained where depth doubles.
+
+        np.polyfit(np.log2(depths), scores, 1)[0]
+
+    by_depth: depth -> seed -> score. Seeds that every depth has are drawn together (paired); without two such seeds,
+    runs are drawn within each depth. Raises ValueError for fewer than two depths.
+    """
+    if len(by_depth) < 2:
+        raise ValueError(f"a slope wants two depths at least, got {sorted(by_depth)}")
+    depths = sorted(by_depth)
+    shared = sorted(set.intersection(*(set(by_depth[d]) for d in depths)))
+    paired = len(shared) > 1
+    strata = [
+        np.array([by_depth[d][s] for s in shared] if paired else list(by_depth[d].values())) for d in depths
+    ]
+    x = np.log2(depths)
+    weight = (x - x.mean()) / np.square(x - x.mean()).sum()
+
+    def slope(drawn: list[Scores]) -> Scores:
+        return np.asarray(weight @ np.stack([one.mean(axis=0) for one in drawn]))
+
+    return bootstrap(strata, slope, seed=seed, paired=paired)
+
+
+def wilson(successes: int, episodes: int, z: float = 1.959963984540054) -> Interval:
+    """A share of episodes with its Wilson interval. Episodes are not seeds: this says nothing of other runs."""
+    if not 0 <= successes <= episodes or episodes < 1:
+        raise ValueError(f"successes must lie within 0 and episodes >= 1, got {successes} of {episodes}")
+    p, n = successes / episodes, episodes
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(p, max(0.0, float(centre - half)), min(1.0, float(centre + half)))

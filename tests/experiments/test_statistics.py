@@ -1,0 +1,98 @@
+"""Statistics of few seeds, beside scipy, exact small cases and what is known of made-up data."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from deepres.experiments.statistics import (
+    bootstrap,
+    depth_slope,
+    iqm,
+    iqm_interval,
+    mean_interval,
+    probability_of_improvement,
+    wilson,
+)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 7, 30])
+def test_interquartile_mean_is_scipys_trimmed_mean(n):
+    scores = np.random.default_rng(n).normal(size=n)
+    assert iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25))
+    several = np.random.default_rng(n).normal(size=(3, n))
+    assert iqm(several, axis=1) == pytest.approx(stats.trim_mean(several, 0.25, axis=1))
+
+
+def test_bootstrap_is_scipys():
+    scores = np.random.default_rng(0).gamma(2.0, size=20)
+    ours = mean_interval(scores)
+    theirs = stats.bootstrap(
+        (scores,), np.mean, method="percentile", n_resamples=20_000, random_state=1
+    ).confidence_interval
+    assert ours.value == pytest.approx(scores.mean())
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=0.06)
+    assert mean_interval(scores) == ours != mean_interval(scores, seed=1)
+
+
+def test_strata_are_drawn_within_themselves():
+    """Runs of one task never stand in for another's: two tasks without spread have an interval without width."""
+    exact = iqm_interval([np.full(4, 1.0), np.full(4, 3.0)])
+    assert (exact.value, exact.low, exact.high) == (2.0, 2.0, 2.0)
+    pooled = bootstrap([np.array([1.0] * 4 + [3.0] * 4)], lambda s: s[0].mean(axis=0))
+    assert pooled.low < 1.5 and pooled.high > 2.5
+
+
+def test_probability_of_improvement_counts_pairs():
+    x, y = np.array([1.0, 2.0, 5.0]), np.array([2.0, 3.0])
+    counted = np.mean([(a > b) + 0.5 * (a == b) for a, b in product(x, y)])
+    assert probability_of_improvement([x], [y]).value == pytest.approx(counted)
+    n = stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
+    assert probability_of_improvement([x], [y]).value == pytest.approx(n)
+    two = probability_of_improvement([x, x], [y, x])
+    assert two.value == pytest.approx((counted + 0.5) / 2)
+    with pytest.raises(ValueError, match="the same tasks, got 1 and 2"):
+        probability_of_improvement([x], [x, y])
+
+
+def test_slope_is_polyfits_and_pairs_seeds():
+    depths, seeds = (4, 16, 64), range(5)
+    offset = np.random.default_rng(3).normal(size=5)  # what a seed does at every depth
+    scores = {d: {s: 0.1 * np.log2(d) + offset[s] for s in seeds} for d in depths}
+    flat = [(np.log2(d), score) for d in depths for score in scores[d].values()]
+    slope = depth_slope(scores)
+    assert slope.value == pytest.approx(np.polyfit(*zip(*flat, strict=True), 1)[0])
+    assert slope.high - slope.low < 1e-9 and slope.off_zero  # drawn together, the seeds' offsets cancel
+    other = {d: {s + 10 * d: score for s, score in scores[d].items()} for d in depths}
+    apart = depth_slope(other)
+    assert apart.value == pytest.approx(slope.value) and apart.high - apart.low > 0.1
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of 200 made-up studies with a slope of 1, about 95% have it inside their interval (few seeds: somewhat less)."""
+    draw, held = np.random.default_rng(5), 0
+    for study in range(200):
+        scores = {d: {s: np.log2(d) + draw.normal() for s in range(10)} for d in (4, 16, 64)}
+        slope = depth_slope(scores, seed=study)
+        held += slope.low <= 1 <= slope.high
+    assert 0.85 <= held / 200 <= 0.98
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 7), (512, 512), (100, 128)])
+def test_wilson_is_scipys(k, n):
+    ours, theirs = wilson(k, n), stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert (ours.value, ours.low, ours.high) == pytest.approx((k / n, theirs.low, theirs.high), abs=1e-9)
+
+
+def test_what_cannot_be_computed_is_told():
+    with pytest.raises(ValueError, match="two depths at least, got \\[4\\]"):
+        depth_slope({4: {0: 1.0}})
+    with pytest.raises(ValueError, match="one score at least, got none"):
+        iqm([])
+    with pytest.raises(ValueError, match="as many runs each, got \\[2, 1\\]"):
+        bootstrap([[1.0, 2.0], [1.0]], lambda s: s[0].mean(axis=0), paired=True)
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        wilson(3, 2)
