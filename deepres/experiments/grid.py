@@ -10,23 +10,17 @@ Asked for again, a sweep leaves out the runs that are finished, resumes those th
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deepres.config import Config
 from deepres.envs.registry import find
+from deepres.experiments.jobs import Job, run_jobs
 from deepres.experiments.presets import ACTOR_DEPTH_LIMIT
 from deepres.report.groups import Group, group
 from deepres.report.tables import console, spread, table
@@ -38,7 +32,6 @@ Grid = Mapping[str, Iterable[Any]]
 """Options by their flat names, with the values that each takes; a NumPy array will do."""
 
 _SHORT = {"depth": "d", "seed": "s"}
-POLL_S = 0.2
 SWEEP_FILE = "sweep.json"
 ENDS = (
     "total_steps",
@@ -116,18 +109,20 @@ class Cell:
         ]
         return f", with {', '.join(told)}" if told else ""
 
-    @property
-    def command(self) -> list[str]:
-        where = "--resume" if checkpoints.steps(RunFolder(self.folder).checkpoints) else "--run-dir"
+    def job(self, imports: Sequence[str]) -> Job:
+        """The process that runs it, or goes on with it. imports: modules that it imports first."""
+        resumed = bool(checkpoints.steps(RunFolder(self.folder).checkpoints))
         arguments = [
             "train",
             self.config.algorithm_name,
             "--config-file",
             str(self.options),
-            where,
+            "--resume" if resumed else "--run-dir",
             str(self.folder),
+            *(word for module in imports for word in ("--import", module)),
         ]
-        return [sys.executable, "-m", "deepres", *arguments]
+        command = [sys.executable, "-m", "deepres", *arguments]
+        return Job(self.name, command, self.log, lambda: self.finished, resumed)
 
 
 @dataclass(frozen=True)
@@ -162,16 +157,15 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"grid": values, "config": config.to_dict()}
     (folder / SWEEP_FILE).write_text(json.dumps(asked, indent=2) + "\n")
-    gpus = torch.cuda.device_count()
     for cell in cells:
         cell.options.write_text(cell.config.to_json())
     waiting = [cell for cell in cells if not cell.finished]
     for cell in cells:
         if cell not in waiting:
             print(f"{cell.name}: finished already{cell.kept}", flush=True)
-    failed, interrupted = _run(waiting, jobs or max(1, gpus), gpus, imports)
+    outcome = run_jobs([cell.job(imports) for cell in waiting], jobs)
     report(cells, folder)
-    return SweepResult(cells, failed, interrupted)
+    return SweepResult(cells, outcome.failed, outcome.interrupted)
 
 
 def _values(name: str, values: Any) -> list[Any]:
@@ -244,63 +238,6 @@ def _asked_before(file: Path) -> Config:
         raise ValueError(damaged) from None
 
 
-def _run(waiting: list[Cell], jobs: int, gpus: int, imports: Sequence[str]) -> tuple[list[str], bool]:
-    """Run the cells, `jobs` at a time; (names of those that failed, whether Ctrl-C came).
-
-    Ctrl-C reaches the runs too, which end their round and save; nothing new is started then.
-    """
-    running: dict[int, tuple[Cell, subprocess.Popen[bytes]]] = {}
-    waiting, failed, interrupted = list(waiting), [], False
-    while running or (waiting and not interrupted):
-        try:
-            for place in range(jobs):
-                if waiting and place not in running and not interrupted:
-                    cell = waiting.pop(0)
-                    running[place] = cell, _start(cell, place % gpus if gpus else None, imports)
-            for place, (cell, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[place]
-                    stopped = process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-                    if process.returncode and not stopped:
-                        failed.append(cell.name)
-                        print(f"{cell.name}: failed: {_last_line(cell.log)} ({cell.log})", flush=True)
-                    else:
-                        print(f"{cell.name}: {'finished' if cell.finished else 'stopped'}", flush=True)
-            time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            if interrupted:
-                for _, process in running.values():
-                    process.kill()
-            interrupted = True
-            print("waiting for the runs under way to save; Ctrl-C again ends them at once", flush=True)
-    return failed, interrupted
-
-
-def _start(cell: Cell, gpu: int | None, imports: Sequence[str]) -> subprocess.Popen[bytes]:
-    print(f"{cell.name}: {'resumed' if '--resume' in cell.command else 'started'}", flush=True)
-    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": _visible(gpu)})
-    with open(cell.log, "ab") as log:
-        return subprocess.Popen(
-            [*cell.command, *(word for module in imports for word in ("--import", module))],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
-
-
-def _die_with_parent() -> None:
-    """A killed sweep takes its runs along (Linux): asked for again, it alone goes on with their folders."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _visible(gpu: int) -> str:
-    """The gpu-th of the devices that this process sees, by the name that its children know it by."""
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return names[gpu] if names else str(gpu)
-
-
 def report(cells: list[Cell], folder: Path) -> None:
     """Print the scores of every combination but for the seed, and draw them against the option that varies first into
     `folder`, from what the runs have left so far."""
@@ -338,8 +275,3 @@ def report(cells: list[Cell], folder: Path) -> None:
     out = console()
     out.print(table(f"{env}: score against {first.replace('_', ' ')}", columns, rows))
     out.print(str(plot_scores(first, lines, env, folder / f"{first}.png")))
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,111 @@
+"""Processes side by side, one to a place and on a GPU of its own where there are some; a killed parent takes them
+along."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process. log: the file that what it prints is appended to. finished: whether what it was to leave is there.
+    resumed: whether it goes on with something."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    finished: Callable[[], bool]
+    resumed: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """failed: names of jobs that ended with an error. interrupted: Ctrl-C came."""
+
+    failed: list[str]
+    interrupted: bool
+
+
+def run_jobs(
+    waiting: Sequence[Job],
+    places: int = 0,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ended: Callable[[Job], None] = lambda job: None,
+) -> Outcome:
+    """Run the jobs, `places` at a time (0: one to each GPU, or one where there is none), and print what becomes of
+    each.
+
+    environment: variables that they get beside this process's. ended: called after each, whatever its end.
+    Ctrl-C reaches the jobs too, which end as they do; nothing new is started then.
+    """
+    gpus = torch.cuda.device_count()
+    places = places or max(1, gpus)
+    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    waiting, failed, interrupted = list(waiting), [], False
+    while running or (waiting and not interrupted):
+        try:
+            for place in range(places):
+                if waiting and place not in running and not interrupted:
+                    job = waiting.pop(0)
+                    running[place] = job, _start(job, place % gpus if gpus else None, environment or {})
+            for place, (job, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[place]
+                    stopped = process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+                    if process.returncode and not stopped:
+                        failed.append(job.name)
+                        print(f"{job.name}: failed: {_last_line(job.log)} ({job.log})", flush=True)
+                    else:
+                        print(f"{job.name}: {'finished' if job.finished() else 'stopped'}", flush=True)
+                    ended(job)
+            time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            if interrupted:
+                for _, process in running.values():
+                    process.kill()
+            interrupted = True
+            print("waiting for the runs under way to save; Ctrl-C again ends them at once", flush=True)
+    return Outcome(failed, interrupted)
+
+
+def _start(job: Job, gpu: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    print(f"{job.name}: {'resumed' if job.resumed else 'started'}", flush=True)
+    own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": _visible(gpu)}
+    with open(job.log, "ab") as log:
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment, **own},
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _die_with_parent() -> None:
+    """A killed parent takes its processes along (Linux): asked for again, it alone goes on with their folders."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _visible(gpu: int) -> str:
+    """The gpu-th of the devices that this process sees, by the name that its children know it by."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[gpu] if names else str(gpu)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"
