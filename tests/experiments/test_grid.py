@@ -13,6 +13,7 @@ import pytest
 from deepres.commands.main import main
 from deepres.experiments import grid
 from deepres.experiments.grid import sweep
+from deepres.experiments.jobs import Outcome
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import read_run
 from helpers import tiny_runs
@@ -159,7 +160,7 @@ def test_a_damaged_sweep_file_is_named(tmp_path, left):
 
 
 def test_values_may_come_from_anything_that_has_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "_run", lambda *_: ([], False))
+    monkeypatch.setattr(grid, "run_jobs", lambda *_: Outcome([], False))
     values = {"depth": np.array([4, 8]), "gamma": (g for g in np.array([0.5, 0.9])), "seed": range(2)}
     cells = sweep(TINY, values, tmp_path).cells
     assert [cell.name for cell in cells][:3] == ["d4-gamma_0.5-s0", "d4-gamma_0.5-s1", "d4-gamma_0.9-s0"]
