@@ -13,6 +13,7 @@ from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
 # Shared memory that one block may ask for (CUDA C++ programming guide, technical specifications), in bytes.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024, "sm_120a": 99 * 1024}
+CLUSTERS = (1, 2, 4)  # blocks that share 16 rows; which of them serves depends on width and batch
 
 
 def report(
@@ -24,7 +25,7 @@ def report(
     rows: list[Row] = []
     for width in widths:
         for precision in precisions:
-            for target, cluster in itertools.product(targets, (1, 4)):
+            for target, cluster in itertools.product(targets, CLUSTERS):
                 if cluster > 1 and (target == "sm_80" or width // cluster < 64):
                     continue
                 geometry = Geometry(width, StackOptions(precision=precision), cluster)
