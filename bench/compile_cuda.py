@@ -17,10 +17,11 @@ if not __package__:  # run as a file: `bench` and `deepres` are those of this ch
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p).resolve() != here)]
 
-from bench.gpu.compile_cuda import PRECISIONS, SHARED_LIMIT, WIDTHS, nvrtc_version, report
+from bench.gpu.compile_cuda import PRECISIONS, SHARED_LIMIT, WIDTHS, report
 from bench.gpu.usage import complaints
 from bench.harness import environment
 from bench.harness import results as files
+from deepres.kernels.cuda_compiler import compiler
 
 
 def main() -> int:
@@ -33,7 +34,7 @@ def main() -> int:
     files.add_options(parser)
     arguments = parser.parse_args()
     results = files.begin("compile_cuda", arguments, environment.compiler())
-    results["environment"]["versions"] |= {"nvrtc": nvrtc_version()}
+    results["environment"]["versions"] |= {"cuda": compiler(arguments.target[0]).name}
     results["rows"] = rows = report(arguments.width, arguments.precision, arguments.target)
     results["complete"] = True
     for row in rows:

@@ -1,41 +1,47 @@
-"""CUDA sources to running kernels: compiled by NVRTC for any target, kept on disk, launched through CuPy.
+"""CUDA sources to running kernels: compiled for any target, kept on disk, launched through CuPy.
 
-Compiling asks for no GPU, driver or toolkit (`cuda-core` and NVIDIA's NVRTC wheel do it), so every target can
-be checked anywhere. What is compiled is kept under `$XDG_CACHE_HOME/deepres` (default ~/.cache/deepres), one
-file for each (sources, macros, target, compiler).
+Compiling asks for no GPU, driver or toolkit (see cuda_compiler.py), so every target can be checked anywhere. What is
+compiled is kept under `$XDG_CACHE_HOME/deepres` (default ~/.cache/deepres), one file for each (sources, macros,
+target, compiler).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from deepres.kernels import cuda_compiler
+
 SOURCES = Path(__file__).parent / "cuda"  # in the repository a link to csrc/cuda, installed its files
 
 
 def missing() -> str | None:
-    """Why CUDA kernels cannot run on this machine (a clause and a remedy), or None."""
+    """Why CUDA kernels cannot run on this machine (a clause and a remedy), or None.
+
+    A kernel that does nothing is compiled for the current device and loaded, by the very calls that load the others.
+    """
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device; it takes an NVIDIA GPU, its driver and a CUDA build of PyTorch"
-    absent = [name for name in ("cupy", "cuda.core", "cuda.bindings") if not _installed(name)]
-    if absent:
-        return f"{' and '.join(absent)} cannot be imported; pip install 'deepres[cuda]'"
-    return None
-
-
-def _installed(module: str) -> bool:
+    device = torch.device("cuda", torch.cuda.current_device())
     try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # a parent package is absent
-        return False
+        arch = target(device_facts(device).capability)
+        probe = cuda_compiler.Source(cuda_compiler.PROBE, "probe.cu", SOURCES, {})
+        code, _ = cuda_compiler.compiler(arch).compile(probe, arch)
+    except Exception as error:  # of whatever kind: auto then goes on to the next backend
+        return f"{error}"
+    if torch.cuda.is_current_stream_capturing():
+        return None  # nothing can be loaded now; DeviceProgram says so
+    try:
+        _load(code, ("probe",), device)
+    except Exception as error:
+        return f"CuPy cannot load CUDA kernels ({type(error).__name__}: {error}); pip install 'deepres[cuda]'"
+    return None
 
 
 def target(capability: tuple[int, int]) -> str:
@@ -45,32 +51,17 @@ def target(capability: tuple[int, int]) -> str:
 
 
 def compile_program(source: str, macros: dict[str, int], arch: str) -> tuple[bytes, str]:
-    """`SOURCES/source` as machine code for `arch`, and what the assembler says of its kernels.
+    """`source` as machine code for `arch`, and what the assembler says of its kernels.
 
-    Raises: ModuleNotFoundError without the compiler; RuntimeError with the compiler's messages.
+    source: a file of SOURCES, or the path of another, which may include those.
+    Raises: ModuleNotFoundError without a compiler; RuntimeError with the compiler's messages.
     """
+    compiler = cuda_compiler.compiler(arch)
+    text = (SOURCES / source).read_text()
     try:
-        from cuda import core
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "compiling CUDA kernels takes cuda-core, cuda-bindings and nvidia-cuda-nvrtc; "
-            f"pip install 'deepres[cuda]' ({error})"
-        ) from error
-    options = core.ProgramOptions(
-        name=source,
-        arch=arch,
-        std="c++17",
-        include_path=[str(SOURCES)],
-        define_macro=[(name, str(value)) for name, value in macros.items()],
-        ptxas_options=["-v"],
-    )
-    log = io.StringIO()
-    try:
-        code = core.Program((SOURCES / source).read_text(), "c++", options).compile("cubin", logs=log).code
+        return compiler.compile(cuda_compiler.Source(text, source, SOURCES, macros), arch)
     except Exception as error:
-        message = f"NVRTC could not compile {source} for {arch}: {error}\n{log.getvalue()}"
-        raise RuntimeError(message) from error
-    return bytes(code), log.getvalue()
+        raise RuntimeError(f"{compiler.name} could not compile {source} for {arch}: {error}") from error
 
 
 def cached_program(source: str, macros: dict[str, int], arch: str) -> bytes:
@@ -99,10 +90,9 @@ def _cache_folder() -> Path:
 
 
 def _key(source: str, macros: dict[str, int], arch: str) -> str:
-    from cuda.bindings import nvrtc
-
-    digest = hashlib.sha256(repr((source, sorted(macros.items()), arch, nvrtc.nvrtcVersion()[1:])).encode())
-    for file in sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")]):
+    facts = (source, sorted(macros.items()), arch, cuda_compiler.compiler(arch).name)
+    digest = hashlib.sha256(repr(facts).encode())
+    for file in sorted({SOURCES / source, *SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")}):
         digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -133,34 +123,44 @@ def device_facts(device: torch.device) -> DeviceFacts:
 
 
 class Program(NamedTuple):
-    """What to compile: a file of `SOURCES`, macros as (name, value), and the kernels that are launched."""
+    """What to compile: a file (see compile_program), macros as (name, value), and the kernels that are launched."""
 
     source: str
     macros: tuple[tuple[str, int], ...]
     kernels: tuple[str, ...]
 
 
+def _load(code: bytes, kernels: tuple[str, ...], device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """(module, its kernels by name), ready for launches with all the shared memory that the device has."""
+    import cupy
+    from cupy.cuda import driver
+
+    module, functions = cupy.cuda.function.Module(), {}
+    with cupy.cuda.Device(device.index):
+        module.load(code)
+        for name in kernels:
+            functions[name] = function = module.get_function(name)
+            limit = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, limit, device_facts(device).shared_limit)
+    return module, functions
+
+
 class DeviceProgram:
     """The kernels of one program on one device."""
 
     def __init__(self, program: Program, device: torch.device):
-        import cupy
-        from cupy.cuda import driver
-
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{program.source} must be loaded before a CUDA graph is captured; run the call once before"
             )
-        facts = device_facts(device)
-        code = cached_program(program.source, dict(program.macros), target(facts.capability))
+        arch = target(device_facts(device).capability)
+        code = cached_program(program.source, dict(program.macros), arch)
         self.device = device
-        self._module = cupy.cuda.function.Module()
-        with cupy.cuda.Device(device.index):
-            self._module.load(code)
-            self._functions = {name: self._module.get_function(name) for name in program.kernels}
-            for function in self._functions.values():
-                limit = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                driver.funcSetAttribute(function.ptr, limit, facts.shared_limit)
+        self._module, self._functions = _load(code, program.kernels, device)
+
+    def address(self, kernel: str) -> int:
+        """The driver's handle of a kernel, a CUfunction."""
+        return self._functions[kernel].ptr
 
     def launch(
         self, kernel: str, grid: tuple[int, int], threads: int, shared: int, *arguments: Argument

@@ -61,10 +61,3 @@ def _usage(log: str) -> Iterable[tuple[str, dict[str, int]]]:
     for kernel, stack, stores, loads, registers in found:
         figures = {"registers": registers, "stack": stack, "spill_stores": stores, "spill_loads": loads}
         yield kernel, {name: int(value) for name, value in figures.items()}
-
-
-def nvrtc_version() -> str:
-    from cuda.bindings import nvrtc
-
-    _, major, minor = nvrtc.nvrtcVersion()
-    return f"{major}.{minor}"

@@ -92,7 +92,7 @@ class CRL(Algorithm):
             mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
             action, log_prob = squashed_gaussian(mean, log_std, noise)
             phi_of_action = call_frozen(self.phi, torch.cat([batch.state, action], dim=1))
-            energy = pair_energy(phi_of_action, psi.detach(), options.energy)
+            energy = pair_energy(phi_of_action, self._side.reads(psi.detach()), options.energy)
             alpha = self.log_alpha.exp()
             actor = actor_loss(alpha.detach(), log_prob, energy)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)

@@ -97,6 +97,13 @@ class SecondStream:
         with torch.cuda.stream(self._stream):
             yield
 
+    def reads(self, tensor: Tensor) -> Tensor:
+        """`tensor`, made on the current stream and read on this one, backward included: its memory goes to nobody else
+        before. Call it within `beside`."""
+        if self._stream is not None and tensor.is_cuda:
+            tensor.record_stream(self._stream)
+        return tensor
+
     def join(self, device: torch.device) -> None:
         """The current stream waits for what ran beside."""
         if self._stream is not None:

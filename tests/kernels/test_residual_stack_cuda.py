@@ -229,7 +229,9 @@ def test_compiles_for_every_target_without_spills(target: str) -> None:
     rows = compile_cuda.report([256], ["bf16"], [target])
     rows += compile_cuda.report([512], ["fp32"], [target])  # the one with the fewest registers to spare
     hot = [row for row in rows if row["kernel"] in ("forward", "dgrad", "wgrad")]
-    assert [row["cluster"] for row in hot] == 2 * ([1] * 3 if target == "sm_80" else [1] * 3 + [2] * 3 + [4] * 3)
+    assert [row["cluster"] for row in hot] == 2 * (
+        [1] * 3 if target == "sm_80" else [1] * 3 + [2] * 3 + [4] * 3
+    )
     for row in hot:
         assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, row
         assert row["shared"] <= row["shared_limit"], row
@@ -294,18 +296,6 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypa
 
 
 # --- What a user reads ---
-
-
-def test_says_what_is_missing(monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "NVIDIA GPU" in cuda_program.missing()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda_program, "find_spec", lambda name: None)
-    assert cuda_program.missing() == (
-        "cupy and cuda.core and cuda.bindings cannot be imported; pip install 'deepres[cuda]'"
-    )
-    monkeypatch.setattr(cuda_program, "find_spec", lambda name: object())
-    assert cuda_program.missing() is None
 
 
 def test_says_what_it_does_not_serve() -> None:
