@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepres.config import Config
 from deepres.data.batch import Sizes
+from deepres.data.chunks import Player
 from deepres.data.environments import Environments
 from deepres.machine import pick_device
 from deepres.networks import GaussianPolicy
@@ -102,7 +103,21 @@ class Policy:
 
     def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions [N, A] in [-1, 1] for obs [N, S + G], concat(state, goal): the policy's mean, or sampled with
-        `noise` [N, A], standard normal. Raises TypeError for what is no tensor, ValueError for another shape."""
+        `noise` [N, H * A], standard normal. Of a policy that plans H > 1 actions at once these are the first of new
+        plans; `plan` gives all, `player` keeps to them. Raises TypeError for what is no tensor, ValueError for another
+        shape."""
+        return self.network.act(self._checked(obs), noise)
+
+    def plan(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Chunks [N, H, A], the next H actions for obs [N, S + G]; see `act`."""
+        return self.network.plan(self._checked(obs), noise)
+
+    def player(self) -> Player:
+        """Acts as in training and evaluation, open loop: player.act(obs, traj_id), traj_id [N] any whole numbers that
+        change where an episode begins. With a horizon of 1 that is `act`."""
+        return Player(self.network)
+
+    def _checked(self, obs: Tensor) -> Tensor:
         wanted = self.sizes.state + self.sizes.goal
         if not isinstance(obs, Tensor):
             raise TypeError(
@@ -113,7 +128,7 @@ class Policy:
                 f"obs must have shape [N, {wanted}], a state of {self.sizes.state} and a goal of {self.sizes.goal} "
                 f"numbers, got {list(obs.shape)}"
             )
-        return self.network.act(obs.to(self.device, torch.float32), noise)
+        return obs.to(self.device, torch.float32)
 
     def environments(self, num_envs: int | None = None) -> Environments:
         """Environments of the task that it is evaluated on; by default eval_envs of them."""

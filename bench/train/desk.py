@@ -159,6 +159,7 @@ class Desk:
         given = Learner(self.config, sizes, generator=torch.Generator().manual_seed(race.seed))
         self.sampler = given.algorithm.sampler
         self.learner, self._wait = _learner(contestant, given)
+        self.policy: Any = given.policy if self.learner is given else self.learner
         self.buffer = ReplayBuffer(
             race.num_envs, WINDOW, sizes, self.env.goal_slice, self.sampler.columns, reached=self.env.reached
         )
@@ -190,7 +191,7 @@ class Desk:
         if self.standing is None:
             self.standing = self.env.reset()
         self.standing, unroll = collect(
-            self.env, self.standing, self.learner, steps, self.generator, self.sampler.columns
+            self.env, self.standing, self.policy, steps, self.generator, self.sampler.columns
         )
         self.buffer.insert(unroll)
         return unroll
@@ -203,8 +204,8 @@ class Desk:
         """Seconds of an evaluation, for each step of its episode."""
         options = replace(self.config.env, episode_length=steps)
         env = open_for(options, self.config.schedule.eval_envs, seed=0, device=CPU)
-        evaluate(env, self.learner, seed=0)  # compiles
-        return clocked(lambda: evaluate(env, self.learner, seed=0)) / steps
+        evaluate(env, self.policy, seed=0)  # compiles
+        return clocked(lambda: evaluate(env, self.policy, seed=0)) / steps
 
 
 def _learner(contestant: str, given: Learner) -> tuple[Any, Callable[[Any], None]]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -72,6 +72,22 @@ class Exchange:
         return x
 
 
+@dataclass(frozen=True)
+class About:
+    """What a reader compares algorithms by (`deepres algorithms`); nothing is computed from it.
+
+    source: the paper, "arXiv 2206.07568". losses: of each group, in a few words. actor_reads: the critic as it was
+    before the step ("old"), or as the step has made it ("updated"): the actor's losses then come in a yield after the
+    critic's; "" without a critic. layers: of one gradient step, in networks of depth D, those that wait for one
+    another, e.g. "4 D": its time on a machine that runs all else side by side.
+    """
+
+    source: str = ""
+    losses: str = ""
+    actor_reads: Literal["old", "updated", ""] = ""
+    layers: str = ""
+
+
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
@@ -88,6 +104,7 @@ class Algorithm(nn.Module, ABC):
     """The networks that a gradient step goes through, in the order of the forward passes."""
     noises: ClassVar[int] = 1
     """How many actions it draws in a step: `losses` gets noise [B, A], or [noises, B, A] if there are several."""
+    about: ClassVar[About] = About()
 
     def __init__(self, options: Any, sizes: Sizes, networks: Networks):
         super().__init__()
@@ -99,6 +116,13 @@ class Algorithm(nn.Module, ABC):
     @abstractmethod
     def build(self, networks: Networks) -> dict[str, Group]:
         """Make the networks as attributes of this module; returns what is learned, by name, in disjoint groups."""
+
+    @property
+    def horizon(self) -> int:
+        """H: how many actions the policy plans at once. The actor then puts out H * A numbers, a batch's action and
+        the noise have as many columns, and the sampler says which rows' chunks are whole (extra["valid"]). See
+        deepres.data.chunks."""
+        return 1
 
     @property
     @abstractmethod
@@ -123,4 +147,4 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def policy(self) -> GaussianPolicy:
-        """What acts, with the parameters as they are now and will be: no copy."""
+        """What acts, with the parameters as they are now and will be: no copy. Its horizon is the algorithm's."""

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deepres.algorithms.base import Algorithm, Group, Losses, Pass
+from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
 from deepres.algorithms.parts import SecondStream, actor_loss, alpha_loss, pair_energy, squashed_gaussian
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureGoals
@@ -64,6 +64,12 @@ class CRL(Algorithm):
     Options = CRLOptions
     options: CRLOptions
     headline = ("critic_loss", "actor_loss")
+    about = About(
+        source="arXiv 2206.07568, 2503.14858",
+        losses="critic: InfoNCE + log-sum-exp penalty; actor: alpha log pi - energy; alpha: entropy",
+        actor_reads="old",
+        layers="4 D",
+    )
     passes = (Pass("psi"), Pass("actor"), Pass("phi", weights=False), Pass("phi"))
 
     def build(self, networks: Networks) -> dict[str, Group]:

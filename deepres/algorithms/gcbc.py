@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deepres.algorithms.base import Algorithm, Group, Losses, Pass
+from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
 from deepres.algorithms.parts import log_density, squashed_gaussian
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureGoals
@@ -49,6 +49,7 @@ class GCBC(Algorithm):
     options: GCBCOptions
     headline = ("actor_loss", "entropy")
     passes = (Pass("actor"),)
+    about = About(source="arXiv 1906.05838, 2011.08909", losses="actor: -log pi(a | s, g)", layers="2 D")
 
     def build(self, networks: Networks) -> dict[str, Group]:
         self.actor = networks.actor(self.sizes.state + self.sizes.goal, self.sizes.action)

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deepres.algorithms.base import Algorithm, Group, Losses, Pass
+from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
 from deepres.algorithms.parts import SecondStream, actor_loss, alpha_loss, average_into, squashed_gaussian
 from deepres.data.batch import Batch
 from deepres.data.relabel import Hindsight
@@ -70,6 +70,12 @@ class SAC(Algorithm):
     Options = SACOptions
     options: SACOptions
     headline = ("critic_loss", "actor_loss", "q")
+    about = About(
+        source="arXiv 1801.01290, 1812.05905",
+        losses="critics: squared TD error; actor: alpha log pi - min Q; alpha: entropy",
+        actor_reads="old",
+        layers="4 D",
+    )
     noises = 2  # an action at s, another at s'
     passes = (
         Pass("actor"), Pass("q1", weights=False), Pass("q2", weights=False),

@@ -19,23 +19,26 @@ def presets() -> None:
 
 
 def algorithms() -> None:
-    """List the algorithms: what each is, what its losses are called, what it asks the replay ring to keep."""
+    """List the algorithms: their losses, what the actor reads, dependent layers, what the ring keeps."""
     from deepres import algorithms
     from deepres.data.batch import Sizes
     from deepres.networks import NetworkOptions, Networks
     from deepres.report.tables import console, table
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in algorithms.names():
         try:
             found = algorithms.find(name)
         except (ImportError, TypeError, ValueError) as error:
-            rows.append((name, "-", str(error)))
+            rows.append((name, str(error), "", "", "", "", ""))
             continue
         networks = Networks(NetworkOptions(depth=4, width=8))
         columns = found(found.Options(), Sizes(1, 1, 1), networks).sampler.columns
-        about = (found.__doc__ or "").strip().partition("\n")[0]
-        rows.append((name, ", ".join(columns) or "-", about))
-    console().print(
-        table("algorithms: deepres train NAME", ("name", "extra ring columns", "what it is"), rows)
-    )
+        what = (found.__doc__ or "").strip().partition("\n")[0]
+        about, extra = found.about, ", ".join(columns) or "-"
+        told = (about.losses, about.actor_reads, about.layers)
+        rows.append((name, what, *(word or "-" for word in told), extra, about.source or "-"))
+    heads = ("name", "what it is", "losses", "actor reads", "layers", "extra ring columns", "source")
+    console().print(table("algorithms: deepres train NAME", heads, rows))
+    console().print("actor reads: what judges its actions as it was before the step, or updated by it")
+    console().print("layers: those of a gradient step that wait for one another, in networks of depth D")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from deepres.data.chunks import Chunk
 
 _EXTRA = "extra/"
 
@@ -94,3 +98,5 @@ class Unroll:
     columns: dict[str, Tensor]
     success: float
     """Share of the steps that ended within the task's threshold of their goal."""
+    chunk: Chunk | None = None
+    """What the environments had planned at its end; None where the policy plans one action at a time."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deepres.data.batch import COLUMNS, Sizes, Unroll
+from deepres.data.chunks import Chunk, Player
 from deepres.data.environments import Environments, Step
 from deepres.networks import GaussianPolicy
 
@@ -35,10 +36,12 @@ def collect(
     steps: int,
     generator: torch.Generator,
     columns: Sequence[str] = (),
+    chunk: Chunk | None = None,
 ) -> tuple[Step, Unroll]:
     """Act for `steps` steps with the stochastic policy; returns where the environments stand then, and the unroll.
 
-    columns: names of deepres.data.batch.COLUMNS to record as well.
+    columns: names of deepres.data.batch.COLUMNS to record as well. chunk: what the environments have planned and not
+    done yet, `Unroll.chunk` of the unroll before; None plans anew. It is ended as planned, whatever was learned since.
     """
     device, shape = policy.device, (steps, env.num_envs)
     sizes = Sizes(env.state_dim, env.action_dim, env.goal_dim)
@@ -47,21 +50,22 @@ def collect(
     traj_ids = torch.empty(shape, dtype=torch.int32, device=device)
     success = torch.empty(shape, device=device)
     more = {name: _empty(name, shape, sizes, device) for name in columns}
-    noise = torch.randn(actions.shape, generator=generator, device=device)
+    noise = torch.randn(*shape, policy.horizon * sizes.action, generator=generator, device=device)
+    player = Player(policy, chunk)
     obs = step.obs
     for t in range(steps):
         before = step
         states[t] = obs[:, : sizes.state]
         traj_ids[t] = before.traj_id
         # a tensor of its own: XLA may read it later than this step returns
-        action = policy.act(obs, noise[t])
+        action = player.act(obs, before.traj_id, noise[t])
         step = env.step(before, action)
         actions[t] = action
         obs = step.obs
         success[t] = step.success
         for name, column in more.items():
             column[t] = _READ[name](before, step, sizes.state)
-    return step, Unroll(states, actions, traj_ids, more, success.mean().item())
+    return step, Unroll(states, actions, traj_ids, more, success.mean().item(), player.chunk)
 
 
 def _empty(name: str, shape: tuple[int, int], sizes: Sizes, device: torch.device) -> Tensor:
@@ -80,7 +84,9 @@ class Ahead:
         self.env, self.columns = env, columns
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
 
-    def start(self, step: Step, policy: GaussianPolicy, steps: int, seed: int) -> Future[tuple[Any, Unroll]]:
+    def start(
+        self, step: Step, policy: GaussianPolicy, steps: int, seed: int, chunk: Chunk | None = None
+    ) -> Future[tuple[Any, Unroll]]:
         """Begin `collect`; the future's result is what it returns, its exception what it raises."""
         copy = policy.copy()
         generator = torch.Generator(copy.device).manual_seed(seed)
@@ -90,7 +96,7 @@ class Ahead:
 
         def work() -> tuple[Any, Unroll]:
             with torch.cuda.stream(stream):  # None: where we are
-                result = collect(self.env, step, copy, steps, generator, self.columns)
+                result = collect(self.env, step, copy, steps, generator, self.columns, chunk)
             if stream is not None:
                 stream.synchronize()
             return result

@@ -77,11 +77,13 @@ class FutureGoals(Sampler):
 
     gamma: P(d) is proportional to gamma^d, cut off at the end of the trajectory or of the sampled window; None: d is
     uniform. A trajectory's last step has nothing after it and is paired with its own state, as published. commanded:
-    share of the rows that keep the goal that the policy was given.
+    share of the rows that keep the goal that the policy was given. horizon: H, actions of a row; with H > 1 a batch's
+    action is [B, H * A], those of t .. t + H - 1, and extra["valid"] [B] float32 is 1 where all of them lie in the
+    row's trajectory and window; elsewhere the action is 0.
     """
 
-    def __init__(self, gamma: float | None, commanded: float = 0.0):
-        self.gamma, self.commanded = gamma, commanded
+    def __init__(self, gamma: float | None, commanded: float = 0.0, horizon: int = 1):
+        self.gamma, self.commanded, self.horizon = gamma, commanded, horizon
         self.columns = ("goals",) if commanded else ()
 
     def draw_rows(
@@ -97,6 +99,8 @@ class FutureGoals(Sampler):
             if self.commanded:
                 kept = torch.rand(len(rows.env), generator=generator, device=ring.device) < self.commanded
                 drawn["commanded"] = kept
+            if self.horizon > 1:
+                drawn["whole"] = rows.left >= self.horizon - 1
             yield drawn
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
@@ -104,7 +108,20 @@ class FutureGoals(Sampler):
         goal = ring.take("states", draw["later"], ring.goal_slice)
         if self.commanded:
             goal = torch.where(draw["commanded"][:, None], ring.take("goals", now), goal)
-        return Batch(ring.take("states", now), ring.take("actions", now), goal)
+        action, extra = taken_actions(ring, draw, self.horizon)
+        return Batch(ring.take("states", now), action, goal, extra=extra)
+
+
+def taken_actions(ring: ReplayBuffer, draw: Draw, horizon: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch's action [B, horizon * A] and what it adds to `extra`: of chunks, "valid" [B] float32.
+
+    draw: "now" [B]; with a horizon > 1 also "whole" [B] bool, whether horizon - 1 later steps of the row's trajectory
+    lie in its window (Rows.left).
+    """
+    if horizon == 1:
+        return ring.take("actions", draw["now"]), {}
+    whole = draw["whole"]
+    return ring.take_chunk(draw["now"], horizon, whole), {"valid": whole.float()}
 
 
 class Hindsight(Sampler):

@@ -139,6 +139,13 @@ class ReplayBuffer:
         rows = self.rings[name].flatten(0, 1)
         return (rows if columns is None else rows[:, columns]).index_select(0, index).float()
 
+    def take_chunk(self, index: Tensor, horizon: int, whole: Tensor) -> Tensor:
+        """[n, horizon * A] float32: the actions of the step at `index` [n] and of those after it, 0 where not `whole`
+        [n] bool (where they leave the row's trajectory or window)."""
+        steps = torch.arange(horizon, device=self.device) * self.num_envs
+        at = (index[:, None] + steps) % (self.capacity * self.num_envs)
+        return self.take("actions", at.flatten()).view(len(index), -1) * whole[:, None]
+
     def _draw_windows(self, window: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """[N] the absolute step at which each environment's window begins, and [N, window] the position in the window
         of the last step of the same trajectory."""

@@ -72,11 +72,13 @@ def _film_of(env: Environments, episodes: int) -> _Camera | Any | str:
 
 def _pictures(policy: Policy, env: Any, episodes: int, longest: int, seed: int) -> Iterator[Any]:
     """Frames of episodes of one gymnasium environment, each of at most `longest` steps."""
+    player = policy.player()
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
         for _ in range(longest):
             yield env.render()
-            action = policy.act(torch.from_numpy(obs)[None])[0].cpu().numpy()
+            seen = torch.from_numpy(obs)[None].to(policy.device, torch.float32)
+            action = player.act(seen, torch.tensor([episode], device=policy.device))[0].cpu().numpy()
             obs, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 break

@@ -1,4 +1,5 @@
-"""Evaluation: one episode in each of many environments with the deterministic policy, tanh(mean).
+"""Evaluation: one episode in each of many environments with the deterministic policy, tanh(mean),
+its chunks open loop as in training.
 
 An environment's figures cover its first episode, up to and including the step that ends it (paper, section 4).
 """
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepres.data.chunks import Player
 from deepres.data.environments import Environments
 from deepres.networks import GaussianPolicy
 
@@ -56,7 +58,7 @@ def evaluate(
     env: its num_envs episodes are averaged. watch: called with the environments' own state (`Step.raw`) at the start
     and after every step (a camera, say).
     """
-    device = policy.device
+    device, player = policy.device, Player(policy)
     step = env.reset(seed)
     if watch:
         watch(step.raw)
@@ -70,7 +72,7 @@ def evaluate(
     for t in range(env.episode_length):
         here = obs[:, : env.state_dim][:, env.goal_slice]
         achieved.append(torch.where(alive[:, None], here, torch.nan))
-        step = env.step(step, policy.act(obs))
+        step = env.step(step, player.act(obs, step.traj_id))
         if watch:
             watch(step.raw)
         obs = step.obs

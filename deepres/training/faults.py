@@ -50,4 +50,6 @@ def drop_broken(env: Environments, step: Step, unroll: Unroll, seed: int) -> tup
         traj_ids=ids,
         columns={name: given(column) for name, column in unroll.columns.items()},
     )
+    if mended.chunk is not None:
+        mended = replace(mended, chunk=mended.chunk.dropped(broken))
     return begun, mended, len(broken)

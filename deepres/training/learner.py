@@ -70,6 +70,11 @@ class Learner:
         self.config, self.ranks, self.device = config, ranks, torch.device(device)
         self.algorithm = build_algorithm(config, sizes, generator).to(self.device)
         self.algorithm.exchange = ranks
+        if self.policy.horizon != self.algorithm.horizon:
+            raise ValueError(
+                f"policy() of {self._kind} must have the algorithm's horizon {self.algorithm.horizon}, got "
+                f"{self.policy.horizon}; pass it to GaussianPolicy"
+            )
         groups = self.algorithm.groups
         parameters = _checked(groups, self._kind)
         self.optimizers = {name: self._optimizer(group, parameters[name]) for name, group in groups.items()}
@@ -88,7 +93,7 @@ class Learner:
         return Adam(parameters, group.lr, warmup_steps=schedule.warmup_steps, max_grad_norm=bound)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Standard normal numbers for one step: [B, A], or [noises, B, A] (see Algorithm.noises)."""
+        """Standard normal numbers for one step: as the batch's action, or [noises, ...] (see Algorithm.noises)."""
         count = self.algorithm.noises
         shape = batch.action.shape if count == 1 else (count, *batch.action.shape)
         return torch.randn(shape, generator=generator, device=self.device)

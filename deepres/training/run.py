@@ -16,6 +16,7 @@ import torch
 
 from deepres.config import Config
 from deepres.data.batch import Unroll
+from deepres.data.chunks import Chunk
 from deepres.data.collect import Ahead, collect
 from deepres.data.environments import Step
 from deepres.data.replay import DTYPES, ReplayBuffer
@@ -81,6 +82,8 @@ class Run:
         self.generator = torch.Generator(self.device).manual_seed(ranks.seed(seed + 1))
         self.standing: Step = self.env.reset()
         """Where the environments stand."""
+        self.chunk: Chunk | None = None
+        """What the policy has planned for them; None before the first step, and where it plans one action at a time."""
         self.env_steps = self.rounds = self.gradient_steps = 0
         self.dealt_from = ranks.size
         """Processes that this run's environments and buffers were dealt from; its own number unless resumed."""
@@ -138,7 +141,13 @@ class Run:
         while collected < steps:
             part = min(self.config.schedule.unroll_length, steps - collected)
             standing, unroll = collect(
-                self.env, self.standing, self.learner.policy, part, self.generator, self.sampler.columns
+                self.env,
+                self.standing,
+                self.learner.policy,
+                part,
+                self.generator,
+                self.sampler.columns,
+                self.chunk,
             )
             success, dropped = self._keep(standing, unroll)
             share += success * part / steps
@@ -150,6 +159,7 @@ class Run:
         """Put an unroll into the buffer, without environments that broke; its success, and their number."""
         seed = self.ranks.seed(self.config.schedule.seed, "repair", self.env_steps)
         self.standing, unroll, dropped = drop_broken(self.env, standing, unroll, seed)
+        self.chunk = unroll.chunk
         self.buffer.insert(unroll)
         self.env_steps += unroll.states.shape[0] * self.config.env.num_envs
         return unroll.success, dropped
@@ -167,7 +177,8 @@ class Run:
         if self._ahead is None:
             self._ahead = Ahead(self.env, self.sampler.columns)
         seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
-        return self._ahead.start(self.standing, self.learner.policy, self.config.schedule.unroll_length, seed)
+        steps = self.config.schedule.unroll_length
+        return self._ahead.start(self.standing, self.learner.policy, steps, seed, self.chunk)
 
     def _learn(self) -> dict[str, float]:
         schedule = self.config.schedule
@@ -198,6 +209,8 @@ class Run:
         """Everything that the run goes on from."""
         own = {"generator": self.generator.get_state()}
         own |= {f"env/{name}": leaf for name, leaf in self.env.state_tensors(self.standing).items()}
+        if self.chunk is not None:
+            own |= {f"chunk/{name}": tensor for name, tensor in self.chunk.state_tensors().items()}
         if self.config.schedule.save_buffer:
             own |= {f"buffer/{name}": column for name, column in self.buffer.state_tensors().items()}
         counters = {
@@ -222,6 +235,8 @@ class Run:
             purpose = ("resumed", counters["env_steps"], ranks.size)
             self.generator.manual_seed(ranks.seed(self.config.schedule.seed + 1, *purpose))
         self.standing = self.env.load_state_tensors(self.standing, _part(own, "env/"))
+        planned = _part(own, "chunk/")
+        self.chunk = Chunk.of(planned, self.device) if planned else None
         held = _part(own, "buffer/")
         if held:
             self.buffer.load_state_tensors(held, counters["buffer_inserted"])

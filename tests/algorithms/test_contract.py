@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,9 +120,11 @@ def test_what_is_not_finite_is_skipped_whatever_holds_it(name, options):
     learner.step(batch, noise)
     before = numbers(learner)
     for field, tensor in batch.tensors().items():
+        if not tensor.is_floating_point():
+            continue
         bad = tensor.clone()
         bad[3] = torch.nan
-        metrics = learner.update(Batch(**{**batch.tensors(), field: bad}), noise)
+        metrics = learner.update(Batch.of({**batch.tensors(), field: bad}), noise)
         assert metrics.pop(SKIPPED) == 1 and not any(metrics.values()), field
         assert same(before, numbers(learner)), field
 
@@ -141,12 +145,15 @@ def test_a_batch_holds_what_the_ring_was_asked_to_keep(name, options):
     learner = made(name, options)
     assert set(learner.algorithm.sampler.columns) <= COLUMNS.keys()
     batch, noise = stream(learner, 1)[0]
-    widths = {"state": SIZES.state, "action": SIZES.action, "goal": SIZES.goal, "next_state": SIZES.state}
-    for field, tensor in batch.tensors().items():
+    actions = learner.algorithm.horizon * SIZES.action
+    widths = {"state": SIZES.state, "action": actions, "goal": SIZES.goal, "next_state": SIZES.state}
+    for extra in batch.extra.values():
+        assert len(extra) == B
+    for field, tensor in replace(batch, extra={}).tensors().items():
         wanted = (B, widths[field]) if field in widths else (B,)
         assert tensor.shape == wanted and tensor.dtype == torch.float32, field
     draws = learner.algorithm.noises
-    assert noise.shape == ((B, SIZES.action) if draws == 1 else (draws, B, SIZES.action))
+    assert noise.shape == ((B, actions) if draws == 1 else (draws, B, actions))
 
 
 @every_algorithm
@@ -200,7 +207,21 @@ def test_what_acts_is_a_part_of_it(name, options):
     assert type(policy) is GaussianPolicy
     own = {id(p) for p in learner.algorithm.parameters()}
     assert all(id(p) in own for p in policy.actor.parameters())
-    obs, noise = torch.randn(5, SIZES.state + SIZES.goal), torch.randn(5, SIZES.action)
+    horizon = learner.algorithm.horizon
+    obs, noise = torch.randn(5, SIZES.state + SIZES.goal), torch.randn(5, horizon * SIZES.action)
+    assert policy.horizon == horizon and policy.plan(obs).shape == (5, horizon, SIZES.action)
     for action in (learner.act(obs), learner.act(obs, noise)):
         assert action.shape == (5, SIZES.action) and action.abs().max() <= 1 and not action.requires_grad
     assert not math.isclose(learner.act(obs)[0, 0], learner.act(obs, noise)[0, 0])
+
+
+@every_algorithm
+def test_what_it_says_of_itself_is_so(name, options):
+    """The actor reads the old critic where all groups come in one yield, the updated one where it comes later."""
+    learner = made(name, options)
+    about, batch = learner.algorithm.about, stream(learner, 1)[0]
+    assert about.source and about.losses and re.fullmatch(r"\d+(\.\d+)? D", about.layers)
+    first, _ = next(learner.algorithm.losses(*batch))
+    groups = learner.algorithm.groups.keys()
+    reads = "" if groups == {"actor"} else "old" if first.keys() == groups else "updated"
+    assert about.actor_reads == reads
