@@ -25,6 +25,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # op -> impl -> module, fastest first: the order in which impl="auto" tries them.
 BACKENDS: dict[str, dict[str, str]] = {
@@ -87,13 +88,13 @@ def choose(op: str, impl: str, unsupported: Callable[[ModuleType], str | None]) 
             raise ValueError(f"impl must be one of {', '.join(['auto', *table])} for {op}, got {impl!r}")
         if impl == "reference":
             return impl
-        reason = _unavailable(op, impl) or unsupported(load(op, impl))
+        reason = _unavailable(op, impl) or transformed() or unsupported(load(op, impl))
         if reason is not None:
             raise RuntimeError(f"impl={impl!r} cannot serve this {op}: {reason}; or pass impl='auto'")
         return impl
     for name in table:
-        if name == "reference":
-            return name
+        if name == "reference" or transformed() is not None:
+            return "reference"
         reason = _unavailable(op, name)
         if reason is not None:
             if name == "cpu":  # the one fused backend that every install is meant to have
@@ -102,6 +103,13 @@ def choose(op: str, impl: str, unsupported: Callable[[ModuleType], str | None]) 
         if unsupported(load(op, name)) is None:
             return name
     raise AssertionError("unreachable: the reference serves every call")
+
+
+def transformed() -> str | None:
+    """Why PyTorch's own operations are wanted, a clause, or None: the fused ops have neither the rules of torch.func
+    nor forward-mode derivatives, and a tangent would be lost without a word."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return "torch.func and forward-mode derivatives need impl='reference'" if inside else None
 
 
 def without_derivative(op: str) -> Callable[..., None]:

@@ -24,7 +24,7 @@ import deepres
 from bench.harness.contestants import Case, Prepared
 from bench.ops.registry import BROADCAST_BYTES
 from bench.ops.serving import served_by, waiter
-from deepres.kernels.info_nce.options import InfoNCEOptions
+from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions
 
 PENALTY = 0.1
 RESULTS = ("loss", "dphi", "dpsi")
@@ -116,7 +116,9 @@ def broadcast(case: Case, variant: str) -> Prepared:
 def fused(case: Case, impl: str) -> Prepared:
     phi, psi = inputs(case)
     options = InfoNCEOptions(logsumexp_penalty=PENALTY)
-    server = served_by("info_nce", impl, lambda backend: backend.unsupported(phi, psi, options))
+    server = served_by(
+        "info_nce", impl, lambda backend: backend.unsupported(phi, psi, InfoNCEOperands(), options)
+    )
 
     def loss(phi: Tensor, psi: Tensor) -> Tensor:
         return deepres.info_nce(phi, psi, logsumexp_penalty=PENALTY, impl=impl)[0]

@@ -36,6 +36,9 @@ def pair_energy(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
         return (phi * psi).sum(dim=1)
     if energy == "cosine":
         return torch.nn.functional.cosine_similarity(phi, psi, dim=1, eps=1e-12)
+    if energy == "mrn":
+        ahead, apart = (phi - psi).tensor_split(2, dim=1)
+        return -(ahead.relu().max(dim=1).values + (apart.square().sum(dim=1) + 1e-6).sqrt())
     squared = (phi - psi).square().sum(dim=1)
     if energy == "l2":
         return -squared

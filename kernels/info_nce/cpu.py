@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepres.kernels.info_nce.options import InfoNCEOptions
+from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions, Results
 
 ENERGY_CODES = {"norm": 0, "l2": 1, "dot": 2}
 FORM_CODES = {"forward": 0, "backward": 1, "symmetric": 2, "binary": 3}
@@ -36,18 +36,18 @@ def unavailable() -> str | None:
     return None
 
 
-def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None:
+def unsupported(phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions) -> str | None:
     if phi.device.type != "cpu":
         return f"phi must be on the CPU, got {phi.device}"
     if phi.dtype != torch.float32:
         return f"phi must be float32, got {phi.dtype}"
-    return None
+    return options.beyond_the_first(operands)
 
 
 def forward(
-    phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as op.py asks of a backend."""
+    phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions, needs: tuple[bool, ...]
+) -> Results:
+    """As op.py asks of a backend."""
     extension = import_module("deepres._C")
     width = phi.shape[1]
     padding = -width % FEATURES_MULTIPLE
@@ -65,4 +65,4 @@ def forward(
     if padding:
         dphi = None if dphi is None else dphi[:, :width].contiguous()
         dpsi = None if dpsi is None else dpsi[:, :width].contiguous()
-    return loss, lse, metrics, dphi, dpsi
+    return Results(loss, lse, metrics, None, dphi, dpsi)

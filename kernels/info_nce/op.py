@@ -17,21 +17,28 @@ p the softmax over goals and q the one over state-actions,
               + 2 c (lse[i] + 1e-6) p[i, j] / B                                from the penalty
     dphi[i] = sum_j G[i, j] dlogits[i, j]/dphi,   for "norm" (psi_j - phi_i) / |phi_i - psi_j|
 
+Options change it so (`InfoNCEMore`): logits[i, j] = scale * energy + bias, whence dscale = sum_ij G[i, j] energy and
+dbias = sum_ij G[i, j]; a pair left out has logit -inf; row_weight multiplies row i's part of each form's sum by w[i],
+and of G by w[i] in the softmax over goals and in "binary", by the sum of the w of j's owners in the one over
+state-actions; targets T take the place of [j = o(i)], and of p there is sum_j T[i, j] times as much.
+
 A backend module (cpu.py, triton.py; see dispatch.py) serves the op with
 
-    unsupported(phi, psi, options) -> str | None
-    forward(phi, psi, options, needs) -> (loss [], lse [B], metrics [3], dphi [B, d], dpsi [M, d])
+    unsupported(phi, psi, operands, options) -> str | None
+    forward(phi, psi, operands, options, needs) -> Results
 
-on contiguous tensors of one device: metrics are the accuracy, the mean positive and the mean negative logit;
-gradients are those of the loss itself (dloss = 1), None where `needs` (phi, psi) is False. Loss and gradients
-come from one pass, so backward only scales. "cosine" reaches a backend as "dot" of normalised features.
+on contiguous tensors of one device; `needs` says whether the gradients of phi, of psi and of scale or bias are asked
+for. Loss and gradients come from one pass, so backward only scales them; the gradients of a vector of rows are asked
+for when it is known what each is worth. "cosine" reaches a backend as "dot" of normalised features, and row_weight
+as what multiplies a row of the mean over the batch.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, replace
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +46,8 @@ from torch import Tensor
 
 from deepres.kernels import dispatch
 from deepres.kernels.info_nce import reference
-from deepres.kernels.info_nce.options import ENERGIES, FORMS, InfoNCEOptions
+from deepres.kernels.info_nce.checks import check_features, checked, widened
+from deepres.kernels.info_nce.options import InfoNCEMore, InfoNCEOperands, InfoNCEOptions
 
 
 class InfoNCEMetrics(NamedTuple):
@@ -59,11 +67,12 @@ class InfoNCEMetrics(NamedTuple):
 def info_nce(
     phi: Tensor, psi: Tensor, *, logsumexp_penalty: float = 0.1, energy: str = "norm", form: str = "forward",
     positive_offset: int = 0, return_metrics: Literal[False] = False, impl: str = "auto",
+    **more: Unpack[InfoNCEMore],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def info_nce(
     phi: Tensor, psi: Tensor, *, logsumexp_penalty: float = 0.1, energy: str = "norm", form: str = "forward",
-    positive_offset: int = 0, return_metrics: Literal[True], impl: str = "auto",
+    positive_offset: int = 0, return_metrics: Literal[True], impl: str = "auto", **more: Unpack[InfoNCEMore],
 ) -> tuple[Tensor, InfoNCEMetrics]: ...  # fmt: skip
 def info_nce(
     phi: Tensor,
@@ -75,6 +84,7 @@ def info_nce(
     positive_offset: int = 0,
     return_metrics: bool = False,
     impl: str = "auto",
+    **more: Unpack[InfoNCEMore],
 ) -> tuple[Tensor, Tensor | InfoNCEMetrics]:
     """The contrastive loss between state-actions and goals, where row i of phi belongs to row i of psi.
 
@@ -82,147 +92,196 @@ def info_nce(
         loss = (lse - logits.diagonal()).mean() + logsumexp_penalty * (lse + 1e-6).square().mean()
 
     Args:
-        phi: [B, d] float32 (float64 with impl="reference"), the state-action features; B >= 1.
+        phi: [B, d] float32 (float64 with impl="reference"), the state-action features; B >= 1. 16 bits are widened
+            to float32, in which the op computes under torch.autocast, too.
         psi: [M, d], the goal features, M >= B; the rows that are nobody's own are further negatives. phi's
             dtype and device.
-        logsumexp_penalty: coefficient of the penalty, >= 0 (paper: 0.1).
-        energy: "norm" -|phi - psi|, "l2" -|phi - psi|^2, "dot" phi . psi, or "cosine". The slope of "norm" at
-            phi = psi is taken as 0, so a state-action that meets its own goal gives finite gradients.
-        form: "forward", "backward", "symmetric" (their sum) or "binary" (see the module's head).
+        logsumexp_penalty: coefficient of the penalty, >= 0 (paper: 0.1; 0 for the losses of other papers).
+        energy: "norm" -|phi - psi|, "l2" -|phi - psi|^2, "dot" phi . psi, "cosine", or "mrn", a distance that is
+            not symmetric (d even). The slope of "norm" at phi = psi is taken as 0, so a state-action that meets its
+            own goal gives finite gradients.
+        form: "forward", "backward", "symmetric" (their sum; CLIP's is half of it) or "binary".
         positive_offset: row i's own goal is psi[positive_offset + i]. With goals gathered from several
             processes, rank * B.
         return_metrics: give an `InfoNCEMetrics` in place of lse; the same pass yields it.
         impl: "auto", "reference" or a fused backend (`deepres.backends()` lists them). The fused ones never
             store the logits, and yield no second derivatives.
 
+    The other keywords (`InfoNCEMore`), with s = logits and all else as above:
+
+        scale=a, bias=b         s = a * energies + b; gradients flow to a and b if they are tensors []
+        temperature=t           s = energies / t
+        labels=l [B]            F.cross_entropy(s, l) in place of lse - s.diagonal(); M may be below B
+        targets=T [B, M]        F.cross_entropy(s, T), rows of any mass; with "binary"
+                                F.binary_cross_entropy_with_logits(s, T). T gets no gradient.
+        self_offset=o           s = s.masked_fill(torch.ones_like(s, dtype=bool).triu(o).tril(o), -inf)
+        row_weight=w [B]        (w * (lse - s.diagonal())).mean(); the penalty keeps 1. w gets no gradient.
+        row_divisor="sum"       (w * (lse - s.diagonal())).sum() / w.sum()
+        reduction="none"        [B]: w * (lse - s.diagonal()) + logsumexp_penalty * (lse + 1e-6).square()
+        energy="mrn"            h = d // 2; s = -((x - y)[..., :h].relu().amax(-1)
+                                                  + ((x - y)[..., h:].square().sum(-1) + 1e-6).sqrt())
+
     Returns: (loss, lse): the scalar loss, differentiable in phi and psi, and lse [B], for logs, without
         gradient; or (loss, InfoNCEMetrics).
     Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot.
-    Source: arXiv 2503.14858, section 2.
+    Source: arXiv 2503.14858, section 2; row_weight 2608.26571; mrn 2208.08133 by way of JaxGCRL; scale 2103.00020
+        (CLIP); bias 2303.15343 (SigLIP); self_offset 2002.05709 (SimCLR's NT-Xent).
     """
-    options = InfoNCEOptions(logsumexp_penalty, energy, form, positive_offset)
-    _check(phi, psi, options)
-    loss, lse, metrics = torch.ops.deepres.info_nce(phi, psi, *astuple(options), return_metrics, impl)
+    if isinstance(phi, Tensor) and isinstance(psi, Tensor):
+        phi, psi = widened(phi), widened(psi)
+    check_features(phi, psi)
+    operands, options = checked(phi, psi, logsumexp_penalty, energy, form, positive_offset, more)
+    loss, lse, metrics = torch.ops.deepres.info_nce(
+        phi, psi, *operands[:5], *astuple(options), return_metrics, impl
+    )
     return (loss, InfoNCEMetrics(lse, *metrics.unbind())) if return_metrics else (loss, lse)
-
-
-def _check(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> None:
-    if phi.ndim != 2 or psi.ndim != 2 or phi.shape[1] != psi.shape[1]:
-        raise ValueError(
-            f"phi and psi must have shapes [B, d] and [M, d], got {list(phi.shape)} and {list(psi.shape)}"
-        )
-    if phi.shape[0] == 0 or phi.shape[1] == 0:
-        raise ValueError(f"phi must hold at least one row and one feature, got {list(phi.shape)}")
-    if isinstance(options.positive_offset, bool) or not isinstance(options.positive_offset, int):
-        raise TypeError(f"positive_offset must be an int, got {options.positive_offset!r}")
-    if options.positive_offset < 0:
-        raise ValueError(f"positive_offset must be a row of psi, >= 0, got {options.positive_offset}")
-    if psi.shape[0] < options.positive_offset + phi.shape[0]:
-        raise ValueError(
-            f"psi must hold a goal for every row of phi ({phi.shape[0]}, from positive_offset="
-            f"{options.positive_offset} on), got {psi.shape[0]}; pass at least one goal for each row"
-        )
-    if phi.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"phi must be float32 (or float64 for the reference), got {phi.dtype}; call phi.float()"
-        )
-    if psi.dtype != phi.dtype:
-        raise TypeError(f"psi must have phi's dtype {phi.dtype}, got {psi.dtype}; cast one of them")
-    if psi.device != phi.device:
-        raise ValueError(f"psi must be on phi's device {phi.device}, got {psi.device}; move one of them")
-    penalty = options.logsumexp_penalty
-    if not 0 <= penalty < math.inf:
-        raise ValueError(f"logsumexp_penalty must be a finite number >= 0, got {penalty!r}")
-    if options.energy not in ENERGIES:
-        raise ValueError(f"energy must be one of {', '.join(ENERGIES)}, got {options.energy!r}")
-    if options.form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {options.form!r}")
 
 
 # --- The op as PyTorch sees it: the choice of a backend, its pass for loss and gradients, their scaling by dloss. ---
 
-OPTIONS = "float logsumexp_penalty, str energy, str form, SymInt positive_offset"
+OPTIONS = (
+    "float logsumexp_penalty, str energy, str form, SymInt positive_offset, SymInt self_offset, str row_divisor, "
+    "str reduction"
+)
+OPERANDS = "Tensor? labels, Tensor? targets, Tensor? row_weight, Tensor? scale, Tensor? bias"
+TENSORS = 2 + len(InfoNCEOperands._fields)  # what the fused ops take first
+PLACE_OF_SCALE = 2 + InfoNCEOperands._fields.index("scale")
+PLACES = (0, 1, PLACE_OF_SCALE, PLACE_OF_SCALE + 1)  # of what has a gradient: phi, psi, scale, bias
 torch.library.define(
     "deepres::info_nce",
-    f"(Tensor phi, Tensor psi, {OPTIONS}, bool return_metrics, str impl) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor phi, Tensor psi, {OPERANDS}, {OPTIONS}, bool return_metrics, str impl) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "deepres::info_nce_forward",
-    f"(Tensor phi, Tensor psi, {OPTIONS}, str impl, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor phi, Tensor psi, {OPERANDS}, Tensor? penalty_weight, {OPTIONS}, str impl, bool[] needs) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
     "deepres::info_nce_backward",
-    "(Tensor dloss, Tensor dphi, Tensor dpsi, Tensor phi, Tensor psi) -> (Tensor, Tensor)",
+    "(Tensor dloss, Tensor dphi, Tensor dpsi, Tensor dscale, Tensor dbias, Tensor[] inputs) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "deepres::info_nce_rows_backward",
+    f"(Tensor drows, Tensor phi, Tensor psi, {OPERANDS}, Tensor? penalty_weight, {OPTIONS}, str impl, bool[] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
+def _autocasts(t: Tensor) -> bool:
+    return torch.amp.is_autocast_available(t.device.type) and torch.is_autocast_enabled(t.device.type)
+
+
+def _split(fields: Sequence[Any]) -> tuple[InfoNCEOperands, InfoNCEOptions, Sequence[Any]]:
+    """What the fused ops take after phi and psi: the operands, the options, the rest."""
+    return InfoNCEOperands(*fields[:6]), InfoNCEOptions(*fields[6:13]), fields[13:]
+
+
 @torch.library.impl("deepres::info_nce", "CompositeImplicitAutograd")
-def _composite(
-    phi: Tensor, psi: Tensor, logsumexp_penalty: float, energy: str, form: str, positive_offset: int,
-    return_metrics: bool, impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    options = InfoNCEOptions(logsumexp_penalty, energy, form, positive_offset)
-    chosen = dispatch.choose("info_nce", impl, lambda backend: backend.unsupported(phi, psi, options))
-    if chosen == "reference":
-        return reference.info_nce(phi, psi, options, metrics=return_metrics)
-    if energy == "cosine":
-        phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
-        options = replace(options, energy="dot")
-    needs = [torch.is_grad_enabled() and t.requires_grad for t in (phi, psi)]
-    return torch.ops.deepres.info_nce_forward(
-        phi.contiguous(), psi.contiguous(), *astuple(options), chosen, needs
-    )[:3]
+def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operands, options = InfoNCEOperands(*rest[:5]), InfoNCEOptions(*rest[5:12])
+    return_metrics, impl = rest[12:]
+    chosen = dispatch.choose(
+        "info_nce", impl, lambda backend: backend.unsupported(phi, psi, operands, options)
+    )
+    with torch.autocast(phi.device.type, enabled=False) if _autocasts(phi) else nullcontext():
+        if chosen == "reference":
+            return reference.info_nce(phi, psi, operands, options, metrics=return_metrics)
+        if options.energy == "cosine":
+            phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
+            options = replace(options, energy="dot")
+        if operands.targets is not None:  # the goal whose place among all is told as the accuracy
+            operands = operands._replace(labels=operands.targets.argmax(1))
+        if operands.row_weight is not None:
+            weight = reference.row_multipliers(operands.row_weight, options.row_divisor)
+            operands = operands._replace(row_weight=weight)
+        tensors = [None if t is None else t.contiguous() for t in (phi, psi, *operands)]
+        needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
+        asked = [needs[0], needs[1], needs[PLACE_OF_SCALE] or needs[PLACE_OF_SCALE + 1]]
+        return torch.ops.deepres.info_nce_forward(*tensors, *astuple(options), chosen, asked)[:3]
+
+
+def _empty_where_none(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(like.new_empty(0) if t is None else t for t in results)
 
 
 @torch.library.impl("deepres::info_nce_forward", "CompositeExplicitAutograd")
-def _forward(
-    phi: Tensor, psi: Tensor, logsumexp_penalty: float, energy: str, form: str, positive_offset: int,
-    impl: str, needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    options = InfoNCEOptions(logsumexp_penalty, energy, form, positive_offset)
-    loss, lse, metrics, dphi, dpsi = dispatch.load("info_nce", impl).forward(
-        phi, psi, options, (needs[0], needs[1])
-    )
-    return loss, lse, metrics, *(phi.new_empty(0) if g is None else g for g in (dphi, dpsi))
+def _forward(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    operands, options, (impl, needs) = _split(rest)
+    rows = options.reduction == "none"  # their gradients wait for what backward brings
+    asked = (False, False, False) if rows else tuple(needs)
+    results = dispatch.load("info_nce", impl).forward(phi, psi, operands, options, asked)
+    loss = results.rows if rows else results.loss
+    return loss, results.lse, results.metrics, *_empty_where_none(results[4:], phi)
 
 
 @torch.library.register_fake("deepres::info_nce_forward")
-def _forward_fake(phi, psi, logsumexp_penalty, energy, form, positive_offset, impl, needs):
+def _forward_fake(phi, psi, *rest):
+    _, options, (_, needs) = _split(rest)
+    rows = options.reduction == "none"
     return (
-        phi.new_empty(()),
+        phi.new_empty(phi.shape[0] if rows else ()),
         phi.new_empty(phi.shape[0]),
         phi.new_empty(3),
-        *(t.new_empty(t.shape if need else 0) for t, need in zip((phi, psi), needs, strict=True)),
+        *_gradients_fake(phi, psi, [need and not rows for need in needs]),
     )
 
 
+def _gradients_fake(phi, psi, needs):
+    dphi, dpsi = (t.new_empty(t.shape if need else 0) for t, need in zip((phi, psi), needs[:2], strict=True))
+    return dphi, dpsi, *(phi.new_empty(() if needs[2] else 0) for _ in range(2))
+
+
 @torch.library.impl("deepres::info_nce_backward", "CompositeExplicitAutograd")
-def _backward(dloss: Tensor, dphi: Tensor, dpsi: Tensor, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-    # phi and psi are there so that a second derivative raises: dphi and dpsi alone would pass for constants.
-    return dloss * dphi, dloss * dpsi
+def _backward(dloss: Tensor, *gradients_and_inputs: Any) -> tuple[Tensor, ...]:
+    # The inputs are there so that a second derivative raises: the gradients alone would pass for constants.
+    return tuple(dloss * gradient for gradient in gradients_and_inputs[:4])
 
 
 @torch.library.register_fake("deepres::info_nce_backward")
-def _backward_fake(dloss, dphi, dpsi, phi, psi):
-    return torch.empty_like(dphi), torch.empty_like(dpsi)
+def _backward_fake(dloss, *gradients_and_inputs):
+    return tuple(map(torch.empty_like, gradients_and_inputs[:4]))
+
+
+@torch.library.impl("deepres::info_nce_rows_backward", "CompositeExplicitAutograd")
+def _rows_backward(drows: Tensor, phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    operands, options, (impl, needs) = _split(rest)
+    each = drows.contiguous() * phi.shape[0]  # the op's loss is a mean
+    weight = each if operands.row_weight is None else each * operands.row_weight
+    operands = operands._replace(row_weight=weight, penalty_weight=each)
+    results = dispatch.load("info_nce", impl).forward(phi, psi, operands, options, tuple(needs))
+    return _empty_where_none(results[4:], phi)
+
+
+@torch.library.register_fake("deepres::info_nce_rows_backward")
+def _rows_backward_fake(drows, phi, psi, *rest):
+    return _gradients_fake(phi, psi, rest[-1])
 
 
 def _setup_context(ctx, inputs, output):
     _, *statistics_and_gradients = output
     ctx.mark_non_differentiable(*statistics_and_gradients)
     ctx.set_materialize_grads(False)  # or autograd fills zeros as large as what was saved
-    ctx.save_for_backward(*statistics_and_gradients[2:], *inputs[:2])
+    ctx.rest = inputs[TENSORS:]
+    ctx.save_for_backward(*inputs[:TENSORS], *statistics_and_gradients[2:])
 
 
 def _autograd(ctx, dloss, *_):
-    grads = torch.ops.deepres.info_nce_backward(dloss, *ctx.saved_tensors)
-    needs = ctx.needs_input_grad[:2]
-    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 6)
+    inputs, gradients = ctx.saved_tensors[:TENSORS], ctx.saved_tensors[TENSORS:]
+    if InfoNCEOptions(*ctx.rest[:7]).reduction == "none":
+        results = torch.ops.deepres.info_nce_rows_backward(dloss, *inputs, *ctx.rest)
+    else:
+        differentiable = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+        results = torch.ops.deepres.info_nce_backward(dloss, *gradients, differentiable)
+    out = [None] * (TENSORS + len(ctx.rest))
+    for place, result in zip(PLACES, results, strict=True):
+        out[place] = result if ctx.needs_input_grad[place] else None
+    return tuple(out)
 
 
 torch.library.register_autograd("deepres::info_nce_forward", _autograd, setup_context=_setup_context)
-torch.library.register_autograd(
-    "deepres::info_nce_backward", dispatch.without_derivative("the fused info_nce")
-)
+for _op in ("deepres::info_nce_backward", "deepres::info_nce_rows_backward"):
+    torch.library.register_autograd(_op, dispatch.without_derivative("the fused info_nce"))

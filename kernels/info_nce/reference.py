@@ -5,52 +5,167 @@ Arguments are checked by the public function in op.py.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepres.kernels.info_nce.options import InfoNCEOptions
+from deepres.kernels import dispatch
+from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions
+
+MRN_INSIDE_ROOT = 1e-6  # as published: keeps the slope of the symmetric part finite where a pair meets
 
 
-def energy_logits(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
-    """logits [B, M] between phi [B, d] and psi [M, d] under one of the energies of `deepres.info_nce`."""
+class _Product(torch.autograd.Function):
+    """x @ y.T [B, M] of x [B, d] and y [M, d], in their own precision backward too, whatever torch.autocast says."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ y.mT
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        return _Product.apply(g, y.mT), _Product.apply(x.mT, g.mT).mT
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    return _Product.apply(x, y) if dispatch.transformed() is None else x @ y.mT
+
+
+class _Distance(torch.autograd.Function):
+    """|x_i - y_j| [B, M] of x [B, d] and y [M, d], its slope 0 where a pair meets.
+
+    torch.cdist and its own backward, which has no derivative: with create_graph, backward is made of products,
+    dx = x sum_j w_j - sum_j w_j y_j with w = g / distance.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        # Differences first, squares after: nearly equal pairs lose no digits.
+        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(x, y, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, distance = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            slope = torch.ops.aten._cdist_backward
+            dx = slope(g.contiguous(), x, y, 2.0, distance)
+            return dx, slope(g.mT.contiguous(), y, x, 2.0, distance.mT.contiguous())
+        met = distance == 0
+        w = (g / distance.masked_fill(met, 1.0)).masked_fill(met, 0.0)
+        dx = x * w.sum(1, keepdim=True) - _Product.apply(w, y.mT)
+        return dx, y * w.sum(0).unsqueeze(1) - _Product.apply(w.mT, x.mT)
+
+
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    """See `_Distance`; torch.func and forward mode, which that does not serve, are given [B, M, d] differences."""
+    if dispatch.transformed() is None:
+        return _Distance.apply(x, y)
+    squared = (x.unsqueeze(1) - y).square().sum(2)
+    met = squared == 0
+    return squared.masked_fill(met, 1.0).sqrt().masked_fill(met, 0.0)
+
+
+def _asymmetric(x: Tensor, y: Tensor) -> Tensor:
+    """max_k relu(x_ik - y_jk) [B, M]; of equal ones the first has the slope. No [B, M, d] tensor is made."""
+    with torch.no_grad():
+        most = x[:, :1] - y[:, 0]
+        place = torch.zeros_like(most, dtype=torch.int64)
+        for k in range(1, x.shape[1]):
+            here = x[:, k : k + 1] - y[:, k]
+            place = torch.where(here > most, k, place)
+            most = torch.where((here > most) | here.isnan(), here, most)
+    return F.relu(x.gather(1, place) - y.mT.gather(0, place))
+
+
+def energies(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
+    """[B, M] between phi [B, d] and psi [M, d] under one of the energies of `deepres.info_nce`."""
     if energy == "dot":
-        return phi @ psi.T
+        return _product(phi, psi)
     if energy == "cosine":
-        return F.normalize(phi, dim=1, eps=1e-12) @ F.normalize(psi, dim=1, eps=1e-12).T
-    # Differences first, squares after: nearly equal pairs lose no digits, and the slope at distance 0 is 0.
-    distance = torch.cdist(phi, psi, compute_mode="donot_use_mm_for_euclid_dist")
+        return _product(F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12))
+    if energy == "mrn":
+        half = phi.shape[1] // 2
+        squared = _distance(phi[:, half:], psi[:, half:]).square()
+        return -(_asymmetric(phi[:, :half], psi[:, :half]) + (squared + MRN_INSIDE_ROOT).sqrt())
+    distance = _distance(phi, psi)
     return -distance if energy == "norm" else -distance.square()
 
 
+def energy_logits(
+    phi: Tensor, psi: Tensor, energy: str, scale: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """logits [B, M] = scale * energies + bias."""
+    logits = energies(phi, psi, energy)
+    logits = logits if scale is None else logits * scale
+    return logits if bias is None else logits + bias
+
+
+def row_multipliers(row_weight: Tensor, divisor: str) -> Tensor:
+    """[B]: what each row's loss is multiplied by before the mean over the batch."""
+    if divisor == "batch":
+        return row_weight
+    total = row_weight.sum()
+    return row_weight * (row_weight.shape[0] / total.masked_fill(total == 0, 1.0))
+
+
 def info_nce(
-    phi: Tensor, psi: Tensor, options: InfoNCEOptions, metrics: bool = False
+    phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions, metrics: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `deepres.info_nce`. Stores the [B, M] logits, as everybody does.
 
-    Returns (loss, lse [B], [accuracy, mean positive, mean negative]); the last is empty unless asked for.
+    Returns (loss [] or [B], lse [B], [accuracy, mean positive, mean negative]); the last is empty unless asked for.
     """
-    logits = energy_logits(phi, psi, options.energy)
-    own = logits[
-        :, options.positive_offset : options.positive_offset + phi.shape[0]
-    ]  # psi has a goal for each
-    lse, positive = logits.logsumexp(dim=1), own.diagonal()
+    logits = energy_logits(phi, psi, options.energy, operands.scale, operands.bias)
+    kept, targets, pairs = logits, operands.targets, logits.numel()
+    if options.self_offset >= 0:
+        place = torch.arange(phi.shape[0], device=phi.device) + options.self_offset
+        left_out = torch.arange(psi.shape[0], device=phi.device) == place.unsqueeze(1)
+        kept, logits = logits.masked_fill(left_out, 0.0), logits.masked_fill(left_out, -math.inf)
+        targets = None if targets is None else targets.masked_fill(left_out, 0.0)
+        pairs -= phi.shape[0]
+    lse = logits.logsumexp(dim=1)
+    own, columns = _own(logits, operands, options)
+    positive = own if targets is None else (targets * kept).sum(1)
+
+    rows = []
+    if options.form in ("forward", "symmetric"):
+        rows.append((lse if targets is None else targets.sum(1) * lse) - positive)
+    if options.form in ("backward", "symmetric"):
+        # Further negatives have no state-action of their own: no softmax starts from them.
+        rows.append(columns.logsumexp(dim=0) - positive)
     if options.form == "binary":
         # -log sigmoid(positive) - log(1 - sigmoid(negative)); softplus(x) - x = softplus(-x) on the diagonal
-        loss = (F.softplus(logits).sum() - positive.sum()) / logits.numel()
-    else:
-        loss = phi.new_zeros(())
-        if options.form in ("forward", "symmetric"):
-            loss = loss + (lse - positive).mean()
-        if options.form in ("backward", "symmetric"):
-            # Further negatives have no state-action of their own: no softmax starts from them.
-            loss = loss + (own.logsumexp(dim=0) - positive).mean()
-    loss = loss + options.logsumexp_penalty * (lse + 1e-6).square().mean()
-    return loss, lse.detach(), _measures(logits.detach(), positive.detach()) if metrics else phi.new_empty(0)
+        rows.append((F.softplus(logits).sum(1) - positive) * (phi.shape[0] / pairs))
+    if operands.row_weight is not None:
+        weight = row_multipliers(operands.row_weight, options.row_divisor)
+        rows = [weight * row for row in rows]
+    penalty = (lse + 1e-6).square()
+    if options.reduction == "mean":
+        rows, penalty = [row.mean() for row in rows], penalty.mean()
+    loss = sum(rows) + options.logsumexp_penalty * penalty
+    if not metrics:
+        return loss, lse.detach(), phi.new_empty(0)
+    mass = phi.shape[0] if targets is None else targets.sum()
+    with torch.no_grad():
+        first = (own >= logits.amax(dim=1)).to(logits.dtype).mean()
+        negative = (kept.sum() - positive.sum()) / (pairs - mass)
+        return loss, lse.detach(), torch.stack([first, positive.sum() / mass, negative])
 
 
-def _measures(logits: Tensor, positive: Tensor) -> Tensor:
-    """[accuracy, mean positive logit, mean negative logit]; the last is NaN where there are no negatives."""
-    first = (positive >= logits.amax(dim=1)).to(logits.dtype).mean()
-    negative = (logits.sum() - positive.sum()) / (logits.numel() - positive.numel())
-    return torch.stack([first, positive.mean(), negative])
+def _own(logits: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions) -> tuple[Tensor, Tensor]:
+    """The logit of each row's own goal [B], with targets that of its likeliest; and these goals' columns [B, B]."""
+    labels, targets = operands.labels, operands.targets
+    if labels is None and targets is not None:
+        labels = targets.argmax(1)
+    if labels is None:
+        columns = logits[:, options.positive_offset : options.positive_offset + logits.shape[0]]
+        return columns.diagonal(), columns
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1), logits[:, labels]

@@ -21,19 +21,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepres.kernels.info_nce.options import InfoNCEOptions
+from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions, Results
 from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
 from deepres.kernels.triton_device import unavailable as unavailable
 
 LARGEST_WIDTH = 512
 
 
-def unsupported(phi: Tensor, psi: Tensor, options: InfoNCEOptions) -> str | None:
+def unsupported(phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions) -> str | None:
     if phi.dtype != torch.float32:
         return f"phi must be float32, got {phi.dtype}"
     if phi.shape[1] > LARGEST_WIDTH:
         return f"it is built for up to {LARGEST_WIDTH} features, got {phi.shape[1]}"
-    return unsupported_device(phi)
+    return options.beyond_the_first(operands) or unsupported_device(phi)
 
 
 def tiles(width: int, small: bool, phase: str) -> Tiles:
@@ -55,7 +55,7 @@ def tiles(width: int, small: bool, phase: str) -> Tiles:
     return Tiles(blocks, 4 if padded <= 64 and small else 8, 2, registers=255)
 
 
-def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, object]:
+def constants(options: InfoNCEOptions, needs: tuple[bool, ...]) -> dict[str, object]:
     """The constants of info_nce_kernel beside its tiles and PHASE."""
     row_loss = options.form in ("forward", "symmetric")
     return {
@@ -70,9 +70,9 @@ def constants(options: InfoNCEOptions, needs: tuple[bool, bool]) -> dict[str, ob
 
 
 def forward(
-    phi: Tensor, psi: Tensor, options: InfoNCEOptions, needs: tuple[bool, bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(loss, lse [B], metrics [3], dphi [B, d], dpsi [M, d]) as op.py asks of a backend."""
+    phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions, needs: tuple[bool, ...]
+) -> Results:
+    """As op.py asks of a backend."""
     from deepres.kernels.info_nce.triton_kernels import info_nce_kernel
 
     (batch, width), goals = phi.shape, psi.shape[0]
@@ -94,7 +94,7 @@ def forward(
             *arguments, **constants(options, needs), **chosen.arguments(), PHASE=phase,
             launch_cooperative_grid=phase == "both",
         )  # fmt: skip
-    return summary[0].clone(), rows[3].clone(), summary[1:].clone(), dphi, dpsi
+    return Results(summary[0].clone(), rows[3].clone(), summary[1:].clone(), None, dphi, dpsi)
 
 
 def _programs(batch: int, goals: int, chosen: Tiles) -> int:

@@ -7,10 +7,12 @@ import sys
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import deepres
+from deepres.kernels.info_nce.options import ENERGIES
 
 
 def stack_arguments(batch: int = 5, width: int = 16, depth: int = 4) -> list[torch.Tensor]:
@@ -100,15 +102,55 @@ def test_function_transforms_reach_the_reference() -> None:
     torch.testing.assert_close(both, torch.stack([expected, expected]))
 
 
-def test_info_nce_under_autocast_is_that_of_its_backend() -> None:
-    """The fused op computes in fp32 whatever surrounds it; the reference is PyTorch and follows autocast."""
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_info_nce_computes_in_float32_under_autocast(impl: str) -> None:
+    """As PyTorch's own losses do: what surrounds it changes nothing but 16-bit features, which are widened."""
     phi, psi = features()
-    fused = deepres.info_nce(phi, psi, energy="dot", impl="cpu")[0]
+    leaf = phi.clone().requires_grad_()
+    expected = deepres.info_nce(leaf, psi, energy="dot", impl=impl)[0]
+    (dphi,) = torch.autograd.grad(expected, leaf)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(deepres.info_nce(phi, psi, energy="dot", impl="cpu")[0], fused)
-        plain = deepres.info_nce(phi, psi, energy="dot", impl="reference")[0]
-    logits = (phi.bfloat16() @ psi.bfloat16().T).float()
-    lse = logits.logsumexp(1)
-    expected = (lse - logits.diagonal()).mean() + 0.1 * (lse + 1e-6).square().mean()
-    torch.testing.assert_close(plain, expected, rtol=1e-2, atol=0)
-    assert plain != fused
+        loss = deepres.info_nce(leaf, psi, energy="dot", impl=impl)[0]
+        assert torch.equal(loss, expected) and torch.equal(torch.autograd.grad(loss, leaf)[0], dphi)
+        encoder = deepres.Encoder(8, 4, width=16, depth=4)
+        features_of_16_bits = encoder(phi), encoder(psi)
+        assert features_of_16_bits[0].dtype == torch.bfloat16
+        loss = deepres.info_nce(*features_of_16_bits, impl=impl)[0]
+        assert (
+            deepres.info_nce(phi @ torch.eye(8), psi, impl=impl)[0].dtype == torch.float32
+        )  # one of 16 bits
+    loss.backward()
+    assert loss.dtype == torch.float32 and encoder.head.weight.grad.abs().sum() > 0
+
+
+def test_sixteen_bits_are_widened() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        phi, psi = (t.to(dtype).requires_grad_() for t in features())
+        loss, lse = deepres.info_nce(phi, psi)
+        assert torch.equal(loss, deepres.info_nce(phi.float(), psi.float())[0]) and lse.dtype == torch.float32
+        loss.backward()
+        assert phi.grad.dtype == psi.grad.dtype == dtype
+
+
+def test_info_nce_under_torch_func_and_forward_mode() -> None:
+    """impl="auto" goes to the reference there, where the fused ops would lose a tangent without a word."""
+    phi, psi = (t.double() for t in features())
+    for energy in ENERGIES:
+
+        def loss(a, energy=energy):
+            return deepres.info_nce(a, psi, energy=energy)[0]
+
+        leaf = phi.clone().requires_grad_()
+        (dphi,) = torch.autograd.grad(loss(leaf), leaf)
+        direction = torch.randn(phi.shape, generator=torch.Generator().manual_seed(1)).double()
+        torch.testing.assert_close(grad(loss)(phi), dphi)
+        torch.testing.assert_close(jvp(loss, (phi,), (direction,))[1], (dphi * direction).sum())
+        torch.testing.assert_close(vmap(grad(loss))(phi.unsqueeze(0))[0], dphi)
+        assert torch.autograd.gradgradcheck(loss, (leaf,))
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(loss(forward_ad.make_dual(phi, direction))).tangent
+        torch.testing.assert_close(tangent, (dphi * direction).sum())
+    phi, psi = features()
+    assert jvp(lambda a: deepres.info_nce(a, psi)[0], (phi,), (phi,))[1].dtype == torch.float32
+    with pytest.raises(RuntimeError, match=r"impl='cpu' cannot serve .* torch.func .* need impl='reference'"):
+        grad(lambda a: deepres.info_nce(a, psi, impl="cpu")[0])(phi)
