@@ -11,6 +11,7 @@ Source: arXiv 2503.14858, section 3.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -61,32 +62,104 @@ def lecun_uniform_(tensor: Tensor, fan_in: int, generator: torch.Generator | Non
     return nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
 
+class Linears(nn.Module):
+    """E linear layers side by side: x [B, in] for all of them, or [E, B, in], -> [E, B, out].
+
+    Parameters: weight [E, out, in] (LeCun uniform), bias [E, out] (0).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, members: int, *, generator: torch.Generator | None = None):
+        super().__init__()
+        if members < 1:
+            raise ValueError(f"members must be a number of networks >= 1, got {members!r}")
+        self.weight = nn.Parameter(lecun_uniform_(torch.empty(members, out_dim, in_dim), in_dim, generator))
+        self.bias = nn.Parameter(torch.zeros(members, out_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        members = zip(_rows_of_each(x, len(self.weight)), self.weight, self.bias, strict=True)
+        return torch.stack([F.linear(rows, weight, bias) for rows, weight, bias in members])
+
+    def extra_repr(self) -> str:
+        members, out_dim, in_dim = self.weight.shape
+        return f"in_features={in_dim}, out_features={out_dim}, members={members}"
+
+
+class LayerNorms(nn.Module):
+    """E LayerNorms side by side: x [E, B, W] -> [E, B, W]. Parameters: weight (1), bias (0) [E, W]."""
+
+    def __init__(self, width: int, members: int, eps: float):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(members, width)),
+            nn.Parameter(torch.zeros(members, width)),
+        )
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        members = zip(x, self.weight, self.bias, strict=True)
+        return torch.stack(
+            [F.layer_norm(rows, rows.shape[-1:], scale, shift, self.eps) for rows, scale, shift in members]
+        )
+
+    def extra_repr(self) -> str:
+        members, width = self.weight.shape
+        return f"{width}, members={members}, eps={self.eps}"
+
+
 class ResidualStack(nn.Module):
     """D layers of [Dense, LayerNorm, activation] with skips, in one call: x [B, W] -> y [B, W].
 
     Parameters: weight [D, W, W] (LeCun uniform), bias [D, W] (0), gamma [D, W] (1), beta [D, W] (0).
+    members: E stacks side by side, x [E, B, W] -> y [E, B, W]; each parameter then has E as its first dimension.
     options: keyword arguments of `deepres.residual_stack` (skip_every, activation, norm, precision, ...).
     """
 
-    def __init__(self, width: int, depth: int, *, generator: torch.Generator | None = None, **options: Any):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        *,
+        members: int | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ):
         super().__init__()
         self.options = options
-        self.weight = nn.Parameter(lecun_uniform_(torch.empty(depth, width, width), width, generator))
-        self.bias = nn.Parameter(torch.zeros(depth, width))
+        layers = (depth, width) if members is None else (members, depth, width)
+        self.weight = nn.Parameter(lecun_uniform_(torch.empty(*layers, width), width, generator))
+        self.bias = nn.Parameter(torch.zeros(layers))
         norm = options.get("norm", True)  # without LayerNorm its scale and shift do not exist
-        self.gamma = nn.Parameter(torch.ones(depth, width)) if norm else None
-        self.beta = nn.Parameter(torch.zeros(depth, width)) if norm else None
+        self.gamma = nn.Parameter(torch.ones(layers)) if norm else None
+        self.beta = nn.Parameter(torch.zeros(layers)) if norm else None
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[-1]
+
+    @property
+    def depth(self) -> int:
+        return self.weight.shape[-3]
+
+    @property
+    def members(self) -> int | None:
+        """Stacks side by side, None if it is one alone."""
+        return None if self.weight.ndim == 3 else self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         return residual_stack(x, self.weight, self.bias, self.gamma, self.beta, **self.options)
 
     def extra_repr(self) -> str:
-        depth, width, _ = self.weight.shape
-        return f"depth={depth}, width={width}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+        sizes = {"depth": self.depth, "width": self.width}
+        if self.members is not None:
+            sizes["members"] = self.members
+        return ", ".join(f"{k}={v!r}" for k, v in {**sizes, **self.options}.items())
 
 
 class Trunk(nn.Module):
-    """Stem and stack, without a head: x [B, in_dim] -> features [B, W]."""
+    """Stem and stack, without a head: x [B, in_dim] -> features [B, W].
+
+    members: E trunks side by side, x [B, in_dim] for all of them, or [E, B, in_dim], -> [E, B, W].
+    """
 
     def __init__(
         self,
@@ -94,14 +167,15 @@ class Trunk(nn.Module):
         width: int,
         depth: int,
         *,
+        members: int | None = None,
         generator: torch.Generator | None = None,
         **options: Any,
     ):
         super().__init__()
         self.activation = options.get("activation", "swish")
-        self.stem = _dense(in_dim, width, generator)
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS) if options.get("norm", True) else nn.Identity()
-        self.stack = ResidualStack(width, depth, generator=generator, **options)
+        self.stem = _dense(in_dim, width, generator, members)
+        self.norm = _layer_norm(width, members) if options.get("norm", True) else nn.Identity()
+        self.stack = ResidualStack(width, depth, members=members, generator=generator, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(self.stem(x))
@@ -109,21 +183,26 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A critic encoder: phi over concat(state, action) or psi over the goal, [B, in_dim] -> [B, out_dim]."""
+    """A critic encoder: phi over concat(state, action) or psi over the goal, [B, in_dim] -> [B, out_dim].
+
+    members: E encoders side by side, x [B, in_dim] for all of them, or [E, B, in_dim], -> [E, B, out_dim]; each
+    parameter of all in one tensor: stem [E, W, in_dim], stack [E, D, W, W], head [E, out_dim, W].
+    """
 
     def __init__(
         self,
         in_dim: int,
         out_dim: int,
         *,
+        members: int | None = None,
         width: int = 256,
         depth: int = 64,
         generator: torch.Generator | None = None,
         **options: Any,
     ):
         super().__init__()
-        self.trunk = Trunk(in_dim, width, depth, generator=generator, **options)
-        self.head = _dense(width, out_dim, generator)
+        self.trunk = Trunk(in_dim, width, depth, members=members, generator=generator, **options)
+        self.head = _dense(width, out_dim, generator, members)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.trunk(x))
@@ -166,6 +245,19 @@ class Value(Encoder):
         return super().forward(x)[:, 0]
 
 
+class Values(Encoder):
+    """E state-action values: concat(state, goal, action) [B, in_dim] for all of them, or [E, B, in_dim], -> [E, B], or
+    [E, B, outputs] of several outputs."""
+
+    def __init__(self, in_dim: int, members: int = 2, outputs: int = 1, **options: Any):
+        super().__init__(in_dim, outputs, members=members, **options)
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = super().forward(x)
+        return values[..., 0] if self.outputs == 1 else values
+
+
 @dataclass(frozen=True)
 class Networks:
     """Makes the networks of a run as its options say, one after another from one stream of random numbers.
@@ -190,6 +282,14 @@ class Networks:
     def value(self, in_dim: int) -> Value:
         """[B, in_dim] -> [B]."""
         return Value(in_dim, depth=self.options.depth, **self._shape())
+
+    def encoders(self, in_dim: int, out_dim: int, members: int) -> Encoder:
+        """[B, in_dim] or [E, B, in_dim] -> [E, B, out_dim], E = members."""
+        return Encoder(in_dim, out_dim, members=members, depth=self.options.depth, **self._shape())
+
+    def values(self, in_dim: int, members: int = 2, outputs: int = 1) -> Values:
+        """[B, in_dim] or [E, B, in_dim] -> [E, B], or [E, B, outputs] of several outputs; E = members."""
+        return Values(in_dim, members, outputs, depth=self.options.depth, **self._shape())
 
     def _shape(self) -> dict[str, Any]:
         one = self.options
@@ -239,9 +339,30 @@ def call_frozen(module: nn.Module, *inputs: Tensor) -> Any:
     return functional_call(module, constants, inputs)
 
 
-def _dense(in_dim: int, out_dim: int, generator: torch.Generator | None) -> nn.Linear:
+def _dense(
+    in_dim: int, out_dim: int, generator: torch.Generator | None, members: int | None = None
+) -> nn.Module:
+    if members is not None:
+        return Linears(in_dim, out_dim, members, generator=generator)
     layer = nn.Linear(in_dim, out_dim)
     with torch.no_grad():
         lecun_uniform_(layer.weight, in_dim, generator)
         layer.bias.zero_()
     return layer
+
+
+def _layer_norm(width: int, members: int | None) -> nn.Module:
+    if members is None:
+        return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+    return LayerNorms(width, members, LAYER_NORM_EPS)
+
+
+def _rows_of_each(x: Tensor, members: int) -> Sequence[Tensor]:
+    """x [B, in] for all members, or [E, B, in], as E tensors [B, in]."""
+    if x.ndim == 2:
+        return [x] * members
+    if x.ndim != 3 or len(x) != members:
+        raise ValueError(
+            f"x must have shape [B, in] for all {members} members, or [{members}, B, in], got {list(x.shape)}"
+        )
+    return x.unbind()

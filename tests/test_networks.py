@@ -1,11 +1,15 @@
-"""How the networks start."""
+"""How the networks start, and groups of them beside one another."""
 
 from __future__ import annotations
+
+import functools
+import itertools
 
 import pytest
 import torch
 
 from deepres import Actor, Encoder
+from deepres.networks import NetworkOptions, Networks, call_frozen
 
 
 def test_networks_start_as_published():
@@ -22,3 +26,71 @@ def test_networks_start_as_published():
     mean, log_std = actor(100 * torch.randn(50, 10, generator=generator))
     assert mean.shape == log_std.shape == (50, 3)
     assert log_std.min() >= -5 and log_std.max() <= 2
+
+
+def networks(**options) -> Networks:
+    return Networks(NetworkOptions(depth=4, width=16, **options), generator=torch.Generator().manual_seed(3))
+
+
+def member(group: torch.nn.Module, k: int) -> dict[str, torch.Tensor]:
+    return {name: p[k] for name, p in group.named_parameters()}
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": False}, {"activation": "relu", "skip_every": 0}], ids=str)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared x", "own x"])
+def test_a_group_is_its_members_one_by_one(options, shared):
+    """Values and gradients, to float64's last digits (products may read memory otherwise)."""
+    q, singles = networks(**options).values(5, members=3), [networks(**options).value(5) for _ in range(3)]
+    assert q.trunk.stem.weight.shape == (3, 16, 5) and q.head.weight.shape == (3, 1, 16)
+    assert q.trunk.stack.weight.shape == (3, 4, 16, 16) and q.trunk.stack.bias.shape == (3, 4, 16)
+    for k, single in enumerate(singles):
+        assert member(q, k).keys() == dict(single.named_parameters()).keys()
+        single.load_state_dict(member(q, k))
+    for module in (q, *singles):
+        module.double()
+    x = torch.randn(*((7, 5) if shared else (3, 7, 5)), generator=torch.Generator().manual_seed(4)).double()
+    x.requires_grad_()
+    same = functools.partial(torch.testing.assert_close, rtol=1e-11, atol=1e-12)
+    rows = [x] * 3 if shared else list(x)
+    values = q(x)
+    expected = torch.stack([single(own) for single, own in zip(singles, rows, strict=True)])
+    assert values.shape == (3, 7)
+    same(values, expected)
+    weights = torch.tensor([1.0, 2.0, -1.0])[:, None]
+    (dx,) = torch.autograd.grad((values.square() * weights).sum(), x, retain_graph=True)
+    (expected_dx,) = torch.autograd.grad((expected.square() * weights).sum(), x, retain_graph=True)
+    torch.testing.assert_close(
+        dx, expected_dx, rtol=1e-6, atol=1e-7
+    )  # the sum over members, in another order
+    (values.square() * weights).sum().backward()
+    (expected.square() * weights).sum().backward()
+    for k, single in enumerate(singles):
+        for name, p in single.named_parameters():
+            same(dict(q.named_parameters())[name].grad[k], p.grad)
+
+
+def test_members_of_a_group_start_apart_and_as_published():
+    q = networks().values(5, members=3)
+    for part, fan_in in ((q.trunk.stem, 5), (q.trunk.stack, 16), (q.head, 16)):
+        for one, other in itertools.combinations(part.weight, 2):
+            assert not torch.equal(one, other)
+        assert 0.8 * fan_in**-0.5 < part.weight.abs().max() <= fan_in**-0.5 and not part.bias.any()
+
+
+def test_a_group_held_constant_gives_the_inputs_gradient_alone():
+    q = networks().values(5)
+    x = torch.randn(7, 5, requires_grad=True)
+    (dx,) = torch.autograd.grad(q(x).amin(dim=0).sum(), x)
+    call_frozen(q, x).amin(dim=0).sum().backward()
+    assert torch.equal(x.grad, dx) and all(p.grad is None for p in q.parameters())
+
+
+def test_groups_of_several_outputs_and_of_encoders():
+    assert networks().values(5, members=1)(torch.ones(7, 5)).shape == (1, 7)
+    assert networks().values(5, members=4, outputs=6)(torch.ones(7, 5)).shape == (4, 7, 6)
+    assert networks().encoders(5, 3, members=2)(torch.ones(2, 7, 5)).shape == (2, 7, 3)
+    assert networks().encoders(5, 3, members=2)(torch.ones(0, 5)).shape == (2, 0, 3)
+    with pytest.raises(ValueError, match="members must be a number of networks >= 1, got 0"):
+        networks().values(5, members=0)
+    with pytest.raises(ValueError, match=r"\[B, in\] for all 2 members, or \[2, B, in\], got \[3, 7, 5\]"):
+        networks().values(5)(torch.ones(3, 7, 5))

@@ -78,23 +78,23 @@ class SAC(Algorithm):
     )
     noises = 2  # an action at s, another at s'
     passes = (
-        Pass("actor"), Pass("q1", weights=False), Pass("q2", weights=False),
-        Pass("actor", backward=False), Pass("q1_slow", backward=False), Pass("q2_slow", backward=False),
-        Pass("q1"), Pass("q2"),
+        Pass("actor"), Pass("q", weights=False),
+        Pass("actor", backward=False), Pass("q_slow", backward=False),
+        Pass("q"),
     )  # fmt: skip
 
     def build(self, networks: Networks) -> dict[str, Group]:
         state, action, goal = self.sizes.state, self.sizes.action, self.sizes.goal
         options = self.options
         self.actor = networks.actor(state + goal, action)
-        self.q1, self.q2 = (networks.value(state + goal + action) for _ in range(2))
-        self.q1_slow, self.q2_slow = (deepcopy(q).requires_grad_(False) for q in (self.q1, self.q2))
+        self.q = networks.values(state + goal + action)
+        self.q_slow = deepcopy(self.q).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.target_entropy = options.target_entropy_per_action * action
         self._side = SecondStream()
         return {
             "actor": Group(list(self.actor.parameters()), options.actor_lr),
-            "critic": Group([*self.q1.parameters(), *self.q2.parameters()], options.critic_lr),
+            "critic": Group(list(self.q.parameters()), options.critic_lr),
             "alpha": Group([self.log_alpha], options.alpha_lr, clip=False),
         }
 
@@ -113,13 +113,13 @@ class SAC(Algorithm):
             mean, log_std = self.actor(obs)
             action, log_prob = squashed_gaussian(mean, log_std, here)
             judged = torch.cat([obs, action], dim=1)
-            value = torch.minimum(call_frozen(self.q1, judged), call_frozen(self.q2, judged))
+            value = call_frozen(self.q, judged).amin(dim=0)
             actor = actor_loss(alpha.detach(), log_prob, value)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
         target = self._target(batch, alpha.detach(), there)
         taken = torch.cat([obs, batch.action], dim=1)
-        q1, q2 = self.q1(taken), self.q2(taken)
-        critic = 0.25 * ((q1 - target).square().mean() + (q2 - target).square().mean())
+        q = self.q(taken)
+        critic = 0.5 * (q - target).square().mean()
         self._side.join(device)
         metrics = {
             "critic_loss": critic,
@@ -127,7 +127,7 @@ class SAC(Algorithm):
             "alpha_loss": temperature,
             "alpha": alpha,
             "entropy": -log_prob.mean(),
-            "q": q1.mean(),
+            "q": q.mean(),
             "target": target.mean(),
             "reward": batch.reward.mean(),
         }
@@ -141,12 +141,11 @@ class SAC(Algorithm):
         mean, log_std = self.actor(obs)
         action, log_prob = squashed_gaussian(mean, log_std, noise)
         judged = torch.cat([obs, action], dim=1)
-        value = torch.minimum(self.q1_slow(judged), self.q2_slow(judged)) - alpha * log_prob
+        value = self.q_slow(judged).amin(dim=0) - alpha * log_prob
         return batch.reward + self.options.gamma * (1 - batch.terminal) * value
 
     def after_step(self, skip: Tensor) -> None:
-        slow = [*self.q1_slow.parameters(), *self.q2_slow.parameters()]
-        average_into(slow, [*self.q1.parameters(), *self.q2.parameters()], self.options.tau, skip)
+        average_into(self.q_slow.parameters(), self.q.parameters(), self.options.tau, skip)
 
     def policy(self) -> GaussianPolicy:
         return GaussianPolicy(self.actor)

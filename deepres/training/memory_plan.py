@@ -111,7 +111,16 @@ class StepMemory:
 
         def saved(network: str) -> tuple[int, int]:
             each = [
-                saved_bytes(batch, width, len(m.weight), options, impl=system.impl, device=device, free=free)
+                saved_bytes(
+                    batch,
+                    width,
+                    m.depth,
+                    options,
+                    members=m.members or 1,
+                    impl=system.impl,
+                    device=device,
+                    free=free,
+                )
                 for m in stacks_of(network)
             ]
             return sum(kept for kept, _ in each), max((again for _, again in each), default=0)
@@ -125,13 +134,14 @@ class StepMemory:
         ]
         learned = 4 * sum(p.numel() for group in algorithm.groups.values() for p in group.parameters)
         fixed = 4 * _numbers(algorithm) - learned
-        kept = sum(kept for kept, _, _ in stacks) + 4 * len(backward) * rows
+        members = sum(m.members or 1 for one in backward for m in stacks_of(one.network))
+        kept = sum(kept for kept, _, _ in stacks) + 4 * members * rows
         again = max((again for _, again, _ in stacks), default=0)
         copied = 4 * _numbers(algorithm.policy().actor) if system.overlap else 0
         rounded = 0  # operands in 16 bits: of one stack at a time
         if system.precision in ("bf16", "fp16"):
-            depths = (len(m.weight) for one in algorithm.passes for m in stacks_of(one.network))
-            rounded = 2 * max(depths, default=0) * width**2
+            layers = ((m.members or 1) * m.depth for one in algorithm.passes for m in stacks_of(one.network))
+            rounded = 2 * max(layers, default=0) * width**2
         self.parts = {
             "weights": learned + fixed,
             "gradients": learned,

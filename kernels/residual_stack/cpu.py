@@ -20,6 +20,7 @@ except ImportError:
     _C = None
 
 PRECISIONS = ("fp32", "bf16")
+GROUPS = True
 
 
 def unavailable() -> str | None:
@@ -63,18 +64,20 @@ def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = (x.shape[0], x.shape[1], weight.shape[0], options)
+    sizes = (x.shape[-2], x.shape[-1], weight.shape[-3], options)
     y = torch.empty_like(x)
-    saved = [_pooled(shape, dtype) for shape, dtype in saved_spec(*sizes)] if save else []
+    members = tuple(x.shape[:-2])
+    saved = [_pooled((*members, *shape), dtype) for shape, dtype in saved_spec(*sizes)] if save else []
     activations, statistics = saved or (x.new_empty(0), x.new_empty(0))
-    _C.residual_stack_forward(
-        _shape(*sizes),
-        _addresses(weight, bias, gamma, beta),
-        x.data_ptr(),
-        y.data_ptr(),
-        _addresses(activations, statistics),
-        torch.get_num_threads(),
-    )
+    shape, threads = _shape(*sizes), torch.get_num_threads()
+    for k in range(math.prod(members)):
+        _C.residual_stack_forward(
+            shape,
+            _addresses(k, members, weight, bias, gamma, beta),
+            *_addresses(k, members, x, y),
+            _addresses(k, members, activations, statistics),
+            threads,
+        )
     return y, activations, statistics
 
 
@@ -86,14 +89,17 @@ def backward(
         _pooled(tuple(t.shape), t.dtype) if need else None
         for t, need in zip((x, weight, bias, gamma, beta), needs, strict=True)
     ]
-    _C.residual_stack_backward(
-        _shape(x.shape[0], x.shape[1], weight.shape[0], options),
-        _addresses(weight, bias, gamma, beta),
-        dy.data_ptr(),
-        _addresses(activations, statistics),
-        _addresses(*grads),
-        torch.get_num_threads(),
-    )
+    members = tuple(x.shape[:-2])
+    shape, threads = _shape(x.shape[-2], x.shape[-1], weight.shape[-3], options), torch.get_num_threads()
+    for k in range(math.prod(members)):
+        _C.residual_stack_backward(
+            shape,
+            _addresses(k, members, weight, bias, gamma, beta),
+            *_addresses(k, members, dy),
+            _addresses(k, members, activations, statistics),
+            _addresses(k, members, *grads),
+            threads,
+        )
     return tuple(grads)
 
 
@@ -109,5 +115,7 @@ def _pooled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)[:count].view(shape)
 
 
-def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    return tuple(0 if t is None else t.data_ptr() for t in tensors)
+def _addresses(k: int, members: tuple[int, ...], *tensors: Tensor | None) -> tuple[int, ...]:
+    """Of the k-th member's part of each tensor; members: (E,), or () of one stack alone."""
+    count = math.prod(members)
+    return tuple(0 if t is None else t.data_ptr() + k * (t.nbytes // count) for t in tensors)

@@ -19,13 +19,14 @@ SHARE = 0.5  # of the free memory, what "auto" lets activations take
 
 
 def kept_bytes(
-    backend: ModuleType, batch: int, width: int, depth: int, options: StackOptions
+    backend: ModuleType, batch: int, width: int, depth: int, options: StackOptions, members: int = 1
 ) -> tuple[int, int]:
-    """Bytes (kept from forward to backward, computed again and dropped inside backward) of one call."""
+    """Bytes (kept from forward to backward, computed again and dropped inside backward) of one call for `members`
+    stacks side by side."""
 
     def saved(layers: int, options: StackOptions) -> int:
         specs = backend.saved_spec(batch, width, layers, options)
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+        return members * sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
 
     if not options.recompute:
         return saved(depth, options), 0
@@ -39,6 +40,7 @@ def saved_bytes(
     depth: int,
     options: StackOptions,
     *,
+    members: int = 1,
     impl: str = "auto",
     device: str = "cpu",
     free: int | None = None,
@@ -58,36 +60,46 @@ def saved_bytes(
     backend = dispatch.load("residual_stack", chosen)
     if options.recompute == AUTO:
         room = int(SHARE * (free_bytes(torch.device(device)) if free is None else free))
-        options = replace(options, recompute=fitting_recompute(backend, batch, width, depth, options, room))
-    return kept_bytes(backend, batch, width, depth, options)
+        picked = fitting_recompute(backend, batch, width, depth, options, room, members)
+        options = replace(options, recompute=picked)
+    return kept_bytes(backend, batch, width, depth, options, members)
 
 
 @cache
 def planned_recompute(
-    impl: str, batch: int, width: int, depth: int, options: StackOptions, device: str
+    impl: str, batch: int, width: int, depth: int, options: StackOptions, device: str, members: int = 1
 ) -> int:
     """What recompute="auto" stands for in such calls: picked, and logged ("deepres"), once in a process."""
     backend, room = dispatch.load("residual_stack", impl), int(SHARE * free_bytes(torch.device(device)))
-    picked = fitting_recompute(backend, batch, width, depth, options, room)
+    picked = fitting_recompute(backend, batch, width, depth, options, room, members)
     need, whole = (
-        sum(kept_bytes(backend, batch, width, depth, replace(options, recompute=k))) for k in (picked, 0)
+        sum(kept_bytes(backend, batch, width, depth, replace(options, recompute=k), members))
+        for k in (picked, 0)
     )
+    stacks = "residual_stack" if members == 1 else f"{members} residual_stacks"
     logging.getLogger("deepres").info(
-        "residual_stack of %d layers, width %d, batch %d: recompute='auto' picks %s "
+        "%s of %d layers, width %d, batch %d: recompute='auto' picks %s "
         "(%.0f MB of activations; %.0f MB allowed, %.0f MB without recomputing)",
-        depth, width, batch, picked or "none", need / 1e6, room / 1e6, whole / 1e6,
+        stacks, depth, width, batch, picked or "none", need / 1e6, room / 1e6, whole / 1e6,
     )  # fmt: skip
     return picked
 
 
 def fitting_recompute(
-    backend: ModuleType, batch: int, width: int, depth: int, options: StackOptions, room: int
+    backend: ModuleType,
+    batch: int,
+    width: int,
+    depth: int,
+    options: StackOptions,
+    room: int,
+    members: int = 1,
 ) -> int:
     """0 (keep every layer) if that takes at most `room` bytes, else the smallest power of two of blocks to
     recompute at a time that does; if none does, the one that needs least."""
 
     def total(recompute: int) -> int:
-        return sum(kept_bytes(backend, batch, width, depth, replace(options, recompute=recompute)))
+        again = replace(options, recompute=recompute)
+        return sum(kept_bytes(backend, batch, width, depth, again, members))
 
     blocks = depth // options.skip_every if options.skip_every else 0
     candidates = [0, *(2**i for i in range(blocks.bit_length()))]

@@ -23,7 +23,9 @@ A backend module (cpu.py, triton.py, cuda.py; see dispatch.py) serves the op wit
     backward(dy, x, y, weight, bias, gamma, beta, activations, statistics, options, needs)
         -> (dx, dweight, dbias, dgamma, dbeta), None where `needs` is False
 
-on contiguous tensors of one device; what the two saved tensors hold is the backend's own business.
+on contiguous tensors of one device; what the two saved tensors hold is the backend's own business. One that says
+`GROUPS = True` is also given groups of E stacks: every tensor then has E as its first dimension, the two saved ones
+too, and `saved_spec` tells the shapes of one member. For the others, op.py calls member after member.
 """
 
 from __future__ import annotations
@@ -88,7 +90,8 @@ def residual_stack(
     Args:
         x: [B, W] float32 (float64 too with impl="reference"); B may be 0.
         weight: [D, W, W], applied as `a @ weight[l]`. bias, gamma, beta: [D, W]. All of x's dtype and device.
-            gamma and beta may be None when norm=False.
+            gamma and beta may be None when norm=False. Or E stacks side by side: weight [E, D, W, W], the others
+            [E, D, W], and x [E, B, W], or [B, W] for all of them.
         skip_every: layers to a block; D must be a multiple of it. 0 leaves the skips out.
         activation: "swish" (z * sigmoid(z)) or "relu".
         norm: False leaves LayerNorm out, its scale and shift included (the paper's ablation).
@@ -102,7 +105,7 @@ def residual_stack(
 
     Under torch.autocast the op still computes as `precision` says: 16-bit inputs are taken to float32 first.
 
-    Returns: y [B, W], differentiable in x and the four parameters.
+    Returns: y [B, W], [E, B, W] of E stacks, differentiable in x and the four parameters.
     Raises: TypeError or ValueError, one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
@@ -135,15 +138,22 @@ def _checked(  # every argument of the public function but impl
     recompute: str | int,
 ) -> StackOptions:
     """The options of a call once everything about it fits; one sentence otherwise."""
-    if x.ndim != 2:
-        raise ValueError(f"x must have shape [B, W], got {list(x.shape)}; flatten leading dimensions first")
-    width = x.shape[1]
-    if weight.ndim != 3 or weight.shape[1:] != (width, width):
+    grouped = weight.ndim == 4
+    if x.ndim != 2 and not (grouped and x.ndim == 3):
+        shapes = "[B, W] or [E, B, W]" if grouped else "[B, W]"
+        raise ValueError(f"x must have shape {shapes}, got {list(x.shape)}; flatten leading dimensions first")
+    width = x.shape[-1]
+    if weight.ndim not in (3, 4) or weight.shape[-2:] != (width, width):
         raise ValueError(
             f"weight must have shape [D, {width}, {width}] to fit x {list(x.shape)}, got {list(weight.shape)}"
         )
-    depth = weight.shape[0]
-    if depth == 0 or width == 0:
+    if x.ndim == 3 and len(x) != len(weight):
+        raise ValueError(
+            f"x must hold rows for each of the {len(weight)} stacks of weight {list(weight.shape)}, "
+            f"[{len(weight)}, B, {width}], or [B, {width}] for all of them, got {list(x.shape)}"
+        )
+    depth, layers = weight.shape[-3], weight.shape[:-1]
+    if weight.numel() == 0:
         raise ValueError(f"weight must hold at least one layer of width >= 1, got {list(weight.shape)}")
     if norm and (gamma is None or beta is None):
         raise ValueError("gamma and beta must be tensors of shape [D, W] when norm=True, got None")
@@ -152,8 +162,8 @@ def _checked(  # every argument of the public function but impl
     for name, tensor in (("weight", weight), ("bias", bias), ("gamma", gamma), ("beta", beta)):
         if tensor is None:
             continue
-        if name != "weight" and tensor.shape != (depth, width):
-            raise ValueError(f"{name} must have shape [{depth}, {width}], got {list(tensor.shape)}")
+        if name != "weight" and tensor.shape != layers:
+            raise ValueError(f"{name} must have shape {list(layers)}, got {list(tensor.shape)}")
         if tensor.dtype != x.dtype:
             raise TypeError(f"{name} must have x's dtype {x.dtype}, got {tensor.dtype}; cast one of them")
         if tensor.device != x.device:
@@ -216,14 +226,26 @@ torch.library.define(
 def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     *fields, impl = options_and_impl
     options = StackOptions(*fields)
-    depth = weight.shape[0]
-    chosen = dispatch.choose("residual_stack", impl, lambda backend: backend.unsupported(x, depth, options))
+    depth, members = weight.shape[-3], len(weight) if weight.ndim == 4 else None
+    rows = x if x.ndim == 2 else x[0]
+    chosen = dispatch.choose(
+        "residual_stack", impl, lambda backend: backend.unsupported(rows, depth, options)
+    )
     if options.recompute == AUTO:
-        sizes = (int(x.shape[0]), int(x.shape[1]), depth)
-        picked = planned_recompute(chosen, *sizes, options, str(x.device))
+        sizes = (int(rows.shape[0]), int(rows.shape[1]), depth)
+        picked = planned_recompute(chosen, *sizes, options, str(x.device), members or 1)
         options = replace(options, recompute=picked)
+    if members is not None and x.ndim == 2:
+        x = x.expand(members, *x.shape)
     # `precision` alone says what the products use.
     with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
+        if members is not None and not getattr(dispatch.load("residual_stack", chosen), "GROUPS", False):
+            none = [None] * members
+            each = (none if t is None else t.unbind() for t in (x, weight, bias, gamma, beta))
+            own = (*astuple(options), chosen)
+            return torch.stack(
+                [torch.ops.deepres.residual_stack(*one, *own) for one in zip(*each, strict=True)]
+            )
         if chosen == "reference":
             return reference.residual_stack(x, weight, bias, gamma, beta, options)
         if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
@@ -249,8 +271,10 @@ def _forward_fake(
 ):
     options = StackOptions(skip_every, activation, norm, eps, precision, recompute)
     backend = dispatch.load("residual_stack", impl)
-    specs = backend.saved_spec(x.shape[0], x.shape[1], weight.shape[0], options) if save else []
-    saved = [x.new_empty(shape, dtype=dtype) for shape, dtype in specs] or [x.new_empty(0), x.new_empty(0)]
+    members, (batch, width) = x.shape[:-2], x.shape[-2:]
+    specs = backend.saved_spec(batch, width, weight.shape[-3], options) if save else []
+    saved = [x.new_empty((*members, *shape), dtype=dtype) for shape, dtype in specs]
+    saved = saved or [x.new_empty(0), x.new_empty(0)]
     return x.new_empty(x.shape), saved[0], saved[1]
 
 

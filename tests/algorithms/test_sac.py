@@ -13,7 +13,7 @@ from torch import Tensor
 from deepres import Batch, Learner
 from helpers import rings
 from helpers.learners import SIZES, B, batch_for, doubled, learner_of, numbers, same, small
-from helpers.plain_networks import Parameters, act, leaves, value
+from helpers.plain_networks import Parameters, act, leaves, values
 
 GAMMA, TAU = 0.95, 0.02
 CONFIG = small("sac", gamma=GAMMA, tau=TAU)
@@ -23,8 +23,7 @@ def targets(p: Parameters, batch: Batch, noise: Tensor) -> Tensor:
     """y = r + gamma (1 - terminal) (min_k Qbar_k(s', g, a') - alpha log pi(a'|s', g))"""
     with torch.no_grad():
         action, log_prob = act(p, batch.next_state, batch.goal, noise)
-        there = (batch.next_state, batch.goal, action)
-        least = torch.minimum(value(p, "q1_slow", *there), value(p, "q2_slow", *there))
+        least = torch.minimum(*values(p, "q_slow", batch.next_state, batch.goal, action))
         going_on = least - p["log_alpha"].exp() * log_prob
         return batch.reward + GAMMA * torch.where(batch.terminal == 1, 0.0, going_on)
 
@@ -33,9 +32,9 @@ def losses(p: Parameters, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
     here, there = noise
     s, g, a = batch.state, batch.goal, batch.action
     y = targets(p, batch, there)
-    off = torch.stack([value(p, q, s, g, a) - y for q in ("q1", "q2")])
+    off = values(p, "q", s, g, a) - y
     action, log_prob = act(p, s, g, here)
-    least = torch.minimum(value(p, "q1", s, g, action), value(p, "q2", s, g, action))
+    least = torch.minimum(*values(p, "q", s, g, action))
     alpha = p["log_alpha"].exp()
     return {
         "critic": 0.5 * off.square().mean(),
@@ -47,8 +46,8 @@ def losses(p: Parameters, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
 def gradients(p: Parameters, found: dict[str, Tensor]) -> Parameters:
     """Of each loss for its own parameters, whatever else it reaches."""
     grads: Parameters = {}
-    for group, prefixes in {"critic": ("q1.", "q2."), "actor": ("actor.",), "alpha": ("log_alpha",)}.items():
-        own = [name for name in p if name.startswith(prefixes)]
+    for group, prefix in {"critic": "q.", "actor": "actor.", "alpha": "log_alpha"}.items():
+        own = [name for name in p if name.startswith(prefix)]
         grads |= dict(
             zip(own, torch.autograd.grad(found[group], [p[n] for n in own], retain_graph=True), strict=True)
         )
@@ -78,7 +77,7 @@ def test_a_step_equals_the_equations(exact):
     assert metrics["target"].item() == pytest.approx(y.mean().item(), rel=hair, abs=hair)
     assert metrics["reward"].item() == pytest.approx(truth_batch.reward.mean().item(), rel=hair)
     after = learner.parameters()
-    learned = {name for name in p if not name.startswith(("q1_slow.", "q2_slow."))}
+    learned = {name for name in p if not name.startswith("q_slow.")}
     assert grads.keys() == learned
     for name in learned:
         worst = (after[name].grad.double() - grads[name]).abs().max()
@@ -92,21 +91,24 @@ def test_slow_critics_follow_what_the_step_made():
     before = numbers(learner)
     learner.step(batch, noise)
     after = {name: p.detach() for name, p in learner.parameters().items()}
-    for q in ("q1", "q2"):
-        for name in [n for n in after if n.startswith(f"{q}.")]:
-            slow = name.replace(f"{q}.", f"{q}_slow.")
-            old = before[f"parameters/{slow}"]
-            torch.testing.assert_close(after[slow], (1 - TAU) * old + TAU * after[name], rtol=1e-5, atol=1e-7)
-            assert not torch.equal(after[slow], old)
+    names = [name for name in after if name.startswith("q.")]
+    assert names
+    for name in names:
+        slow = name.replace("q.", "q_slow.", 1)
+        old = before[f"parameters/{slow}"]
+        torch.testing.assert_close(after[slow], (1 - TAU) * old + TAU * after[name], rtol=1e-5, atol=1e-7)
+        for now, then in zip(after[slow], old, strict=True):  # of each critic
+            assert not torch.equal(now, then)
 
 
 def test_slow_critics_begin_as_the_others_and_stay_where_a_step_is_skipped():
     learner = learner_of(CONFIG)
     fresh = numbers(learner)
-    for q in ("q1", "q2"):
-        pairs = [(n, n.replace(f"/{q}.", f"/{q}_slow.")) for n in fresh if n.startswith(f"parameters/{q}.")]
-        assert pairs and all(torch.equal(fresh[one], fresh[slow]) for one, slow in pairs)
-    assert not torch.equal(fresh["parameters/q1.head.weight"], fresh["parameters/q2.head.weight"])
+    pairs = [(n, n.replace("/q.", "/q_slow.")) for n in fresh if n.startswith("parameters/q.")]
+    assert pairs and all(torch.equal(fresh[one], fresh[slow]) for one, slow in pairs)
+    for name in ("head.weight", "trunk.stem.weight", "trunk.stack.weight"):
+        one, other = fresh[f"parameters/q.{name}"]
+        assert not torch.equal(one, other), name
     batch, noise = batch_for(learner)
     learner.step(batch, noise)
     before = numbers(learner)
@@ -164,5 +166,5 @@ def test_values_are_learned_where_the_reward_is():
     batch.terminal[:] = 1.0
     for _ in range(80):
         learner.step(batch, noise)
-    q = learner.algorithm.q1(torch.cat([batch.state, batch.goal, batch.action], dim=1)).detach()
-    assert q[paid].min() > 0.8 and q[~paid].max() < 0.2
+    q = learner.algorithm.q(torch.cat([batch.state, batch.goal, batch.action], dim=1)).detach()
+    assert q[:, paid].min() > 0.8 and q[:, ~paid].max() < 0.2

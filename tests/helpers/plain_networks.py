@@ -46,6 +46,17 @@ def value(p: Parameters, network: str, *inputs: Tensor) -> Tensor:
     return dense(p, f"{network}.head", trunk(p, network, torch.cat(inputs, 1)))[:, 0]
 
 
+def member(p: Parameters, group: str, k: int) -> Parameters:
+    """The k-th network of a group, by the names of one alone; autograd reaches the group's tensors."""
+    return {name: t[k] for name, t in p.items() if name.startswith(f"{group}.")}
+
+
+def values(p: Parameters, group: str, *inputs: Tensor) -> Tensor:
+    """[E, B] of concat(inputs), by each of the group's networks."""
+    count = len(p[f"{group}.head.weight"])
+    return torch.stack([value(member(p, group, k), group, *inputs) for k in range(count)])
+
+
 def gaussian(p: Parameters, state: Tensor, goal: Tensor) -> torch.distributions.Normal:
     """The policy's Gaussian, before the tanh."""
     features = trunk(p, "actor", torch.cat([state, goal], 1))

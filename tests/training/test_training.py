@@ -67,8 +67,8 @@ def test_a_killed_run_of_sac_that_collects_ahead_resumes_to_the_same_bits(tmp_pa
     process.wait()
     _, saved, skipped = checkpoints.load_newest(run / "checkpoints")
     assert skipped == [] and saved.counters["env_steps"] < 240
-    for name in ("q1", "q2"):
-        now, slow = (saved.tensors[f"parameters/{name}{which}.head.weight"] for which in ("", "_slow"))
+    pair = (saved.tensors[f"parameters/q{which}.head.weight"] for which in ("", "_slow"))
+    for now, slow in zip(*pair, strict=True):
         assert not torch.equal(now, slow) and torch.allclose(now, slow, atol=1e-2)
     assert {f"buffer/{name}" for name in COLUMNS} - saved.shards[0].keys() == {
         "buffer/rewards",
