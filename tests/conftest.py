@@ -19,9 +19,9 @@ with suppress(ImportError):  # before any test computes with JAX
     xla.prepare()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are left out where there is no CUDA device (they are counted in the GPU run instead)."""
-    if not torch.cuda.is_available():
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are left out where there is no CUDA device, unless they are only counted."""
+    if not torch.cuda.is_available() and not config.option.collectonly:
         items[:] = [item for item in items if "gpu" not in item.keywords]
 
 

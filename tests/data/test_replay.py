@@ -97,11 +97,12 @@ def test_a_ring_reads_what_another_dtype_saved():
 
 
 @pytest.mark.gpu
-def test_a_ring_in_host_memory_feeds_the_gpu():
+@pytest.mark.parametrize("place", [{"pinned": True}, {"device": "cuda"}], ids=["host memory", "gpu"])
+def test_a_ring_feeds_the_gpu(place):
     whole, generator = filled(), torch.Generator("cuda").manual_seed(0)
-    ring = ReplayBuffer(3, 50, SIZES, slice(0, 3), pinned=True)
+    ring = ReplayBuffer(3, 50, SIZES, slice(0, 3), **place)
     ring.load_state_tensors(whole.state_tensors(), whole.inserted)
-    assert ring.rings["states"].is_pinned()
+    assert ring.rings["states"].is_pinned() or ring.rings["states"].is_cuda
     batches = FutureGoals(GAMMA).batches(ring, 5, 16, window=1000, generator=generator)
     for batch in uploaded(batches, torch.device("cuda")):
         env, t, traj = batch.state.T

@@ -1,8 +1,8 @@
 """The Triton residual stack: judged against float64 in Triton's interpreter, and on a GPU if there is one;
 compiled for an H100 without one.
 
-Triton reads TRITON_INTERPRET once in a process. So the `check_` functions are collected by a pytest of their
-own, with TRITON_INTERPRET=1, or on a GPU without it.
+Triton reads TRITON_INTERPRET once in a process. So the `check_` functions are collected by a pytest of their own, with
+TRITON_INTERPRET=1; on a GPU they are tests like the others, `test_gpu_...`, so that processes can share them.
 """
 
 from __future__ import annotations
@@ -28,22 +28,13 @@ DEVICE = "cpu" if triton.interpreted() else "cuda"
 NAMES = ("y", "dx", "dweight", "dbias", "dgamma", "dbeta")
 
 
-def in_a_process_of_its_own(interpret: str) -> None:
+def test_in_the_interpreter() -> None:
     # One thread: the interpreter's products are tiny, and threads that wait for the next only take the cores.
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    environment = {**os.environ, **one, "TRITON_INTERPRET": interpret, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment = {**os.environ, **one, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-o", "python_functions=check_*", __file__]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-
-
-def test_in_the_interpreter() -> None:
-    in_a_process_of_its_own("1")
-
-
-@pytest.mark.gpu
-def test_on_the_gpu() -> None:
-    in_a_process_of_its_own("0")
 
 
 def test_compiles_for_an_h100_without_spills(tmp_path: Path) -> None:
@@ -197,3 +188,8 @@ def check_a_nan_stays_in_its_row(precision) -> None:
         assert ours[3].isnan().all()
         others = torch.arange(20) != 3
         assert torch.equal(ours[others], theirs[others])
+
+
+if not triton.interpreted():
+    for _name in [name for name in globals() if name.startswith("check_")]:
+        globals()[f"test_gpu_{_name.removeprefix('check_')}"] = pytest.mark.gpu(globals()[_name])

@@ -81,5 +81,19 @@ def test_a_captured_step_gives_the_plain_loops_bits(bound, caplog):
     assert same(numbers(plain.learner), numbers(captured.learner))
 
 
+@pytest.mark.gpu
+def test_a_step_waits_for_nothing():
+    device = torch.device("cuda")
+    learner = learner_of(small(), device=device)
+    batches = list(uploaded((b for b, _ in stream(4)), device))
+    noises = [noise.to(device) for _, noise in stream(4)]
+    try:
+        for i, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
+            torch.cuda.set_sync_debug_mode("error" if i == 3 else "default")  # compilers may wait at first
+            learner.step(batch, noise)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_on_a_cpu_nothing_is_captured():
     assert type(gradient_steps(learner_of(small()))) is Steps
