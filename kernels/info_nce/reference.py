@@ -150,7 +150,8 @@ def info_nce(
     penalty = (lse + 1e-6).square()
     if options.reduction == "mean":
         rows, penalty = [row.mean() for row in rows], penalty.mean()
-    loss = sum(rows) + options.logsumexp_penalty * penalty
+    # A tensor: forward mode makes the tangent of a number times a scalar float64.
+    loss = sum(rows) + phi.new_full((), options.logsumexp_penalty) * penalty
     if not metrics:
         return loss, lse.detach(), phi.new_empty(0)
     mass = phi.shape[0] if targets is None else targets.sum()
