@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deepres.acting import ActorPolicy as ActorPolicy
+from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.kernels import residual_stack
 from deepres.options import check, option
 
@@ -295,42 +296,6 @@ class Networks:
         one = self.options
         blocks = {"skip_every": one.skip_every, "activation": one.activation, "norm": one.norm}
         return {"width": one.width, "generator": self.generator, **blocks, **self.stack}
-
-
-@dataclass(frozen=True)
-class GaussianPolicy:
-    """What acts: an actor whose actions are tanh of a Gaussian.
-
-    horizon: H, how many actions it plans at once; the actor then gives the H * A numbers of actions t .. t + H - 1.
-    deepres.data.chunks plays them.
-    """
-
-    actor: Actor
-    horizon: int = 1
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.actor.parameters()).device
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions [N, A] for obs [N, S + G]: sampled with `noise` [N, H * A], or tanh(mean) without; of a chunk the
-        first alone."""
-        actions = self._actions(obs, noise)
-        return actions[:, : actions.shape[1] // self.horizon]
-
-    @torch.no_grad()
-    def plan(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Chunks [N, H, A] for obs [N, S + G], of which `act` gives the first action."""
-        return self._actions(obs, noise).unflatten(1, (self.horizon, -1))
-
-    def _actions(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        mean, log_std = self.actor(obs)
-        return torch.tanh(mean if noise is None else mean + log_std.exp() * noise)
-
-    def copy(self) -> GaussianPolicy:
-        """This policy with weights of its own, which no gradient step changes."""
-        return replace(self, actor=deepcopy(self.actor))
 
 
 def call_frozen(module: nn.Module, *inputs: Tensor) -> Any:

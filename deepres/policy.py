@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepres.acting import ActorPolicy
 from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.data.chunks import Player
 from deepres.data.environments import Environments
 from deepres.machine import pick_device
-from deepres.networks import GaussianPolicy
 from deepres.options import flags
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import CheckpointError
@@ -37,7 +37,7 @@ class Policy:
     figures, paths = policy.evaluate()
     """
 
-    network: GaussianPolicy
+    network: ActorPolicy
     config: Config
     sizes: Sizes
     env_steps: int
@@ -146,7 +146,7 @@ class Policy:
         return evaluate(self.environments(), self.network, seed=seed, watch=watch)
 
 
-def _without_memory(config: Config, sizes: Sizes) -> tuple[dict[str, str], GaussianPolicy]:
+def _without_memory(config: Config, sizes: Sizes) -> tuple[dict[str, str], ActorPolicy]:
     """The policy on the device "meta", and of each of its parameters the name in a checkpoint."""
     with torch.device("meta"):
         algorithm = build_algorithm(config, sizes)

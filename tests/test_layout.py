@@ -144,7 +144,8 @@ def test_files_stay_readable(folder):
 LAYERS = (
     ("options", "testing", "_version"),
     ("kernels", "envs"),
-    ("machine", "networks"),
+    ("machine", "acting"),
+    ("networks",),
     ("data",),
     ("algorithms",),
     ("config",),

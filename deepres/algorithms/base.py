@@ -32,9 +32,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from deepres.acting import ActorPolicy
 from deepres.data.batch import Batch, Sizes
 from deepres.data.relabel import Sampler
-from deepres.networks import GaussianPolicy, Networks
+from deepres.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -146,5 +147,5 @@ class Algorithm(nn.Module, ABC):
         changed. Nothing here may wait for the device."""
 
     @abstractmethod
-    def policy(self) -> GaussianPolicy:
+    def policy(self) -> ActorPolicy:
         """What acts, with the parameters as they are now and will be: no copy. Its horizon is the algorithm's."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepres.networks import GaussianPolicy
+from deepres.acting import ActorPolicy
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Player:
     chunk: to go on with; None, and always with a policy of horizon 1, plans at the first step.
     """
 
-    def __init__(self, policy: GaussianPolicy, chunk: Chunk | None = None):
+    def __init__(self, policy: ActorPolicy, chunk: Chunk | None = None):
         self.policy, self.chunk = policy, chunk
 
     def act(self, obs: Tensor, traj_id: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepres.acting import ActorPolicy
 from deepres.data.batch import COLUMNS, Sizes, Unroll
 from deepres.data.chunks import Chunk, Player
 from deepres.data.environments import Environments, Step
-from deepres.networks import GaussianPolicy
 
 # What a column takes from the steps before and after an action.
 _READ: dict[str, Callable[[Step, Step, int], Tensor]] = {
@@ -32,7 +32,7 @@ _READ: dict[str, Callable[[Step, Step, int], Tensor]] = {
 def collect(
     env: Environments,
     step: Step,
-    policy: GaussianPolicy,
+    policy: ActorPolicy,
     steps: int,
     generator: torch.Generator,
     columns: Sequence[str] = (),
@@ -85,7 +85,7 @@ class Ahead:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
 
     def start(
-        self, step: Step, policy: GaussianPolicy, steps: int, seed: int, chunk: Chunk | None = None
+        self, step: Step, policy: ActorPolicy, steps: int, seed: int, chunk: Chunk | None = None
     ) -> Future[tuple[Any, Unroll]]:
         """Begin `collect`; the future's result is what it returns, its exception what it raises."""
         copy = policy.copy()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepres.acting import ActorPolicy
 from deepres.data.chunks import Player
 from deepres.data.environments import Environments
-from deepres.networks import GaussianPolicy
 
 EVAL_SEED = 1_000_003  # added to a run's seed, so that no training episode is an evaluation's
 _LOOK_EVERY = 32  # steps: to see whether anybody is still at it waits for the device
@@ -51,7 +51,7 @@ class Paths:
 
 
 def evaluate(
-    env: Environments, policy: GaussianPolicy, *, seed: int, watch: Callable[[Any], None] | None = None
+    env: Environments, policy: ActorPolicy, *, seed: int, watch: Callable[[Any], None] | None = None
 ) -> tuple[Evaluation, Paths]:
     """Run every environment's first episode; the same seed gives the same starts and goals.
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from deepres import algorithms
+from deepres.acting import ActorPolicy
 from deepres.algorithms.base import Algorithm, Group, Losses
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
-from deepres.networks import GaussianPolicy, Networks
+from deepres.networks import Networks
 from deepres.ranks import ALONE, Ranks
 from deepres.training.optimizer import Adam, sum_of_squares
 
@@ -193,12 +194,12 @@ class Learner:
         return dict(zip(self.metric_names, values.unbind(), strict=True))
 
     @property
-    def policy(self) -> GaussianPolicy:
+    def policy(self) -> ActorPolicy:
         """What acts, as it is now and as it will be: no copy."""
         return self.algorithm.policy()
 
     def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions of the policy as it is now (see `GaussianPolicy.act`)."""
+        """Actions of the policy as it is now (see `ActorPolicy.act`)."""
         return self.policy.act(obs, noise)
 
     @property
