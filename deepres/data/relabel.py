@@ -19,7 +19,7 @@ from deepres.data.batch import Batch
 from deepres.data.replay import ReplayBuffer
 
 Draw = dict[str, Tensor]
-"""Where the rows of `count` batches of B lie: tensors [count, B]."""
+"""Where the rows of `count` batches of B lie: tensors [count, B], or [count, B, ...]."""
 
 
 def truncated_geometric(uniform: Tensor, longest: Tensor, gamma: float) -> Tensor:
@@ -60,7 +60,8 @@ class Sampler(ABC):
             seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
             generator = torch.Generator(ring.device).manual_seed(int(seed))
         parts = list(self.draw_rows(ring, count * batch_size, window, generator))
-        return {name: torch.cat([part[name] for part in parts]).view(count, batch_size) for name in parts[0]}
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: t.view(count, batch_size, *t.shape[1:]) for name, t in whole.items()}
 
     def batches(
         self, ring: ReplayBuffer, count: int, batch_size: int, *, window: int, generator: torch.Generator

@@ -31,11 +31,14 @@ def row_bytes(sizes: Sizes, columns: Sequence[str], dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows dealt from a pass, [n] each: environment, absolute step, and later steps of its trajectory in the window."""
+    """Rows dealt from a pass, [n] each: environment, absolute step, later steps of its trajectory in the window, and
+    the absolute step at which that begins; length: the windows' steps."""
 
     env: Tensor
     step: Tensor
     left: Tensor
+    start: Tensor
+    length: int
 
 
 class ReplayBuffer:
@@ -45,10 +48,11 @@ class ReplayBuffer:
     of COLUMNS) that a sampler asked for.
 
     goal_slice: of a state, what a goal speaks of. reached: (states [n, S], goals [n, G]) -> bool [n], the task's own
-    verdict. device: where the ring lies. pinned: on the CPU, to feed a GPU by copies that do not wait (see upload.py).
-    dtype: of states, actions and goals. bf16 is off by up to 2^-8 of a number and fp16 by 2^-11 (above 6e-5 and below
-    65504, past which it is infinite): a goal's x = 30 m comes back up to 12 cm or 1.5 cm off, so far goals in
-    bf16 blur at the scale of a success radius. Batches are float32 whatever it is.
+    verdict; threshold: the distance to a goal that counts as reached, for samplers that measure it. device: where the
+    ring lies. pinned: on the CPU, to feed a GPU by copies that do not wait (see upload.py). dtype: of states, actions
+    and goals. bf16 is off by up to 2^-8 of a number and fp16 by 2^-11 (above 6e-5 and below 65504, past which it is
+    infinite): a goal's x = 30 m comes back up to 12 cm or 1.5 cm off, so far goals in bf16 blur at the scale of a
+    success radius. Batches are float32 whatever it is.
     """
 
     def __init__(
@@ -60,11 +64,13 @@ class ReplayBuffer:
         columns: Sequence[str] = (),
         *,
         reached: Reached | None = None,
+        threshold: float | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         pinned: bool = False,
     ):
-        self.capacity, self.goal_slice, self.pinned, self.reached = capacity, goal_slice, pinned, reached
+        self.capacity, self.goal_slice, self.pinned = capacity, goal_slice, pinned
+        self.reached, self.threshold = reached, threshold
         options: dict[str, Any] = {"device": device, "pin_memory": pinned}
 
         def ring(size: int, dtype: torch.dtype) -> Tensor:
@@ -110,29 +116,36 @@ class ReplayBuffer:
     # --- reading ---
 
     def deal(
-        self, need: int, window: int, generator: torch.Generator, *, ends: bool = False
+        self, need: int, window: int, generator: torch.Generator, *, ends: bool = False, margin: int = 0
     ) -> Iterator[Rows]:
         """Rows, `need` in all, a pass at a time.
 
         A pass draws one window of `window` consecutive steps in each environment (all that is held, when that is
         less) and deals its N * (window - 1) transitions without replacement, with ends=True the windows' last steps
-        too; a pass that runs out is followed by another with windows of its own. Raises ValueError before two steps
-        of each environment are held.
+        too, without the last `margin` of those; a pass that runs out is followed by another with windows of its own.
+        Raises ValueError before two steps of each environment are held, and `margin` more.
         """
-        if self.size < 2:
-            raise ValueError(f"the buffer must hold at least 2 steps of each environment, got {self.size}")
+        if min(window, self.size) < 2 + margin:
+            raise ValueError(
+                f"the buffer and its windows must hold at least {2 + margin} steps of each environment, got "
+                f"{min(window, self.size)}"
+            )
         while need:
             start, last = self._draw_windows(window, generator)
             count, length = last.shape
-            length -= not ends
+            length -= margin + (not ends)
             dealt = torch.randperm(count * length, generator=generator, device=self.device)[:need]
             env, t = dealt // length, dealt % length
-            yield Rows(env, start[env] + t, last[env, t] - t)
+            yield Rows(env, start[env] + t, last[env, t] - t, start[env], last.shape[1])
             need -= len(dealt)
 
     def index(self, rows: Rows, ahead: Tensor | int = 0) -> Tensor:
         """Where the steps `ahead` of `rows` lie: step * num_envs + environment, for `take`."""
         return (rows.step + ahead) % self.capacity * self.num_envs + rows.env
+
+    def ahead(self, index: Tensor, steps: Tensor) -> Tensor:
+        """`index`, as many `steps` of the same environments later."""
+        return (index + steps * self.num_envs) % (self.capacity * self.num_envs)
 
     def take(self, name: str, index: Tensor, columns: slice | None = None) -> Tensor:
         """rings[name] at `index`, in float32. columns: a part of the vectors."""

@@ -72,6 +72,7 @@ class Run:
             self.env.goal_slice,
             self.sampler.columns,
             reached=self.env.reached,
+            threshold=self.env.threshold,
             device=where,
             dtype=DTYPES[config.system.buffer_dtype],
             pinned=(where.type, self.device.type) == ("cpu", "cuda"),

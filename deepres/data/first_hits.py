@@ -1,0 +1,227 @@
+"""When a row's own trajectory first reaches its goal: what survival RL learns from (arXiv 2605.31273, 2609.36238).
+
+A goal is a point, or several in a row that must be reached one after another. A pass copies the achieved goals of its
+windows once, side by side, and looks along each row's own trajectory in its window for the first lag at which the goal
+is reached; nothing is of the size of a window squared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepres.data.batch import Batch
+from deepres.data.relabel import Draw, Sampler, truncated_geometric
+from deepres.data.replay import ReplayBuffer, Rows
+
+NEVER = 2**62  # a lag beyond all others
+BLOCK = 64  # lags that a search looks at together
+AT_ONCE = 2**18 // BLOCK  # and rows: 1 MB of distances
+LEVELS = (1.0, 0.5, 0.25)  # of the radius: inside a goal is the share of these that a distance lies within
+
+
+@dataclass(frozen=True)
+class GoalMix:
+    """Which goals rows are learned for. later: share of the rows that get a state d >= 1 steps later, P(d) proportional
+    to gamma^d. current: their own state. The others get a random step of the same window, of whatever trajectory."""
+
+    later: float = 0.85
+    current: float = 0.05
+    gamma: float = 0.999
+
+
+class Paths(NamedTuple):
+    """Where the rows [n] of a pass stand in its windows: points [G, P], all windows' achieved goals side by side;
+    of each row its own place in them, and the places of its trajectory's last step in the window."""
+
+    points: Tensor
+    own: Tensor
+    last: Tensor
+
+    def part(self, rows: slice) -> Paths:
+        return Paths(self.points, self.own[rows], self.last[rows])
+
+
+class FirstHits(Sampler):
+    """State-actions under a goal, and the first lag at which their trajectory reaches it.
+
+    bins: K; lags are 0..K-1. radius: of reaching, Euclidean, in the goal's coordinates; None is the task's own (of the
+    ring). mix: where goals come from. censor: of a row that does not reach its goal, "horizon" says that it does not
+    within K, as published; "observed", within what is left of its trajectory in the window, or K if it falls, as
+    nothing is reached after that. sequence: m >= 1; with several, a goal is m achieved goals one after another (a
+    random step's is one, m times), and reached where all m steps from a lag on lie within the radius of theirs; the
+    last m - 1 steps of a window are then no rows and no goals. horizon: actions to a row, t .. t + H - 1. edges: bins
+    of lags, [edges_k, edges_k+1), for the occupancy; () gives none.
+
+    Beside state, action and goal [B, G] (of a sequence the first), a batch has in `extra`
+
+        lag        [B] int64, of the first hit, at most K - 1; of a row without one that until which nothing was
+        event      [B] bool, whether there was a hit
+        falls      [B] float32, 1 where the row's trajectory ends for good later in the window
+        valid      [B] float32, with H > 1: 1 where the row's chunk lies in its trajectory and window; else its actions
+                   are 0
+        sequence   [B, m * G], with m > 1
+        occupancy  [B, bins] with edges: of each bin's observed lags the share spent inside the goal, where inside is
+                   the mean of 1[distance <= radius], 1[<= radius / 2], 1[<= radius / 4]
+        observed   [B, bins] with edges: 1 where the bin has an observed lag. Lags after a fall are observed, as
+                   nothing; those after a time limit or the window's end are not
+    """
+
+    columns = ("terminals",)
+
+    def __init__(
+        self,
+        bins: int,
+        *,
+        radius: float | None = None,
+        mix: GoalMix = GoalMix(),
+        censor: Literal["horizon", "observed"] = "horizon",
+        sequence: int = 1,
+        horizon: int = 1,
+        edges: tuple[int, ...] = (),
+    ):
+        self.bins, self.radius, self.mix, self.censor = bins, radius, mix, censor
+        self.sequence, self.horizon, self.edges = sequence, horizon, edges
+
+    # --- drawing ---
+
+    def draw_rows(
+        self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
+    ) -> Iterator[Draw]:
+        for rows in ring.deal(need, window, generator, margin=self.sequence - 1):
+            uniform = torch.rand(
+                (3, len(rows.env)), dtype=torch.float64, generator=generator, device=ring.device
+            )
+            yield self._labelled(ring, rows, uniform)
+
+    def _labelled(self, ring: ReplayBuffer, rows: Rows, uniform: Tensor) -> Draw:
+        more = self.sequence - 1
+        reach = (rows.left - more).clamp_min(0)  # the last lag at which a whole sequence was seen
+        later = uniform[0] < self.mix.later
+        random = uniform[0] >= self.mix.later + self.mix.current
+        ahead = torch.where(later, truncated_geometric(uniform[1], reach, self.mix.gamma), 0)
+        elsewhere = rows.start + (uniform[2] * (rows.length - more)).long()
+        goal = torch.where(random, elsewhere, rows.step + ahead)
+        span = torch.where(random, 0, (rows.left - ahead).clamp(max=more))
+        falls = ring.take("terminals", ring.index(rows, rows.left)).bool()
+
+        paths = self._paths(ring, rows)
+        first, inside = self._searched(paths, paths.own + (goal - rows.step), span, reach, self._radius(ring))
+        event = first <= reach
+        censored = torch.full_like(first, self.bins)
+        if self.censor == "observed":
+            censored = torch.where(falls, censored, (reach + 1).clamp(max=self.bins))
+        draw = {
+            "now": ring.index(rows),
+            "left": rows.left,
+            "goal": ring.index(Rows(rows.env, goal, rows.left, rows.start, rows.length)),
+            "span": span,
+            "lag": torch.where(event, first.clamp(max=self.bins - 1), censored),
+            "event": event,
+            "falls": falls,
+        }
+        if inside is not None:
+            draw["inside"] = inside
+            draw["seen"] = torch.where(falls, self.bins, (reach + 1).clamp(max=self.bins))
+        return draw
+
+    def _radius(self, ring: ReplayBuffer) -> float:
+        radius = ring.threshold if self.radius is None else self.radius
+        if radius is None:
+            raise ValueError(
+                "FirstHits needs the radius of reaching; pass radius=, or make the ring with threshold="
+            )
+        return radius
+
+    def _paths(self, ring: ReplayBuffer, rows: Rows) -> Paths:
+        starts = torch.zeros(ring.num_envs, dtype=torch.int64, device=ring.device).scatter_(
+            0, rows.env, rows.start
+        )
+        steps = starts[:, None] + torch.arange(rows.length, device=ring.device)
+        env = torch.arange(ring.num_envs, device=ring.device)[:, None].expand_as(steps)
+        whole = Rows(env.flatten(), steps.flatten(), rows.left, rows.start, rows.length)
+        points = F.pad(ring.take("states", ring.index(whole), ring.goal_slice).T, (0, rows.length + BLOCK))
+        own = rows.env * rows.length + rows.step - rows.start
+        return Paths(points, own, own + rows.left)
+
+    def _searched(
+        self, paths: Paths, goal: Tensor, span: Tensor, reach: Tensor, radius: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """([n] the first lag <= reach of a hit, or one beyond; [n, bins] int16, three times the lags inside, by bin).
+
+        goal: [n] the place of the (first) goal among the points; span: [n] steps from it to the last one.
+        """
+        count = len(goal)
+        first = torch.full_like(reach, NEVER)
+        edges = torch.tensor(self.edges, device=goal.device)
+        inside = torch.zeros(count, max(0, len(edges) - 1), dtype=torch.int16, device=goal.device)
+        for begin in range(0, count, AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            at, target = paths.part(part), Paths(paths.points, goal[part], goal[part] + span[part])
+            looking = torch.arange(len(at.own), device=goal.device)
+            for start in range(0, int(reach[part].max()) + 1, BLOCK):
+                lags = torch.arange(start, start + BLOCK, device=goal.device)
+                square = self._squares(at, target, looking, lags, radius)
+                square.masked_fill_(lags > reach[part][looking, None], math.inf)
+                hit = torch.where(square <= radius**2, lags, NEVER).amin(dim=1)
+                first[part][looking] = torch.minimum(first[part][looking], hit)
+                if self.edges:
+                    in_bin = (lags[:, None] >= edges[:-1]) & (lags[:, None] < edges[1:])
+                    level = torch.stack([square <= (radius * share) ** 2 for share in LEVELS]).sum(0)
+                    inside[part][looking] += (level.float() @ in_bin.float()).to(torch.int16)
+                    looking = looking[reach[part][looking] >= start + BLOCK]
+                else:  # nothing beyond the first hit matters
+                    looking = looking[(reach[part][looking] >= start + BLOCK) & (hit == NEVER)]
+        return first, inside if self.edges else None
+
+    def _squares(self, at: Paths, target: Paths, looking: Tensor, lags: Tensor, radius: float) -> Tensor:
+        """[n, L] the square of the distance from a goal of the rows `looking` at each of `lags`; of a sequence's the
+        largest, and infinite where one is beyond the radius."""
+        ahead = at.points.unfold(
+            1, len(lags), 1
+        )  # [G, P, L], a view; what lies beyond a trajectory is not asked for
+        place, goal = at.own[looking] + lags[0], target.points[:, target.own[looking]]
+        square = torch.zeros(len(looking), len(lags), device=lags.device)
+        for axis in range(len(goal)):
+            square += (ahead[axis, place] - goal[axis, :, None]).square_()
+        if self.sequence == 1:
+            return square
+        index, lag = (square <= radius**2).nonzero(as_tuple=True)  # of these alone the others are asked for
+        worst, row = square[index, lag], looking[index]
+        for step in range(1, self.sequence):
+            here = torch.minimum(at.own[row] + lags[lag] + step, at.last[row])
+            there = torch.minimum(target.own[row] + step, target.last[row])
+            apart = (at.points[:, here] - at.points[:, there]).square().sum(dim=0)
+            kept = apart <= radius**2
+            worst, row, index, lag = torch.maximum(worst, apart)[kept], row[kept], index[kept], lag[kept]
+        return torch.full_like(square, math.inf).index_put_((index, lag), worst)
+
+    # --- gathering ---
+
+    def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
+        now, goal = draw["now"], draw["goal"]
+        extra = {"lag": draw["lag"], "event": draw["event"], "falls": draw["falls"].float()}
+        action = ring.take("actions", now)
+        if self.horizon > 1:
+            valid = draw["left"] >= self.horizon - 1
+            steps = torch.arange(self.horizon, device=now.device)
+            chunk = ring.take("actions", ring.ahead(now[:, None], steps).flatten()).view(len(now), -1)
+            action, extra["valid"] = torch.where(valid[:, None], chunk, 0.0), valid.float()
+        if self.sequence > 1:
+            steps = torch.minimum(torch.arange(self.sequence, device=now.device), draw["span"][:, None])
+            points = ring.take("states", ring.ahead(goal[:, None], steps).flatten(), ring.goal_slice)
+            extra["sequence"] = points.view(len(now), -1)
+        if self.edges:
+            edges = torch.tensor(self.edges, device=now.device)
+            seen = (torch.minimum(draw["seen"][:, None], edges[1:]) - edges[:-1]).clamp_min(0)
+            extra["occupancy"] = draw["inside"].float() / (len(LEVELS) * seen.clamp_min(1))
+            extra["observed"] = (seen > 0).float()
+        return Batch(
+            ring.take("states", now), action, ring.take("states", goal, ring.goal_slice), extra=extra
+        )
