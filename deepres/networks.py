@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,11 @@ from torch.func import functional_call
 
 from deepres.acting import ActorPolicy as ActorPolicy
 from deepres.acting import GaussianPolicy as GaussianPolicy
+from deepres.initialisation import start_blocks_
 from deepres.kernels import residual_stack
 from deepres.options import check, option
+
+Made = TypeVar("Made", bound=nn.Module)
 
 LAYER_NORM_EPS = 1e-6
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -45,9 +48,19 @@ class NetworkOptions:
     """Swish, or ReLU (ablation)."""
     norm: bool = option(True)
     """LayerNorm after every hidden Dense; False is the ablation."""
+    init: Literal["published", "scaled", "zero"] = option("published")
+    """How a block starts: as published; with its last LayerNorm's scale at 1/sqrt(blocks), which keeps the stream's
+    size the same at every depth; or with that scale at 0, as the identity."""
+    actor_head_scale: float = option(1.0, least=0)
+    """Multiplies the weights that the actor's heads start with; 0.01 to 0.1 keeps very deep ones off tanh's ends."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.init != "published" and not (self.norm and self.skip_every):
+            raise ValueError(
+                f"init={self.init} sets the last LayerNorm of every residual block; it needs norm and skip_every > 0, "
+                f"got norm={self.norm}, skip_every={self.skip_every}"
+            )
         for name in ("depth", "actor_depth"):
             depth = getattr(self, name)
             if depth is not None and self.skip_every and depth % self.skip_every:
@@ -274,23 +287,39 @@ class Networks:
     def actor(self, in_dim: int, action_dim: int) -> Actor:
         """The policy's network: obs [B, in_dim] -> mean and log_std, each [B, action_dim]."""
         depth = self.options.depth if self.options.actor_depth is None else self.options.actor_depth
-        return Actor(in_dim, action_dim, depth=depth, **self._shape())
+        actor = self._started(Actor(in_dim, action_dim, depth=depth, **self._shape()))
+        with torch.no_grad():
+            for head in (actor.mean, actor.log_std):
+                assert isinstance(head.weight, Tensor)
+                head.weight.mul_(self.options.actor_head_scale)
+        return actor
 
     def encoder(self, in_dim: int, out_dim: int) -> Encoder:
         """[B, in_dim] -> [B, out_dim]."""
-        return Encoder(in_dim, out_dim, depth=self.options.depth, **self._shape())
+        return self._started(Encoder(in_dim, out_dim, depth=self.options.depth, **self._shape()))
 
     def value(self, in_dim: int) -> Value:
         """[B, in_dim] -> [B]."""
-        return Value(in_dim, depth=self.options.depth, **self._shape())
+        return self._started(Value(in_dim, depth=self.options.depth, **self._shape()))
+
+    def _started(self, network: Made) -> Made:
+        """`network` with its blocks as `init` says."""
+        if self.options.init != "published":
+            for stack in network.modules():
+                if isinstance(stack, ResidualStack):
+                    assert stack.gamma is not None
+                    start_blocks_(stack.gamma, self.options.skip_every, self.options.init)
+        return network
 
     def encoders(self, in_dim: int, out_dim: int, members: int) -> Encoder:
         """[B, in_dim] or [E, B, in_dim] -> [E, B, out_dim], E = members."""
-        return Encoder(in_dim, out_dim, members=members, depth=self.options.depth, **self._shape())
+        return self._started(
+            Encoder(in_dim, out_dim, members=members, depth=self.options.depth, **self._shape())
+        )
 
     def values(self, in_dim: int, members: int = 2, outputs: int = 1) -> Values:
         """[B, in_dim] or [E, B, in_dim] -> [E, B], or [E, B, outputs] of several outputs; E = members."""
-        return Values(in_dim, members, outputs, depth=self.options.depth, **self._shape())
+        return self._started(Values(in_dim, members, outputs, depth=self.options.depth, **self._shape()))
 
     def _shape(self) -> dict[str, Any]:
         one = self.options

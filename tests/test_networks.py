@@ -94,3 +94,47 @@ def test_groups_of_several_outputs_and_of_encoders():
         networks().values(5, members=0)
     with pytest.raises(ValueError, match=r"\[B, in\] for all 2 members, or \[2, B, in\], got \[3, 7, 5\]"):
         networks().values(5)(torch.ones(3, 7, 5))
+
+
+def started(depth: int, **options) -> Actor:
+    return Networks(
+        NetworkOptions(depth=depth, width=32, **options), {}, torch.Generator().manual_seed(1)
+    ).actor(6, 3)
+
+
+def test_a_scaled_start_keeps_the_streams_size_at_every_depth():
+    x = torch.randn(256, 6, generator=torch.Generator().manual_seed(2))
+    rms = {
+        (init, depth): float(started(depth, init=init).trunk(x).detach().square().mean().sqrt())
+        for init in ("published", "scaled", "zero")
+        for depth in (4, 64, 256)
+    }
+    assert rms["published", 64] > 4 and rms["published", 256] > 12
+    assert all(0.8 < rms["scaled", depth] < 1.0 for depth in (4, 64, 256))
+    assert rms["scaled", 4] == rms["published", 4]  # one block
+    for depth in (4, 256):  # stem and head alone, to the bit
+        network = started(depth, init="zero")
+        stem = torch.nn.functional.silu(network.trunk.norm(network.trunk.stem(x)))
+        assert torch.equal(network.trunk(x), stem)
+    network(x)[0].square().sum().backward()
+    assert network.trunk.stack.gamma.grad[3::4].abs().min() > 0  # and it learns from there
+
+
+def test_all_networks_of_a_run_start_as_asked():
+    make = Networks(NetworkOptions(depth=8, width=16, init="scaled", actor_head_scale=0.01))
+    for network in (
+        make.actor(3, 2),
+        make.encoder(3, 4),
+        make.value(3),
+        make.values(3),
+        make.encoders(3, 4, 2),
+    ):
+        gamma = network.trunk.stack.gamma
+        assert torch.allclose(gamma[..., 3::4, :], torch.tensor(0.5**0.5))
+        assert (gamma[..., [0, 1, 2, 4, 5, 6], :] == 1).all()
+    heads = (make.actor(3, 2).mean, make.actor(3, 2).log_std)
+    assert all(head.weight.abs().max() <= 0.01 / 16**0.5 for head in heads)
+    with pytest.raises(
+        ValueError, match=r"init=scaled sets the last LayerNorm .* got norm=False, skip_every=4"
+    ):
+        NetworkOptions(init="scaled", norm=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from deepres.commands import configured, listing, runs
+from deepres.commands import configured, experiments, listing, runs
 from deepres.commands.arguments import Defaults, import_modules
 
 ABOUT = (
@@ -25,6 +25,7 @@ PLAIN: dict[str, Callable[..., None]] = {
     "render": runs.render,
     "compare": runs.compare,
     "demo": runs.demo,
+    "experiment": experiments.experiment,
     "envs": listing.envs,
     "algorithms": listing.algorithms,
     "presets": listing.presets,

@@ -1,0 +1,50 @@
+"""The paper's claims, and questions of our own, as commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+def experiment(
+    name: tyro.conf.Positional[str] = "list",
+    size: Literal["cpu", "paper"] = "cpu",
+    seeds: tuple[int, ...] = (),
+    jobs: int = 0,
+    out: Path | None = None,
+    keep: Path | None = None,
+) -> None:
+    """Run a study, or go on with it: its trials, a table, a figure and a sentence. Without a name, list them.
+
+    Args:
+        name: Of the study.
+        size: cpu, for two cores and some hours; or paper, the published protocol, for GPUs.
+        seeds: Seeds to run; by default as many as the study takes.
+        jobs: Trials at a time, each with one thread; 0 is one to each GPU, or one where there is none.
+        out: Folder of the study; by default runs/studies/NAME.
+        keep: Copy the table, its rows and the figure into this folder as well.
+    """
+    from deepres.experiments import runner
+
+    if name == "list":
+        from deepres.experiments import studies
+        from deepres.report.tables import console, table
+
+        rows = []
+        for known in studies.names():
+            one = studies.find(known)
+            counts = " / ".join(str(len(one.trials(s, range(one.many(s))))) for s in ("cpu", "paper"))
+            rows.append((known, counts, one.source, one.question))
+        columns = ("name", "trials, cpu / paper", "source", "question")
+        console().print(table("studies: deepres experiment NAME", columns, rows))
+        return
+    result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs)
+    print(result.folder)
+    if keep is not None:
+        print(runner.keep(result.folder, keep))
+    if result.failed:
+        raise RuntimeError(f"{len(result.failed)} trials failed: {', '.join(result.failed)}")
+    if result.interrupted:
+        raise RuntimeError("interrupted; the same command goes on where it stopped")

@@ -1,0 +1,286 @@
+"""Runs a study's trials in processes of their own, goes on where it was stopped, and tells what came out.
+
+FOLDER/study.json      which study, size and seeds
+       trials/NAME/    what a trial trained; NAME.log: what it printed
+       rows/NAME.json  a finished trial's numbers, and on which machine and version they were made
+       rows.csv        all of them, a row per seed
+       table.md        the table, the sentence, and how it was made
+       figure.png, .pdf
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from deepres.experiments import studies
+from deepres.experiments.jobs import Job, run_jobs
+from deepres.experiments.statistics import Interval, depth_slope, mean_interval
+from deepres.experiments.study import Size, Study, Trial
+
+Row = dict[str, Any]
+FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The files of one study."""
+
+    path: Path
+
+    @property
+    def asked(self) -> Path:
+        return self.path / "study.json"
+
+    def trial(self, trial: Trial) -> Path:
+        return self.path / "trials" / trial.name
+
+    def log(self, trial: Trial) -> Path:
+        return self.path / "trials" / f"{trial.name}.log"
+
+    def row(self, trial: Trial) -> Path:
+        return self.path / "rows" / f"{trial.name}.json"
+
+    def write(self, file: Path, text: str) -> None:
+        """Whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.draft")
+        draft.write_text(text)
+        os.replace(draft, file)
+
+    def read(self) -> tuple[Study, list[Trial]]:
+        """The study that is run here, and its trials. Raises FileNotFoundError or ValueError in one sentence."""
+        try:
+            asked = json.loads(self.asked.read_text())
+            for module in asked["imports"]:
+                import_module(module)
+            study, size, seeds = studies.find(asked["study"]), asked["size"], asked["seeds"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(
+                f"{self.asked} is not as a study wrote it; pass another folder (--out)"
+            ) from None
+        return study, study.trials(size, seeds)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """rows: of the finished trials. failed: names of those that ended with an error."""
+
+    folder: Path
+    rows: list[Row]
+    failed: list[str]
+    interrupted: bool
+
+
+def run_study(
+    name: str,
+    *,
+    size: Size = "cpu",
+    seeds: Sequence[int] = (),
+    out: Path | None = None,
+    jobs: int = 0,
+    imports: Sequence[str] = (),
+) -> StudyResult:
+    """Run the study `name`, or go on with it, and write its table and figure.
+
+    seeds: by default as many as the study takes. out: by default runs/studies/<name>. jobs: trials at a time; 0 is one
+    to each GPU, or one where there is none. imports: modules that a trial imports first (studies, algorithms or
+    environments of your own). Raises ValueError in one sentence for an unknown study, or for a folder
+    that holds another.
+    """
+    study = studies.find(name)
+    if size not in ("cpu", "paper"):
+        raise ValueError(f"size must be cpu or paper, got {size!r}")
+    seeds = list(seeds) or list(range(study.many(size)))
+    folder = StudyFolder(out or Path("runs") / "studies" / name)
+    asked = {"study": name, "size": size}
+    if folder.asked.exists():
+        before = json.loads(folder.asked.read_text())
+        if {key: before.get(key) for key in asked} != asked:
+            raise ValueError(
+                f"{folder.path} holds the study {before.get('study')} of size {before.get('size')}, got {name} of size "
+                f"{size}; pass another folder (--out)"
+            )
+        seeds = sorted({*before["seeds"], *seeds})
+    elif folder.path.exists() and any(folder.path.iterdir()):
+        raise ValueError(f"{folder.path} is not empty and holds no study; pass another folder (--out)")
+    folder.write(
+        folder.asked, json.dumps(asked | {"seeds": seeds, "imports": list(imports)}, indent=2) + "\n"
+    )
+    trials = study.trials(size, seeds)
+    (folder.path / "trials").mkdir(exist_ok=True)
+    waiting = [trial for trial in trials if not folder.row(trial).exists()]
+    print(f"{name}: {len(trials)} trials, {len(trials) - len(waiting)} finished", flush=True)
+    alone = {"OMP_NUM_THREADS": "1", "DEEPRES_ENV_THREADS": "1"} if jobs > 1 else {}
+    failed, interrupted = [], False
+    for stage in (False, True):  # those that read another's run come after it
+        part = [_job(trial, folder) for trial in waiting if (trial.after is not None) is stage]
+        if part and not interrupted:
+            outcome = run_jobs(part, jobs, environment=alone, ended=lambda _: _tell_left(folder, trials))
+            failed += outcome.failed
+            interrupted = outcome.interrupted
+    rows = report(study, trials, folder)
+    return StudyResult(folder.path, rows, failed, interrupted)
+
+
+def _job(trial: Trial, folder: StudyFolder) -> Job:
+    command = [sys.executable, "-m", "deepres.experiments.trial", str(folder.path), trial.name]
+    return Job(trial.name, command, folder.log(trial), folder.row(trial).exists, folder.trial(trial).exists())
+
+
+def _tell_left(folder: StudyFolder, trials: list[Trial]) -> None:
+    rows = write_rows(folder, trials)
+    print(f"{len(rows)} of {len(trials)} trials finished", flush=True)
+
+
+def write_rows(folder: StudyFolder, trials: list[Trial]) -> list[Row]:
+    """rows.csv of what is finished, in the trials' order; returns the rows."""
+    rows: list[Row] = []
+    for trial in trials:
+        if folder.row(trial).exists():
+            found = json.loads(folder.row(trial).read_text())
+            rows.append({**found["labels"], **found["numbers"], **found["made"]})
+    if rows:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        draft = folder.path / ".rows.csv.draft"
+        with open(draft, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(draft, folder.path / "rows.csv")
+    return rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Trials that differ in their seed alone."""
+
+    labels: dict[str, Any]
+    scores: dict[int, float]
+    """By seed."""
+
+    @property
+    def mean(self) -> Interval:
+        return mean_interval(list(self.scores.values()))
+
+
+def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Setting]:
+    """The rows by all labels but the seed, in the order that they come."""
+    found: dict[tuple[Any, ...], Setting] = {}
+    for row in rows:
+        labels = {name: row[name] for name in names if name != "seed"}
+        one = found.setdefault(tuple(labels.values()), Setting(labels, {}))
+        one.scores[row["seed"]] = float(row[metric])
+    return list(found.values())
+
+
+def lines(study: Study, found: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """The settings that differ along the study's axis alone, by what tells them from the others."""
+    drawn: dict[str, list[Setting]] = {}
+    for one in found:
+        others = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items() if name != study.along
+        )
+        drawn.setdefault(others, []).append(one)
+    return drawn
+
+
+def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
+    """Write table.md and the figure from the finished rows, and print the table; returns the rows."""
+    from deepres.report.lines import Place, plot_lines
+    from deepres.report.tables import console, table
+
+    rows = write_rows(folder, trials)
+    if not rows:
+        return rows
+    names = list(trials[0].labels)
+    found = settings(rows, names, study.metric)
+    drawn = lines(study, found)
+    columns = (*(n.replace("_", " ") for n in names if n != "seed"), "seeds", study.metric, "each seed")
+    cells = [
+        (
+            *(str(value) for value in one.labels.values()),
+            str(len(one.scores)),
+            one.mean.text(study.form),
+            ", ".join(study.form.format(score) for score in one.scores.values()),
+        )
+        for one in found
+    ]
+    console().print(table(f"{study.name}: {study.question}", columns, cells))
+    sentence = verdict(study, drawn)
+    print(sentence, flush=True)
+    places = {
+        name: {
+            one.labels.get(study.along): Place(
+                list(one.scores.values()), one.mean.value, one.mean.low, one.mean.high
+            )
+            for one in line
+        }
+        for name, line in drawn.items()
+    }
+    plot_lines(places, study.along, study.metric, study.name, folder.path / "figure.png")
+    folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, len(trials)))
+    return rows
+
+
+def verdict(study: Study, drawn: dict[str, list[Setting]]) -> str:
+    """What the rows say to the claim: for every line the slope of the metric on log2 of the axis, with its interval."""
+    if study.rising is None:
+        return f"{study.claim} Refuted by: {study.refuted}"
+    told = []
+    for name, line in drawn.items():
+        if len(line) < 2:
+            continue
+        slope = depth_slope({int(one.labels[study.along]): one.scores for one in line})
+        up = slope if study.rising else Interval(-slope.value, -slope.high, -slope.low)
+        says = "supports the claim" if up.low > 0 else "contradicts it" if up.high < 0 else "decides nothing"
+        if (seeds := min(len(one.scores) for one in line)) < FEWEST:
+            says = f"has too few seeds ({seeds}) to decide"
+        told.append(f"{name or study.metric}: {slope.text('{:+.3f}')} for each doubling, which {says}")
+    return (
+        f"{study.claim} Slope of {study.metric} on log2 {study.along}, 95% interval: " + "; ".join(told) + "."
+    )
+
+
+def _markdown(
+    study: Study,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    sentence: str,
+    rows: list[Row],
+    wanted: int,
+) -> str:
+    line = "| " + " | ".join(columns) + " |"
+    body = "\n".join("| " + " | ".join(one) + " |" for one in cells)
+    machines = ", ".join(sorted({str(row["machine"]) for row in rows}))
+    versions = ", ".join(sorted({str(row["version"]) for row in rows}))
+    hours = sum(float(row.get("seconds") or 0) for row in rows) / 3600
+    diverged = sum(float(row.get("diverged") or 0) for row in rows)
+    return (
+        f"# {study.name}: {study.question}\n\n"
+        f"Source: {study.source}. Claim: {study.claim} It would be refuted by: {study.refuted}\n\n"
+        f"{line}\n{'|' + ' --- |' * len(columns)}\n{body}\n\n"
+        f"{sentence}\n\n"
+        f"Mean over the seeds with its 95% bootstrap interval. {len(rows)} of {wanted} trials finished, "
+        f"{diverged:.0f} diverged; {hours:.1f} hours of training in all. Machine: {machines}. deepres {versions}.\n\n"
+        f"    deepres experiment {study.name}\n\n![{study.name}](figure.png)\n"
+    )
+
+
+def keep(folder: Path, where: Path) -> Path:
+    """Copy what a document quotes (options, rows, table, figure) to `where`/<study>; returns that folder."""
+    study, _ = StudyFolder(folder).read()
+    target = where / study.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf"):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, target / name)
+    return target

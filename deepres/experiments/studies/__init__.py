@@ -1,0 +1,31 @@
+"""The studies by name: `deepres experiment NAME`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from deepres.experiments.studies.depth import STUDIES as _DEPTH
+from deepres.experiments.study import Study
+
+_ALL: dict[str, Study] = {study.name: study for study in (*_DEPTH,)}
+
+
+def names() -> list[str]:
+    """All studies."""
+    return list(_ALL)
+
+
+def register(study: Study) -> None:
+    """Add a study of your own. Raises ValueError if its name is taken by another."""
+    if _ALL.get(study.name, study) is not study:
+        raise ValueError(f"there is a study {study.name!r} already; give yours another name")
+    _ALL[study.name] = study
+
+
+def find(name: str) -> Study:
+    """The study of that name. Raises ValueError, with the nearest names, if there is none."""
+    if name in _ALL:
+        return _ALL[name]
+    near = get_close_matches(name, _ALL)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(_ALL)}"
+    raise ValueError(f"there is no study {name!r}; {hint}")

@@ -1,0 +1,42 @@
+"""One trial of a study in a process of its own: python -m deepres.experiments.trial FOLDER NAME."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from deepres._version import __version__
+from deepres.experiments.runner import StudyFolder
+from deepres.machine import cpu_name, pick_device
+
+
+def run_trial(folder: StudyFolder, name: str) -> Path:
+    """Run the trial `name` of the study at `folder`; returns the file of its row, which is written when it is whole."""
+    study, trials = folder.read()
+    named = {trial.name: trial for trial in trials}
+    if name not in named:
+        raise ValueError(f"{folder.path} has no trial {name!r}; it has {', '.join(named)}")
+    trial = named[name]
+    began = time.time()
+    numbers = study.run(trial, folder.trial(trial))
+    device = pick_device(trial.config.system.device)
+    made = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        "version": __version__,
+        "machine": cpu_name() if device.type == "cpu" else _gpu_name(device.index or 0),
+    }
+    row = {"labels": trial.labels, "numbers": numbers, "made": made}
+    folder.write(folder.row(trial), json.dumps(row, indent=2) + "\n")
+    return folder.row(trial)
+
+
+def _gpu_name(index: int) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(index)
+
+
+if __name__ == "__main__":
+    run_trial(StudyFolder(Path(sys.argv[1])), sys.argv[2])

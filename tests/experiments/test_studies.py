@@ -1,0 +1,153 @@
+"""Studies on real runs in real processes: killed, asked for again, complete; and what they say of made-up rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deepres.commands.main import main
+from deepres.config import Config
+from deepres.experiments import runner, studies
+from deepres.experiments.runner import lines, run_study, settings, verdict
+from deepres.experiments.study import Study, grid, scores
+from deepres.runs.files import RunFiles
+from helpers import tiny_runs
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "tiny_study.py"
+
+
+def made_up(**changes) -> Study:
+    told = {"source": "-", "question": "?", "claim": "It grows.", "refuted": "a slope below 0."}
+    return Study("made_up", trials=lambda size, seeds: [], **{**told, **changes})
+
+
+def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
+    return [
+        {"depth": depth, "seed": seed, "success": score}
+        for depth, each in by_depth.items()
+        for seed, score in enumerate(each)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("by_depth", "rising", "says"),
+    [
+        ({4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [0.7, 0.8, 0.8]}, True, "supports the claim"),
+        ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, True, "contradicts it"),
+        ({4: [0.1, 0.8, 0.4], 16: [0.5, 0.2, 0.9], 64: [0.2, 0.9, 0.3]}, True, "decides nothing"),
+        ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, False, "supports the claim"),
+        ({4: [0.1, 0.2], 16: [0.4, 0.5], 64: [0.7, 0.8]}, True, "too few seeds (2) to decide"),
+    ],
+)
+def test_the_sentence_says_what_the_rows_do(by_depth, rising, says):
+    study = made_up(rising=rising)
+    drawn = lines(study, settings(rows_of(by_depth), ["depth", "seed"], "success"))
+    assert list(drawn) == [""] and says in verdict(study, drawn)
+
+
+def test_final_scores_are_means_of_the_last_five_evaluations():
+    def row(i: int, success: float) -> dict[str, float]:
+        return {
+            "env_steps": 100.0 * i,
+            "success_any": success,
+            "time_at_goal": 10 * success,
+            "final_distance": 1.0,
+        }
+
+    successes = [0.0, 0.2, 0.6, 0.4, 0.5, 0.5, 0.6, 0.4]
+    rounds = [{"seconds": 2.0, "gradient_steps": 8.0, "skipped_steps": 1.0}] * 2
+    files = RunFiles(Path(), Config("crl"), [row(i, s) for i, s in enumerate(successes)], rounds)
+    found = scores(files)
+    assert found["success"] == pytest.approx(sum(successes[-5:]) / 5)
+    assert found["success_area"] == pytest.approx(sum(successes[1:]) / 7)
+    assert found["steps_to_half"] == 200 and found["skipped_steps"] == 2 and found["seconds"] == 2.0
+    short = scores(RunFiles(Path(), Config("crl"), [row(0, 0.0), row(1, 0.3)], []))
+    assert short["success"] == 0.3 and short["steps_to_half"] != short["steps_to_half"]
+
+
+def test_seeds_come_before_settings_and_the_actor_is_as_deep_as_the_critic():
+    trials = grid(Config("crl", actor_depth=8), {"depth": [4, 16]}, [0, 1])
+    assert [trial.name for trial in trials] == ["d4-s0", "d16-s0", "d4-s1", "d16-s1"]
+    assert all(t.config.network.actor_depth is None for t in trials) and trials[3].config.schedule.seed == 1
+    wide = grid(Config("crl", actor_depth=8), {"width": [64]}, [0])
+    assert wide[0].config.network.actor_depth == 8
+
+
+@pytest.mark.parametrize("size", ["cpu", "paper"])
+@pytest.mark.parametrize("name", studies.names())
+def test_every_study_has_trials_of_its_own_names(name, size):
+    study = studies.find(name)
+    trials = study.trials(size, [0, 1])
+    named = {trial.name: trial for trial in trials}
+    assert len(named) == len(trials) > 1 and {t.labels["seed"] for t in trials} == {0, 1}
+    assert all(study.along in trial.labels for trial in trials)
+    assert all(trial.after is None or trial.after in named for trial in trials)
+    assert len({tuple(trial.labels) for trial in trials}) == 1
+
+
+def test_a_killed_study_goes_on_to_the_same_table(tmp_path):
+    """kill -9 while a trial trains: what was finished stays, the trial goes on from its checkpoint."""
+    path = f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "study"
+    command = [sys.executable, "-W", "ignore", str(PROGRAM), str(folder)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("rows/*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    first = {file.name: file.read_bytes() for file in folder.glob("rows/*.json")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {name: (folder / "rows" / name).read_bytes() for name in first} == first
+    rows = list(csv.DictReader((folder / "rows.csv").open()))
+    assert [(r["depth"], r["seed"]) for r in rows] == [("4", "0"), ("8", "0")]
+    assert all(float(row["env_steps"]) == 160 for row in rows)
+    table = (folder / "table.md").read_text()
+    assert "2 of 2 trials finished" in table and "| 4 | 1 |" in table and "Slope of success" in table
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG") and (folder / "figure.pdf").exists()
+
+
+def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}")
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import tiny_study  # noqa: F401
+
+    folder = tmp_path / "s"
+    asked = {"out": folder, "jobs": 2, "imports": ["tiny_study"]}
+    first = run_study("tiny_numbers", seeds=[1], **asked)
+    assert [row["success"] for row in first.rows] == [1.4, 1.8] and not first.failed
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("rows/*.json")}
+    more = run_study("tiny_numbers", seeds=[9], **asked)
+    assert sorted(more.failed) == ["d4-s9", "d8-s9"] and len(more.rows) == 2
+    assert "d4-s9: failed: RuntimeError: seed 9 is out of luck" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("rows/*.json")} == kept
+    assert json.loads((folder / "study.json").read_text())["seeds"] == [1, 9]
+    target = runner.keep(folder, tmp_path / "docs")
+    assert sorted(file.name for file in target.iterdir()) == sorted(
+        ["figure.pdf", "figure.png", "rows.csv", "study.json", "table.md"]
+    )
+    with pytest.raises(ValueError, match="holds the study tiny_numbers of size cpu, got depth of size cpu"):
+        run_study("depth", out=folder)
+
+
+def test_what_cannot_be_run_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["experiment", "dept"])
+    assert "there is no study 'dept'; did you mean depth?" in capsys.readouterr().err
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no study"):
+        run_study("depth", out=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    main(["experiment"])
+    assert "does contrastive RL get better with depth?" in capsys.readouterr().out
