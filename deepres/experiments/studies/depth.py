@@ -1,4 +1,4 @@
-"""Depth and what it needs: figures 1, 3, 4, 5, 6, 7 and 11 of arXiv 2503.14858."""
+"""Depth, and what it needs: trainings over a grid, after the figures of arXiv 2503.14858."""
 
 from __future__ import annotations
 
@@ -44,13 +44,121 @@ def _depth(size: Size, seeds: Sequence[int]) -> list[Trial]:
     ]
 
 
+def _width(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base, widths, depths = (
+        (CPU, [32, 64, 128, 256], [8, 16, 32])
+        if size == "cpu"
+        else (paper("humanoid"), [256, 512, 1024, 2048], [8, 16, 32, 64])
+    )
+    wide = grid(base, {"depth": [4], "width": widths}, seeds)
+    deep = grid(base, {"depth": depths, "width": [base.network.width]}, seeds)
+    return sorted((*wide, *deep), key=lambda trial: trial.labels["seed"])
+
+
+def _skips(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("humanoid")
+    return grid(base, {"skip_every": [4, 0], "depth": [4, 8, 12, 16, 24, 32]}, seeds)
+
+
+def _actor_and_critic(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("humanoid")
+    depths = [4, 16, 32] if size == "cpu" else [4, 16, 64]
+    return grid(base, {"actor_depth": depths, "depth": depths}, seeds)
+
+
+def _batch(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    if size == "cpu":
+        return grid(CPU, {"batch_size": [64, 128, 256, 512, 1024], "depth": [4, 32]}, seeds)
+    return grid(
+        paper("humanoid"), {"batch_size": [128, 256, 512, 1024, 2048], "depth": [4, 8, 16, 32, 64]}, seeds
+    )
+
+
+def _norm_and_activation(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base, depths = (CPU, [4, 16, 64]) if size == "cpu" else (paper("humanoid"), [4, 16, 64])
+    variants: dict[str, dict[str, object]] = {
+        "published": {},
+        "without norm": {"norm": False},
+        "relu": {"activation": "relu"},
+    }
+    return [
+        Trial({"network": name, **trial.labels}, trial.config)
+        for seed in seeds
+        for name, options in variants.items()
+        for trial in grid(base.replace(**options), {"depth": depths}, [seed])
+    ]
+
+
+def _engines(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("ant_u4_maze")
+    return grid(base, {"engine": ["c", "jax"], "depth": [4, 16]}, seeds)
+
+
+FIGURE = "arXiv 2503.14858, figure {}"
 STUDIES = (
     Study(
         name="depth",
-        source="arXiv 2503.14858, figure 1 and table 1",
+        source=FIGURE.format("1 and table 1"),
         question="does contrastive RL get better with depth?",
         claim="Success grows with depth, actor and critic alike.",
         refuted="a slope of success on log2 depth whose interval lies at or below 0.",
         trials=_depth,
+    ),
+    Study(
+        name="width",
+        source=FIGURE.format("4"),
+        question="is depth a better use of parameters than width?",
+        claim="At the same number of parameters the deeper network scores more than the wider one.",
+        refuted="a width at depth 4 that scores more than the depth of as many parameters.",
+        trials=_width,
+        along="width",
+        seeds=(3, 3),
+        rising=None,
+    ),
+    Study(
+        name="skips",
+        source=FIGURE.format("5"),
+        question="does depth need residual connections?",
+        claim="With residual connections success grows with depth, without them it does not.",
+        refuted="a slope without residual connections that is no less than the one with them.",
+        trials=_skips,
+        seeds=(3, 3),
+    ),
+    Study(
+        name="actor-and-critic",
+        source=FIGURE.format("6"),
+        question="which network is it that needs depth?",
+        claim="Both do: success grows with the critic's depth at every depth of the actor.",
+        refuted="a slope on the critic's depth at or below 0 beside a deep actor.",
+        trials=_actor_and_critic,
+        seeds=(3, 3),
+    ),
+    Study(
+        name="batch",
+        source=FIGURE.format("7"),
+        question="do deep networks make use of larger batches?",
+        claim="At equal gradient steps a larger batch helps, and deep networks more than shallow ones.",
+        refuted="a slope on log2 of the batch at depth 32 that is no greater than at depth 4.",
+        trials=_batch,
+        along="batch_size",
+        seeds=(3, 3),
+    ),
+    Study(
+        name="norm-and-activation",
+        source=FIGURE.format("16"),
+        question="does depth need LayerNorm and Swish?",
+        claim="Success grows with depth with both of them, and not without either.",
+        refuted="a slope without LayerNorm, or with ReLU, that is no less than the published network's.",
+        trials=_norm_and_activation,
+        seeds=(3, 3),
+    ),
+    Study(
+        name="engines",
+        source=FIGURE.format("20"),
+        question="is the effect of depth one of a physics version?",
+        claim="Success grows with depth under either engine.",
+        refuted="a slope of another sign under one of them.",
+        trials=_engines,
+        seeds=(3, 3),
     ),
 )
