@@ -54,3 +54,20 @@ class GaussianPolicy(ActorPolicy):
     def actions(self, obs: Tensor, noise: Tensor | None) -> Tensor:
         mean, log_std = self.actor(obs)
         return torch.tanh(mean if noise is None else mean + log_std.exp() * noise)
+
+
+@dataclass(frozen=True)
+class DeterministicPolicy(ActorPolicy):
+    """Actions that the actor itself gives, [N, H * A] in (-1, 1), explored by noise that is added to them.
+
+    noise: its standard deviation. bound: what it is clipped to.
+    """
+
+    noise: float = 0.4
+    bound: float = 0.5
+
+    def actions(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        action = self.actor(obs)
+        if noise is None:
+            return action
+        return (action + (self.noise * noise).clamp(-self.bound, self.bound)).clamp(-1, 1)

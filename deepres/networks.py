@@ -249,6 +249,13 @@ class Actor(nn.Module):
         return self.mean(features), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (squashed + 1)
 
 
+class DeterministicActor(Encoder):
+    """The policy without spread: obs = concat(state, goal) [B, in_dim] -> actions tanh(...) [B, action_dim]."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return torch.tanh(super().forward(obs))
+
+
 class Value(Encoder):
     """A state-action value: concat(state, goal, action) [B, in_dim] -> [B]."""
 
@@ -286,12 +293,16 @@ class Networks:
 
     def actor(self, in_dim: int, action_dim: int) -> Actor:
         """The policy's network: obs [B, in_dim] -> mean and log_std, each [B, action_dim]."""
-        depth = self.options.depth if self.options.actor_depth is None else self.options.actor_depth
-        actor = self._started(Actor(in_dim, action_dim, depth=depth, **self._shape()))
-        with torch.no_grad():
-            for head in (actor.mean, actor.log_std):
-                assert isinstance(head.weight, Tensor)
-                head.weight.mul_(self.options.actor_head_scale)
+        actor = self._started(Actor(in_dim, action_dim, depth=self._actor_depth, **self._shape()))
+        self._scale_heads(actor.mean, actor.log_std)
+        return actor
+
+    def deterministic_actor(self, in_dim: int, action_dim: int) -> DeterministicActor:
+        """The network of a policy without spread: obs [B, in_dim] -> actions [B, action_dim]."""
+        actor = self._started(
+            DeterministicActor(in_dim, action_dim, depth=self._actor_depth, **self._shape())
+        )
+        self._scale_heads(actor.head)
         return actor
 
     def encoder(self, in_dim: int, out_dim: int) -> Encoder:
@@ -320,6 +331,16 @@ class Networks:
     def values(self, in_dim: int, members: int = 2, outputs: int = 1) -> Values:
         """[B, in_dim] or [E, B, in_dim] -> [E, B], or [E, B, outputs] of several outputs; E = members."""
         return self._started(Values(in_dim, members, outputs, depth=self.options.depth, **self._shape()))
+
+    @property
+    def _actor_depth(self) -> int:
+        return self.options.depth if self.options.actor_depth is None else self.options.actor_depth
+
+    @torch.no_grad()
+    def _scale_heads(self, *heads: nn.Module) -> None:
+        for head in heads:
+            assert isinstance(head.weight, Tensor)
+            head.weight.mul_(self.options.actor_head_scale)
 
     def _shape(self) -> dict[str, Any]:
         one = self.options

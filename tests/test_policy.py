@@ -31,7 +31,7 @@ def leave_run(folder: Path, config: Config) -> Learner:
     return learner
 
 
-@pytest.fixture(params=["crl", "sac", "gcbc"])
+@pytest.fixture(params=["crl", "sac", "gcbc", "td3"])
 def run(request, tmp_path) -> tuple[Path, Learner]:
     config = Config(request.param, **SIZES)
     return tmp_path / "run", leave_run(tmp_path / "run", config)

@@ -35,6 +35,7 @@ _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "crl": "deepres.algorithms.crl:CRL",
     "gcbc": "deepres.algorithms.gcbc:GCBC",
     "sac": "deepres.algorithms.sac:SAC",
+    "td3": "deepres.algorithms.td3:TD3",
 }
 
 

@@ -112,6 +112,9 @@ class Algorithm(nn.Module, ABC):
         self.options, self.sizes = options, sizes
         self.impl = networks.stack.get("impl", "auto")
         self.exchange: Any = Exchange()
+        self.unstepped: dict[str, Tensor] = {}
+        """Of each group that is stepped every so manieth time: [] float32, 1 where the last step left it as it was,
+        because it was not due or the step was skipped. There in `after_step`."""
         self.groups: dict[str, Group] = self.build(networks)
 
     @abstractmethod

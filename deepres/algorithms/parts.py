@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ACTION_BOUND = (
     1 - 2**-20
@@ -15,16 +15,23 @@ ACTION_BOUND = (
 _ACTION_EPS = 1e-6  # inside the logarithm of the tanh correction, as published
 
 
-def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def squashed_gaussian(
+    mean: Tensor, log_std: Tensor, noise: Tensor, *, exact: bool = False
+) -> tuple[Tensor, Tensor]:
     """A sampled action and its log-density under the tanh-squashed Gaussian policy.
 
         x = mean + exp(log_std) * noise; action = tanh(x)
         log_prob = sum_k(log N(x_k; mean_k, std_k) - log(1 - action_k**2 + 1e-6))
 
-    mean, log_std, noise [B, A], noise standard normal -> action [B, A] in (-1, 1), log_prob [B] in nats.
+    mean, log_std, noise [B, A], noise standard normal -> action [B, A] in (-1, 1), log_prob [B] in nats. exact: without
+    the 1e-6, so that the entropy's gradient does not vanish where an action is at its bounds; log(1 - tanh(x)^2) is
+    then 2 (log 2 - x - softplus(-2 x)).
     """
     x = mean + log_std.exp() * noise
     log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    if exact:
+        log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
+        return torch.tanh(x), (log_normal - log_slope).sum(dim=1)
     # 1 - tanh(x)**2 without its cancellation, which costs fp32 half its digits from |x| = 4 on
     slope = 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
     return torch.tanh(x), (log_normal - torch.log(slope + _ACTION_EPS)).sum(dim=1)
@@ -71,9 +78,7 @@ def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Te
 
 
 @torch.no_grad()
-def average_into(
-    targets: Iterable[nn.Parameter], sources: Iterable[nn.Parameter], tau: float, skip: Tensor
-) -> None:
+def average_into(targets: Iterable[Tensor], sources: Iterable[Tensor], tau: float, skip: Tensor) -> None:
     """target += tau * (source - target), parameter by parameter; nothing where skip ([] float32) is 1."""
     slow: list[Tensor] = list(targets)
     fast: list[Tensor] = list(sources)

@@ -10,8 +10,9 @@ With two critics Q_1, Q_2, their slow copies Qbar, and the reward of coming to s
 
 All losses read the parameters from before the step. The reward is 1 where s' has reached the goal and else 0; s' of an
 episode's last step is the state before the reset, and a time limit is no terminal: there the value goes on. The public
-baseline of the paper (JaxGCRL, over Brax) differs: gamma 0.9, Adam 1e-4, rows cut by the time limit left out, kernels
-of 256-256 ReLU.
+baseline of the paper (JaxGCRL, over Brax) differs: gamma=0.9, actor_lr=critic_lr=1e-4, time_limit="left_out",
+exact_tanh=True, networks of two layers of 256 ReLU without norm, a standard deviation of softplus(raw) + 1e-3; with
+Hindsight, hindsight=1.0 and hindsight_strategy="published".
 """
 
 from __future__ import annotations
@@ -19,56 +20,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
 from deepres.algorithms.parts import SecondStream, actor_loss, alpha_loss, average_into, squashed_gaussian
+from deepres.algorithms.td import SoftOptions, check_reward, counted, ended, transitions
 from deepres.data.batch import Batch
 from deepres.data.relabel import Hindsight
 from deepres.networks import GaussianPolicy, Networks, call_frozen
-from deepres.options import check, option
+from deepres.options import option
 
 
 @dataclass(frozen=True)
-class SACOptions:
+class SACOptions(SoftOptions):
     """Soft actor-critic on goals."""
 
-    hindsight: float = option(0.0, least=0, most=1, share=True)
-    """Share of the rows that are learned for a goal reached later in their trajectory; 0 is plain SAC."""
-    hindsight_strategy: Literal["future", "final"] = option("future")
-    """Which one: a uniformly drawn later step's, or the trajectory's last."""
     reward: Literal["sparse", "dense"] = option("sparse")
     """1 at the goal and 0 elsewhere, or the environment's own."""
-    gamma: float = option(0.99, above=0, below=1)
-    """Discount."""
-    tau: float = option(0.005, above=0, most=1)
-    """Share by which the slow critics follow in a step."""
-    actor_lr: float = option(3e-4, least=0, resume=True)
-    """Adam step size of the actor."""
-    critic_lr: float = option(3e-4, least=0, resume=True)
-    """Adam step size of the critics."""
-    alpha_lr: float = option(3e-4, least=0, resume=True)
-    """Adam step size of the temperature."""
-    target_entropy_per_action: float = option(-0.5)
-    """Entropy that the temperature aims at, nats for each action dimension."""
 
     def __post_init__(self) -> None:
-        check(self)
-        if self.reward == "dense" and self.hindsight:
-            raise ValueError(
-                f"reward=dense is that of the commanded goal and hindsight must then be 0, got {self.hindsight}; "
-                "leave one of them out"
-            )
+        super().__post_init__()
+        check_reward(self.reward, self.hindsight)
 
 
 class SAC(Algorithm):
-    """Soft actor-critic: twin critics of concat(state, goal, action)."""
+    """Soft actor-critic: twin critics of concat(state, goal, action).
 
-    Options = SACOptions
-    options: SACOptions
+    The methods from `critic_outputs` on are what critics of another kind do otherwise (categorical.py).
+    """
+
+    Options: ClassVar[type] = SACOptions
+    options: SoftOptions
     headline = ("critic_loss", "actor_loss", "q")
     about = About(
         source="arXiv 1801.01290, 1812.05905",
@@ -87,7 +72,7 @@ class SAC(Algorithm):
         state, action, goal = self.sizes.state, self.sizes.action, self.sizes.goal
         options = self.options
         self.actor = networks.actor(state + goal, action)
-        self.q = networks.values(state + goal + action)
+        self.q = networks.values(state + goal + action, outputs=self.critic_outputs())
         self.q_slow = deepcopy(self.q).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.target_entropy = options.target_entropy_per_action * action
@@ -100,26 +85,23 @@ class SAC(Algorithm):
 
     @property
     def sampler(self) -> Hindsight:
-        options = self.options
-        return Hindsight(options.hindsight, options.hindsight_strategy, dense=options.reward == "dense")
+        return transitions(self.options)
 
     def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
         assert batch.reward is not None
-        device = batch.state.device
+        options, device = self.options, batch.state.device
         here, there = noise.unbind()
         obs = torch.cat([batch.state, batch.goal], dim=1)
         alpha = self.log_alpha.exp()
         with self._side.beside(device):
             mean, log_std = self.actor(obs)
-            action, log_prob = squashed_gaussian(mean, log_std, here)
-            judged = torch.cat([obs, action], dim=1)
-            value = call_frozen(self.q, judged).amin(dim=0)
+            action, log_prob = squashed_gaussian(mean, log_std, here, exact=options.exact_tanh)
+            value = self.values(call_frozen(self.q, torch.cat([obs, action], dim=1))).amin(dim=0)
             actor = actor_loss(alpha.detach(), log_prob, value)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
         target = self._target(batch, alpha.detach(), there)
-        taken = torch.cat([obs, batch.action], dim=1)
-        q = self.q(taken)
-        critic = 0.5 * (q - target).square().mean()
+        out = self.q(torch.cat([obs, batch.action], dim=1))
+        critic = counted(self.errors(out, target), batch, options).mean()
         self._side.join(device)
         metrics = {
             "critic_loss": critic,
@@ -127,25 +109,48 @@ class SAC(Algorithm):
             "alpha_loss": temperature,
             "alpha": alpha,
             "entropy": -log_prob.mean(),
-            "q": q.mean(),
-            "target": target.mean(),
+            "q": self.values(out).mean(),
+            "target": self.level(target).mean(),
             "reward": batch.reward.mean(),
         }
         yield {"critic": critic, "actor": actor, "alpha": temperature}, metrics
 
     @torch.no_grad()
     def _target(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
-        """y [B] of the module's head."""
-        assert batch.next_state is not None and batch.reward is not None and batch.terminal is not None
+        assert batch.next_state is not None
         obs = torch.cat([batch.next_state, batch.goal], dim=1)
         mean, log_std = self.actor(obs)
-        action, log_prob = squashed_gaussian(mean, log_std, noise)
-        judged = torch.cat([obs, action], dim=1)
-        value = self.q_slow(judged).amin(dim=0) - alpha * log_prob
-        return batch.reward + self.options.gamma * (1 - batch.terminal) * value
+        action, log_prob = squashed_gaussian(mean, log_std, noise, exact=self.options.exact_tanh)
+        bonus = -alpha * log_prob if self.options.entropy_in_target else torch.zeros_like(log_prob)
+        return self.target(*self.outcome(batch), self.q_slow(torch.cat([obs, action], dim=1)), bonus)
 
     def after_step(self, skip: Tensor) -> None:
         average_into(self.q_slow.parameters(), self.q.parameters(), self.options.tau, skip)
 
     def policy(self) -> GaussianPolicy:
         return GaussianPolicy(self.actor)
+
+    def critic_outputs(self) -> int:
+        """How many numbers a critic ends in."""
+        return 1
+
+    def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The rows' rewards [B], and the discounts [B] of what follows them."""
+        assert batch.reward is not None
+        return batch.reward, self.options.gamma * (1 - ended(batch, self.options))
+
+    def target(self, reward: Tensor, discount: Tensor, slow: Tensor, bonus: Tensor) -> Tensor:
+        """What the critics are to say: y [B] of the module's head. slow: the slow critics at s' and a'; bonus: [B]."""
+        return reward + discount * (self.values(slow).amin(dim=0) + bonus)
+
+    def values(self, out: Tensor) -> Tensor:
+        """[2, B] of what the critics give."""
+        return out
+
+    def level(self, target: Tensor) -> Tensor:
+        """[B] the value that a `target` stands for."""
+        return target
+
+    def errors(self, out: Tensor, target: Tensor) -> Tensor:
+        """[2, B] of which the mean is the critics' loss."""
+        return 0.5 * (out - target).square()

@@ -129,20 +129,28 @@ class Hindsight(Sampler):
     """Transitions (state, action, next state, reward, terminal) under a goal.
 
     share: of the rows, those that get what was reached at a later step of their trajectory as their goal; the others
-    keep the commanded one. strategy: "future", a uniformly drawn later step, the next one included; "final", the
-    trajectory's last in the sampled window. dense: the environment's own reward in place of the sparse one; share
-    must then be 0.
+    keep the commanded one. dense: the environment's own reward in place of the sparse one; share must then be 0.
+    truncation: give extra["truncation"] [B] float32 too, 1 where the time limit cut the episode.
+
+    strategy: which later step: "future", a uniformly drawn one, the next one included; "final", the trajectory's last
+    in the sampled window; "published", as the public baselines of arXiv 2503.14858 (JaxGCRL) have it, but with rows and
+    goals that belong together: only a row whose trajectory reaches its time limit within the window gets a goal of its
+    own, what was achieved before the last action, and every reward is that of standing at the goal before acting.
 
     The sparse reward is 1 where the next state has reached the row's goal, as the task judges it, else 0. The next
     state of an episode's last step is the one before the reset, and a time limit is not terminal. Where a task moves
     its goal during an episode, a row has the goal from before its step.
     """
 
-    def __init__(self, share: float, strategy: str = "future", *, dense: bool = False):
+    def __init__(
+        self, share: float, strategy: str = "future", *, dense: bool = False, truncation: bool = False
+    ):
         if dense and share:
             raise ValueError(f"a dense reward is that of the commanded goal: share must be 0, got {share}")
-        self.share, self.strategy, self.dense = share, strategy, dense
-        self.columns = ("goals", "next_states", "rewards" if dense else "successes", "terminals")
+        self.share, self.strategy, self.dense, self.truncation = share, strategy, dense, truncation
+        self._published = bool(share) and strategy == "published"
+        cut = ("truncations",) if truncation or self._published else ()
+        self.columns = ("goals", "next_states", "rewards" if dense else "successes", "terminals", *cut)
 
     def draw_rows(
         self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
@@ -154,26 +162,39 @@ class Hindsight(Sampler):
                     (2, len(rows.env)), dtype=torch.float64, generator=generator, device=ring.device
                 )
                 drawn["relabelled"] = uniform[0] < self.share
-                ahead = rows.left if self.strategy == "final" else (uniform[1] * (rows.left + 1)).long()
+                future = self.strategy == "future"
+                ahead = (uniform[1] * (rows.left + 1)).long() if future else rows.left
                 drawn["later"] = ring.index(rows, torch.minimum(ahead, rows.left))
             yield drawn
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
         now = draw["now"]
-        goal, next_state = ring.take("goals", now), ring.take("next_states", now)
-        reward = ring.take("rewards" if self.dense else "successes", now)
-        if self.share:
-            relabelled = draw["relabelled"]
-            reached = ring.take("next_states", draw["later"], ring.goal_slice)
-            goal = torch.where(relabelled[:, None], reached, goal)
-            if ring.reached is None:
-                raise ValueError("Hindsight needs the task's verdict; make the ring with reached=")
-            reward = torch.where(relabelled, ring.reached(next_state, goal).float(), reward)
+        state, next_state = ring.take("states", now), ring.take("next_states", now)
+        goal, reward = self._judged(ring, draw, state, next_state)
         return Batch(
-            state=ring.take("states", now),
+            state=state,
             action=ring.take("actions", now),
             goal=goal,
             next_state=next_state,
             reward=reward,
             terminal=ring.take("terminals", now),
+            extra={"truncation": ring.take("truncations", now)} if self.truncation else {},
         )
+
+    def _judged(
+        self, ring: ReplayBuffer, draw: Draw, state: Tensor, next_state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Goal [B, G] and reward [B] of the rows."""
+        goal = ring.take("goals", draw["now"])
+        reward = ring.take("rewards" if self.dense else "successes", draw["now"])
+        if not self.share:
+            return goal, reward
+        if ring.reached is None:
+            raise ValueError("Hindsight needs the task's verdict; make the ring with reached=")
+        relabelled, later = draw["relabelled"], draw["later"]
+        if self._published:
+            relabelled = relabelled & ring.take("truncations", later).bool()
+            goal = torch.where(relabelled[:, None], ring.take("states", later, ring.goal_slice), goal)
+            return goal, ring.reached(state, goal).float()
+        goal = torch.where(relabelled[:, None], ring.take("next_states", later, ring.goal_slice), goal)
+        return goal, torch.where(relabelled, ring.reached(next_state, goal).float(), reward)

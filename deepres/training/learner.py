@@ -134,6 +134,7 @@ class Learner:
                 f"{self._kind}.losses must yield a metric, got none; yield its losses as such, say"
             )
         with torch.no_grad():
+            self.algorithm.unstepped = {name: self._not_due(name, skip) for name in self._every}
             self.algorithm.after_step(skip)
             if self._every:
                 self._taken += 1

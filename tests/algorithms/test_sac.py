@@ -6,6 +6,8 @@ state before the reset; its density is that of the package's policy.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -127,7 +129,7 @@ def test_terminal_rows_end_and_the_others_go_on():
     whole, noise = whole.map(Tensor.double), noise.double()
     for row in range(8):
         batch, own = whole.map(lambda t, row=row: t[row : row + 1]), noise[:, row : row + 1]
-        elsewhere = Batch(**{**batch.tensors(), "next_state": batch.next_state + 1})
+        elsewhere = replace(batch, next_state=batch.next_state + 1)
         moved = target_of(learner, elsewhere, own) != target_of(learner, batch, own)
         assert moved == (batch.terminal.item() == 0)
         if batch.terminal.item():

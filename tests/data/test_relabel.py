@@ -106,6 +106,26 @@ def test_hindsights_goals_were_reached_at_the_row_or_later(steps, strategy):
             assert torch.equal(goal_t, last + 1)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_published_goals_are_those_of_trajectories_that_the_time_limit_cut(share):
+    """Rows and goals of one trajectory, also beside trajectories that ended for good; judged where the row stands."""
+    sampler = Hindsight(share, "published")
+    buffer = filled(steps=137, columns=sampler.columns)
+    relabelled = eligible = 0
+    for seed in range(10):
+        (batch,) = draw(buffer, 1, 3 * 25, window=25, seed=seed, sampler=sampler)  # a pass: whole windows
+        env, t, traj = batch.state.T.long()
+        last = torch.where((env[:, None] == env) & (traj[:, None] == traj), t, -1).max(dim=1).values
+        cut = (trajectory(env, last + 1) != traj) & (env != 1)  # within the window, and by the time limit
+        own = batch.goal[:, 2] != -1
+        assert torch.equal(own, cut) if share == 1 else not (own & ~cut).any()
+        assert torch.equal(batch.goal[own], torch.stack([env, last, traj], dim=1)[own].float())
+        assert torch.equal(batch.goal[~own], _commanded(batch.state[~own]))
+        assert torch.equal(batch.reward, (own & (last - t <= 1)).float())
+        relabelled, eligible = relabelled + int(own.sum()), eligible + int(cut.sum())
+    assert stats.binomtest(relabelled, eligible, share).pvalue > 1e-3 and eligible < 600
+
+
 def test_hindsight_draws_every_later_step_alike_and_the_next_one_too():
     counts = _counts(Hindsight(1.0), row=9, rows=40)
     assert counts[0] == 0 and counts[32:].sum() == 0
@@ -129,7 +149,7 @@ def test_a_row_keeps_goal_and_success_or_is_judged_anew(share):
 
 def test_the_last_row_of_a_trajectory_leads_to_its_own_last_state():
     """Not to the first one after the reset; a time limit is not terminal."""
-    sampler = Hindsight(0.5)
+    sampler = Hindsight(0.5, truncation=True)
     buffer = filled(columns=sampler.columns)
     batches = draw(buffer, 20, 150, sampler=sampler)
     state, there, terminal = (_joined(batches, name) for name in ("state", "next_state", "terminal"))
@@ -137,6 +157,7 @@ def test_the_last_row_of_a_trajectory_leads_to_its_own_last_state():
     ends = trajectory(env, t + 1) != traj
     assert torch.equal(there, torch.stack([env, t + 1, traj], dim=1).float())
     assert torch.equal(terminal.bool(), ends & (env == 1))
+    assert torch.equal(torch.cat([b.extra["truncation"] for b in batches]).bool(), ends & (env != 1))
     assert (ends & (env != 1)).any() and terminal.any()
     step_after = buffer.rings["states"][
         (t + 1) % 50, env
@@ -168,7 +189,12 @@ def test_a_dense_reward_is_the_environments_and_of_the_commanded_goal():
 
 
 def test_a_sampler_asks_for_what_it_reads_and_no_more():
-    hindsight = (Hindsight(0.0), Hindsight(0.5), Hindsight(0.0, dense=True))
+    hindsight = (
+        Hindsight(0.0),
+        Hindsight(0.5),
+        Hindsight(0.0, dense=True),
+        Hindsight(0.5, truncation=True),
+    )
     for sampler in (FutureGoals(GAMMA), FutureGoals(None, 0.5), *hindsight):
         whole = filled(columns=sampler.columns)
         before = {name: ring.clone() for name, ring in whole.rings.items()}

@@ -48,8 +48,8 @@ def stream(count: int, seed: int = 1) -> list[tuple[Batch, Tensor]]:
 
 
 def batch_for(learner: Learner, seed: int = 1) -> tuple[Batch, Tensor]:
-    """A batch with every column, and the noise that the learner's algorithm asks for: six rows end for good, others
-    are rewarded."""
+    """A batch with every column, and the noise that the learner's algorithm asks for: six rows end for good, four
+    are cut by the time limit, others are rewarded."""
     g = torch.Generator().manual_seed(seed)
     draw = lambda n: torch.randn(B, n, generator=g)  # noqa: E731
     batch = Batch(
@@ -59,6 +59,7 @@ def batch_for(learner: Learner, seed: int = 1) -> tuple[Batch, Tensor]:
         next_state=draw(SIZES.state),
         reward=(torch.arange(B) % 3 == 0).float(),
         terminal=(torch.arange(B) % 4 == 1).float(),
+        extra={"truncation": (torch.arange(B) % 6 == 2).float()},
     )
     return batch, learner.noise(batch, g)
 

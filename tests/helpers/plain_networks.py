@@ -57,6 +57,20 @@ def values(p: Parameters, group: str, *inputs: Tensor) -> Tensor:
     return torch.stack([value(member(p, group, k), group, *inputs) for k in range(count)])
 
 
+def outputs(p: Parameters, group: str, *inputs: Tensor) -> Tensor:
+    """[E, B, out] of concat(inputs), by each of the group's networks; inputs [B, ...]."""
+    x, each = torch.cat(inputs, 1), []
+    for k in range(len(p[f"{group}.head.weight"])):
+        own = member(p, group, k)
+        each.append(dense(own, f"{group}.head", trunk(own, group, x)))
+    return torch.stack(each)
+
+
+def encoded(p: Parameters, network: str, *inputs: Tensor) -> Tensor:
+    """[B, out] of concat(inputs)."""
+    return dense(p, f"{network}.head", trunk(p, network, torch.cat(inputs, 1)))
+
+
 def gaussian(p: Parameters, state: Tensor, goal: Tensor) -> torch.distributions.Normal:
     """The policy's Gaussian, before the tanh."""
     features = trunk(p, "actor", torch.cat([state, goal], 1))
@@ -64,9 +78,11 @@ def gaussian(p: Parameters, state: Tensor, goal: Tensor) -> torch.distributions.
     return torch.distributions.Normal(dense(p, "actor.mean", features), log_std.exp())
 
 
-def act(p: Parameters, state: Tensor, goal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def act(
+    p: Parameters, state: Tensor, goal: Tensor, noise: Tensor, hair: float = 1e-6
+) -> tuple[Tensor, Tensor]:
     """An action [B, A] and its log-density [B] under the tanh of that Gaussian."""
     law = gaussian(p, state, goal)
     x = law.mean + law.stddev * noise
     action = torch.tanh(x)
-    return action, (law.log_prob(x) - torch.log(1 - action.square() + 1e-6)).sum(1)
+    return action, (law.log_prob(x) - torch.log(1 - action.square() + hair)).sum(1)

@@ -29,7 +29,8 @@ def two_steps(config: Config) -> None:
         state, there = torch.randn(rows, SIZES.state), torch.randn(rows, SIZES.state)
         action, goal = torch.rand(rows, SIZES.action), torch.randn(rows, SIZES.goal)
         whole = Batch(state, action, goal, there, torch.rand(rows), torch.zeros(rows))
-        batch = whole if config.algorithm_name == "sac" else Batch(state, action, goal)
+        kept = learner.algorithm.sampler.columns
+        batch = whole if "next_states" in kept else Batch(state, action, goal)
         learner.update(batch, learner.noise(batch, generator))
 
 
