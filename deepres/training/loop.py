@@ -15,6 +15,7 @@ from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint, CheckpointError
 from deepres.runs.folder import RunFolder, new_folder, require_same
 from deepres.training.evaluate import Evaluation
+from deepres.training.recorded import open_run
 from deepres.training.run import Run
 from deepres.training.stability import Diverged
 
@@ -55,13 +56,14 @@ def train(
         folder = ranks.first(lambda: new_folder(config) if run_dir is None else RunFolder(Path(run_dir)))
         restored = find_state(folder, config, ranks) if resume else None
         with ranks.together():
-            run = Run(config, ranks=ranks, restored=restored)
+            run = open_run(config, ranks=ranks, restored=restored)
         ranks.first(lambda: folder.claim(config, resume=resume))
         log = RunLog(folder, run.env_steps, wandb=wandb) if ranks.rank == 0 else None
         show = progress and ranks.rank == 0
         headline = run.learner.algorithm.headline
+        unit = "env steps" if schedule.data is None else "gradient steps"
         with (
-            Progress(schedule.total_steps, folder.path, headline, show=show) as bar,
+            Progress(schedule.total_steps, folder.path, headline, unit=unit, show=show) as bar,
             _Interrupt(tell=ranks.rank == 0) as interrupt,
         ):
             if show and run.dealt_from != ranks.size:
@@ -121,7 +123,7 @@ def load_run(run_dir: str | Path, **changes: Any) -> Run:
     """
     folder = RunFolder(Path(run_dir))
     config = folder.read_config().replace(**changes)
-    return Run(config, restored=find_state(folder, config))
+    return open_run(config, restored=find_state(folder, config))
 
 
 def find_state(folder: RunFolder, config: Config, ranks: Ranks | None = None) -> Checkpoint:

@@ -13,19 +13,21 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from deepres.algorithms.base import Algorithm
 from deepres.config import Config
-from deepres.data.batch import Sizes
+from deepres.data.batch import COLUMNS, Sizes
 from deepres.data.replay import DTYPES, row_bytes
 from deepres.kernels.residual_stack.cpu import pooled_bytes
 from deepres.kernels.residual_stack.memory import AUTO, saved_bytes
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.machine import free_bytes, pick_device, resident_bytes
 from deepres.networks import ResidualStack
+from deepres.runs.folder import RunFolder
 from deepres.training.learner import build_algorithm
 from deepres.training.optimizer import Adam
 
@@ -66,8 +68,8 @@ def plan(
     with torch.device("meta"):
         algorithm = build_algorithm(config, sizes)
     step = StepMemory(config, algorithm, device, free)
-    row = row_bytes(sizes, algorithm.sampler.columns, DTYPES[config.system.buffer_dtype])
-    buffer = config.env.num_envs * config.schedule.buffer_steps * row
+    columns = tuple(COLUMNS) if config.schedule.record == "all" else algorithm.sampler.columns
+    buffer = _ring_rows(config) * row_bytes(sizes, columns, DTYPES[config.system.buffer_dtype])
     environments = ENV_WORKSPACE * sizes.env_bytes * (config.env.num_envs + config.schedule.eval_envs)
     if device == "cpu":
         parts = {
@@ -86,6 +88,13 @@ def plan(
     ring_crosses = config.schedule.save_buffer and not on_host
     host[SAVING] = max(trained, buffer if ring_crosses else 0)  # one file after the other
     return Plan(device, parts, host, CONTEXT + step.peak + (0 if on_host else buffer))
+
+
+def _ring_rows(config: Config) -> int:
+    """Steps that the ring holds, of all environments: its own, or those of the run that `data` names."""
+    data = config.schedule.data
+    of = config if data is None else RunFolder(Path(data)).read_config()
+    return of.env.num_envs * of.schedule.buffer_steps
 
 
 class StepMemory:

@@ -12,18 +12,26 @@ from deepres.training.evaluate import Evaluation
 class Progress:
     """Context manager around a run.
 
-    total_steps: environment steps at the end. headline: names of the metrics that the bar shows. show=False prints
-    nothing.
+    total_steps: environment steps at the end, or whatever `unit` says. headline: names of the metrics that the bar
+    shows. show=False prints nothing.
     """
 
-    def __init__(self, total_steps: int, run_dir: Path, headline: Sequence[str] = (), *, show: bool = True):
+    def __init__(
+        self,
+        total_steps: int,
+        run_dir: Path,
+        headline: Sequence[str] = (),
+        *,
+        unit: str = "env steps",
+        show: bool = True,
+    ):
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self._console = Console(quiet=not show)
         self._bar = Bar(
-            TextColumn("{task.fields[env_steps]:>11,} env steps"),
+            TextColumn("{task.fields[env_steps]:>11,} " + unit),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
@@ -35,7 +43,7 @@ class Progress:
             expand=True,
         )
         self._task = self._bar.add_task("train", total=total_steps, env_steps=0, figures="")
-        self._run_dir, self._headline = run_dir, headline
+        self._run_dir, self._headline, self._unit = run_dir, headline, unit
 
     def __enter__(self) -> Progress:
         self._console.print(f"run folder [bold]{self._run_dir}", soft_wrap=True)
@@ -56,7 +64,7 @@ class Progress:
 
     def evaluation(self, env_steps: int, figures: Evaluation) -> None:
         self._console.print(
-            f"{env_steps:>11,} env steps  time at goal {figures.time_at_goal:6.1f}  "
+            f"{env_steps:>11,} {self._unit}  time at goal {figures.time_at_goal:6.1f}  "
             f"goals reached {figures.success_any:6.1%}  distance {figures.final_distance:6.2f}",
             soft_wrap=True,
         )

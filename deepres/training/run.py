@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from deepres.config import Config
-from deepres.data.batch import Unroll
+from deepres.data.batch import COLUMNS, Unroll
 from deepres.data.chunks import Chunk
 from deepres.data.collect import Ahead, collect
-from deepres.data.environments import Step
+from deepres.data.environments import Environments, Step
 from deepres.data.replay import DTYPES, ReplayBuffer
 from deepres.data.upload import uploaded
 from deepres.machine import pick_device
@@ -48,7 +48,7 @@ class Run:
         if threads := ranks.threads(config.system.threads):
             torch.set_num_threads(threads)
         seed = config.schedule.seed
-        self.env = open_for(config.env, self.share.env.num_envs, seed=ranks.seed(seed), device=self.device)
+        self.env = self._open_env()
         self.eval_env = open_for(
             config.env, config.schedule.eval_envs, seed=seed, device=self.device, name=config.env.eval_env
         )
@@ -63,20 +63,7 @@ class Run:
             ranks=ranks,
         )
         self.sampler = self.learner.algorithm.sampler
-        beside = config.system.buffer_device in ("auto", self.device.type)
-        where = self.device if beside else pick_device(config.system.buffer_device)
-        self.buffer = ReplayBuffer(
-            self.share.env.num_envs,
-            config.schedule.buffer_steps,
-            self.sizes,
-            self.env.goal_slice,
-            self.sampler.columns,
-            reached=self.env.reached,
-            threshold=self.env.threshold,
-            device=where,
-            dtype=DTYPES[config.system.buffer_dtype],
-            pinned=(where.type, self.device.type) == ("cpu", "cuda"),
-        )
+        self.buffer = self._open_buffer()
         self.steps = gradient_steps(self.learner)
         self.rollbacks = Rollbacks()
         self._ahead: Ahead | None = None
@@ -92,6 +79,36 @@ class Run:
         self.before: Evaluation | None = None
         if restored is not None:
             self.load_state(restored)
+
+    # --- what is learned from ---
+
+    def _open_env(self) -> Environments:
+        share, seed = self.share.env.num_envs, self.ranks.seed(self.config.schedule.seed)
+        return open_for(self.config.env, share, seed=seed, device=self.device)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the ring keeps beside states, actions and trajectories."""
+        return tuple(COLUMNS) if self.config.schedule.record == "all" else self.sampler.columns
+
+    def _open_buffer(self) -> ReplayBuffer:
+        where = self._buffer_device()
+        return ReplayBuffer(
+            self.share.env.num_envs,
+            self.config.schedule.buffer_steps,
+            self.sizes,
+            self.env.goal_slice,
+            self.columns,
+            reached=self.env.reached,
+            threshold=self.env.threshold,
+            device=where,
+            dtype=DTYPES[self.config.system.buffer_dtype],
+            pinned=(where.type, self.device.type) == ("cpu", "cuda"),
+        )
+
+    def _buffer_device(self) -> torch.device:
+        asked = self.config.system.buffer_device
+        return self.device if asked in ("auto", self.device.type) else pick_device(asked)
 
     # --- one round ---
 
@@ -119,12 +136,7 @@ class Run:
         self.seconds += ended - began
         metrics["broken_envs"] *= self.ranks.size
         self._tell_broken(round(metrics["broken_envs"]))
-        try:
-            check_round(metrics, schedule, self.rounds)
-        except Diverged as diverged:
-            if schedule.on_divergence == "rollback":  # every rank catches it, and they go back together
-                raise
-            raise self.ranks.agreed(diverged) from None
+        self._check(metrics)
         return {
             "env_steps": self.env_steps,
             "gradient_steps": self.gradient_steps,
@@ -135,6 +147,16 @@ class Run:
             / ((ended if ahead else collected) - began),
             "gradient_steps_per_second": schedule.gradient_steps / (ended - collected),
         }
+
+    def _check(self, metrics: dict[str, float]) -> None:
+        """Raise Diverged, or what rank 0 tells for all, after a round that cannot be gone on from."""
+        schedule = self.config.schedule
+        try:
+            check_round(metrics, schedule, self.rounds)
+        except Diverged as diverged:
+            if schedule.on_divergence == "rollback":  # every rank catches it, and they go back together
+                raise
+            raise self.ranks.agreed(diverged) from None
 
     def _collect(self, steps: int) -> tuple[float, int]:
         """Returns the share of steps at the goal, and how often an environment broke."""
@@ -147,7 +169,7 @@ class Run:
                 self.learner.policy,
                 part,
                 self.generator,
-                self.sampler.columns,
+                self.columns,
                 self.chunk,
             )
             success, dropped = self._keep(standing, unroll)
@@ -176,7 +198,7 @@ class Run:
 
     def _collect_ahead(self) -> Future[tuple[Step, Unroll]]:
         if self._ahead is None:
-            self._ahead = Ahead(self.env, self.sampler.columns)
+            self._ahead = Ahead(self.env, self.columns)
         seed = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
         steps = self.config.schedule.unroll_length
         return self._ahead.start(self.standing, self.learner.policy, steps, seed, self.chunk)
@@ -187,7 +209,7 @@ class Run:
             self.buffer,
             schedule.gradient_steps,
             self.share.schedule.batch_size,
-            window=self.config.env.episode_length,
+            window=self._window,
             generator=self.generator,
         )
         if self.buffer.device.type != self.device.type:
@@ -196,6 +218,11 @@ class Run:
             self.steps(batch, self.learner.noise(batch, self.generator))
         self.gradient_steps += schedule.gradient_steps
         return self.steps.read()
+
+    @property
+    def _window(self) -> int:
+        """Consecutive steps that a goal and its row lie within."""
+        return self.config.env.episode_length
 
     def evaluate(
         self, seed: int | None = None, watch: Callable[[Any], None] | None = None
@@ -208,12 +235,7 @@ class Run:
 
     def state(self) -> Checkpoint:
         """Everything that the run goes on from."""
-        own = {"generator": self.generator.get_state()}
-        own |= {f"env/{name}": leaf for name, leaf in self.env.state_tensors(self.standing).items()}
-        if self.chunk is not None:
-            own |= {f"chunk/{name}": tensor for name, tensor in self.chunk.state_tensors().items()}
-        if self.config.schedule.save_buffer:
-            own |= {f"buffer/{name}": column for name, column in self.buffer.state_tensors().items()}
+        own = {"generator": self.generator.get_state()} | self._own_tensors()
         counters = {
             "env_steps": self.env_steps,
             "rounds": self.rounds,
@@ -225,6 +247,26 @@ class Run:
         shared = self.learner.state_tensors()
         return Checkpoint(shared, counters, self.config.to_dict(), {self.ranks.rank: own}, asdict(self.sizes))
 
+    def _own_tensors(self) -> dict[str, torch.Tensor]:
+        """What this rank alone has of the state: where its environments stand, and what its buffer holds."""
+        own = {f"env/{name}": leaf for name, leaf in self.env.state_tensors(self.standing).items()}
+        if self.chunk is not None:
+            own |= {f"chunk/{name}": tensor for name, tensor in self.chunk.state_tensors().items()}
+        if self.config.schedule.save_buffer:
+            own |= {f"buffer/{name}": column for name, column in self.buffer.state_tensors().items()}
+        return own
+
+    def _load_own_tensors(self, own: dict[str, torch.Tensor], inserted: int) -> None:
+        """What `_own_tensors` gave. inserted: steps that the buffer had ever held."""
+        self.standing = self.env.load_state_tensors(self.standing, _part(own, "env/"))
+        planned = _part(own, "chunk/")
+        self.chunk = Chunk.of(planned, self.device) if planned else None
+        held = _part(own, "buffer/")
+        if held:
+            self.buffer.load_state_tensors(held, inserted)
+        else:
+            self.buffer.inserted = 0
+
     def load_state(self, restored: Checkpoint) -> None:
         """Go on from what `state` gave. Raises ValueError if it does not fit this run's options."""
         counters, ranks = restored.counters, self.ranks
@@ -235,14 +277,7 @@ class Run:
         else:
             purpose = ("resumed", counters["env_steps"], ranks.size)
             self.generator.manual_seed(ranks.seed(self.config.schedule.seed + 1, *purpose))
-        self.standing = self.env.load_state_tensors(self.standing, _part(own, "env/"))
-        planned = _part(own, "chunk/")
-        self.chunk = Chunk.of(planned, self.device) if planned else None
-        held = _part(own, "buffer/")
-        if held:
-            self.buffer.load_state_tensors(held, counters["buffer_inserted"])
-        else:
-            self.buffer.inserted = 0
+        self._load_own_tensors(own, counters["buffer_inserted"])
         self.env_steps, self.rounds = counters["env_steps"], counters["rounds"]
         self.gradient_steps, self.seconds = counters["gradient_steps"], counters["seconds"]
         self.before = Evaluation(**counters["before"]) if counters["before"] else None
