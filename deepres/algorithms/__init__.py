@@ -32,10 +32,14 @@ RESERVED = frozenset(OLD_WORDS) | {
 """Words of `Config` and of the commands, which no algorithm's option can be called."""
 
 _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
+    "c51": "deepres.algorithms.categorical:C51",
     "crl": "deepres.algorithms.crl:CRL",
     "gcbc": "deepres.algorithms.gcbc:GCBC",
+    "hl_gauss": "deepres.algorithms.categorical:HLGauss",
     "sac": "deepres.algorithms.sac:SAC",
     "td3": "deepres.algorithms.td3:TD3",
+    "td_mse": "deepres.algorithms.categorical:TDMSE",
+    "two_hot": "deepres.algorithms.categorical:TwoHot",
 }
 
 

@@ -30,6 +30,10 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
         {"hindsight": 1.0, "hindsight_strategy": "published", "time_limit": "left_out", "exact_tanh": True},
     ],
     "td3": [{}, {"hindsight": 0.8, "published_target_policy": True, "time_limit": "terminal"}],
+    "hl_gauss": [{"hindsight": 0.8, "bins": 11}],
+    "two_hot": [{"value": "step", "bins": 11}],
+    "c51": [{"value": "first_hit", "bins": 11}],
+    "td_mse": [{"hindsight": 0.8}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
 }
 CASES = [(name, options) for name in algorithms.names() for options in OPTIONS.get(name, [{}])]

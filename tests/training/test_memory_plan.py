@@ -26,6 +26,7 @@ DEEP = Config("crl", env="humanoid_u_maze", depth=1024, actor_depth=512)
         ("crl", {"precision": "bf16"}),
         ("crl", {"recompute": "4"}),
         ("sac", {}),
+        ("c51", {}),
         ("gcbc", {"actor_depth": 128}),
     ],
 )
