@@ -43,18 +43,26 @@ constexpr int kRows = 16;                    // of a team: one tensor-core tile 
 constexpr int kWarps = kColumns == 64 ? 4 : 8;
 constexpr int kParts = kCluster * kWarps;  // warps of a team
 constexpr int kThreads = 32 * kWarps;
-constexpr int kTiles = kColumns / 8 / kWarps;  // 8-column tiles of a warp
-constexpr int kOwned = 2 * kTiles;             // consecutive columns of a thread, on each of its two rows
+constexpr int kTiles = kColumns / 8 / kWarps;                                // 8-column tiles of a warp
+constexpr int kGroup = kTiles < Operand::kGroup ? kTiles : Operand::kGroup;  // of them at a time
+constexpr int kOwned = 2 * kTiles;  // consecutive columns of a thread, on each of its two rows
 
 // A slab of a warp's weights is 64 bytes of each of its columns along the sum: two tensor-core steps. A stage
 // is as many slabs as one copy brings.
+//
+// Four warps are one to a scheduler: nothing else runs while it waits. So a stage is up to a layer, and it is
+// read into registers early, while others' rows are on their way. In fp32 splitting the operands takes the
+// registers, and the time.
 constexpr int kSlabBytes = 512 * kTiles;
 constexpr int kSlabs = kWidth * Operand::kBytes / 64;  // of a layer
-constexpr int kCopyBytes = kCluster == 1 ? 4096 : kWarps == 4 ? 8192 : 2048;
+constexpr bool kEarly = kWarps == 4 && DEEPRES_PRECISION != 32;
+constexpr int kCopyBytes = kCluster == 1 ? 4096 : kEarly ? 8192 : 2048;
 constexpr int kStageSlabs = kSlabs * kSlabBytes < kCopyBytes ? kSlabs : kCopyBytes / kSlabBytes;
 constexpr int kStageBytes = kStageSlabs * kSlabBytes;
 constexpr int kStages = kSlabs / kStageSlabs;  // of a layer
 constexpr int kLayerBytes = kParts * kStages * kStageBytes;
+
+constexpr int kSets = kEarly ? 2 : 1;  // of sums, whose products do not wait for each other
 
 #if DEEPRES_CLUSTER == 1
 #define DEEPRES_CHAIN_KERNEL DEEPRES_KERNEL(kThreads)

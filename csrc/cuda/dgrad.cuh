@@ -9,10 +9,10 @@
 
 namespace deepres {
 
-// With 16 columns to a thread registers are short: addresses are computed anew in each layer, and beside a
-// product in fp32 there is no room for the next gamma and beta, which come when they are used.
-constexpr bool kWide = kOwned > 8;
-constexpr bool kVectorsLate = kWide && DEEPRES_PRECISION == 32;
+// With 16 columns to a thread, or 8 in fp32, registers are short: addresses are computed anew in each layer.
+// With 16 in fp32 there is no room for the next gamma and beta, which come when they are used.
+constexpr bool kWide = kOwned > 8 || (kOwned == 8 && DEEPRES_PRECISION == 32);
+constexpr bool kVectorsLate = kOwned > 8 && DEEPRES_PRECISION == 32;
 
 // What one layer left behind, asked for while the layer above is still computing.
 struct Kept {
@@ -58,135 +58,214 @@ struct DgradArguments {
 };
 
 // One step of `sum_columns`: lanes that differ in `mask` share out the `count` columns that both carry.
-template <int count, int mask>
-DEEPRES_DEVICE void share_columns(float (&carried)[kOwned], int& first, bool& mine, const Lane& at) {
+template <int count, int mask, int sets>
+DEEPRES_DEVICE void share_columns(float (&carried)[sets][kOwned], int& first, bool& mine, const Lane& at) {
   const bool upper = at.lane & mask;
-  if constexpr (count > 1) {
 #pragma unroll
-    for (int i = 0; i < count / 2; ++i) {
-      const float kept = upper ? carried[i + count / 2] : carried[i];
-      carried[i] = kept + ptx::shuffle_xor(upper ? carried[i] : carried[i + count / 2], mask);
+  for (int set = 0; set < sets; ++set) {
+    if constexpr (count > 1) {
+#pragma unroll
+      for (int i = 0; i < count / 2; ++i) {
+        const float kept = upper ? carried[set][i + count / 2] : carried[set][i];
+        const float given = upper ? carried[set][i] : carried[set][i + count / 2];
+        carried[set][i] = kept + ptx::shuffle_xor(given, mask);
+      }
+    } else {
+      carried[set][0] += ptx::shuffle_xor(carried[set][0], mask);
     }
+  }
+  if constexpr (count > 1) {
     if (upper) first += count / 2;
   } else {
-    carried[0] += ptx::shuffle_xor(carried[0], mask);
     mine &= !upper;
   }
 }
 
-// Sums over the block's 16 rows, to sums[W], of columns that each lane has added up over its own two. A
+// Sums over the team's 16 rows, to sums [sets, W], of columns that each lane has added up over its own two. A
 // butterfly over the 8 lanes that share columns: each step halves what a lane still carries, so 7 exchanges
-// do for 8 columns.
-DEEPRES_DEVICE void sum_columns(float* sums, float (&carried)[kOwned], const Lane& at) {
+// do for 8 columns. Sets go together, so that none waits for another's shuffles.
+template <int sets>
+DEEPRES_DEVICE void sum_columns(float* sums, float (&carried)[sets][kOwned], const Lane& at) {
   int first = at.column;
   bool mine = true;
   share_columns<kOwned, 16>(carried, first, mine, at);
   share_columns<kOwned / 2, 8>(carried, first, mine, at);
   share_columns<kOwned / 4, 4>(carried, first, mine, at);
+  if (!mine) return;
 #pragma unroll
-  for (int i = 0; i < (kOwned > 8 ? kOwned / 8 : 1); ++i)
-    if (mine) sums[first + i] = carried[i];
+  for (int set = 0; set < sets; ++set)
+#pragma unroll
+    for (int i = 0; i < (kOwned > 8 ? kOwned / 8 : 1); ++i) sums[set * kWidth + first + i] = carried[set][i];
 }
-DEEPRES_DEVICE void sum_columns(float* sums, const Tile& tile, const Lane& at) {
-  float carried[kOwned];
+DEEPRES_DEVICE void add_rows(float (&sum)[kOwned], const Tile& tile) {
 #pragma unroll
-  for (int i = 0; i < kOwned; ++i) carried[i] = tile[0][i] + tile[1][i];
-  sum_columns(sums, carried, at);
+  for (int i = 0; i < kOwned; ++i) sum[i] = tile[0][i] + tile[1][i];
+}
+DEEPRES_DEVICE void add_rows(float (&sum)[kOwned], const Tile& left, const Tile& right) {
+#pragma unroll
+  for (int i = 0; i < kOwned; ++i) sum[i] = left[0][i] * right[0][i] + left[1][i] * right[1][i];
+}
+
+// To all: the sums of dn and dn n over the warp's columns, by rows. Without LayerNorm what is sent only has
+// to depend on the product that made dn: it tells that the left rows were read.
+DEEPRES_DEVICE void post_sums(const Tile& dn, const Tile& n, RowPairs& pairs, const Lane& at) {
+  Pair mine[2];
+  if constexpr (kNorm) {
+    float sums[4] = {};
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) {
+        sums[2 * h] += dn[h][i];
+        sums[2 * h + 1] += dn[h][i] * n[h][i];
+      }
+    sum_row(sums);
+    mine[0] = {sums[0], sums[1]}, mine[1] = {sums[2], sums[3]};
+  } else {
+    mine[0] = {dn[0][0], dn[0][kOwned - 1]}, mine[1] = {dn[1][0], dn[1][kOwned - 1]};
+  }
+  pairs.post(mine, at);
 }
 
 // dn -> du = rstd (dn - mean(dn) - n mean(dn n)).
-DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rstd)[2], RowPairs& pairs,
+DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rstd)[2], const RowPairs& pairs,
                                        const Lane& at) {
-  Pair mine[2];
+  Pair parts[2][RowPairs::kQuarter];
+  float means[4] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) pairs.get(h, parts[h], at);
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (const Pair& part : parts[h]) means[2 * h] += part.first, means[2 * h + 1] += part.second;
+  sum_row(means);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    Pair sum{0, 0};
+    const float mean = means[2 * h] * (1.0f / kWidth), along = means[2 * h + 1] * (1.0f / kWidth);
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      sum.first += dn[h][i];
-      sum.second += dn[h][i] * n[h][i];
-    }
-    mine[h] = {sum_row(sum.first), sum_row(sum.second)};
-  }
-  pairs.exchange(mine, at);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    Pair parts[kParts];
-    pairs.get(h, parts, at);
-    Pair mean{0, 0};
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-      mean.first += parts[part].first, mean.second += parts[part].second;
-    mean.first *= 1.0f / kWidth, mean.second *= 1.0f / kWidth;
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) dn[h][i] = rstd[h] * (dn[h][i] - mean.first - n[h][i] * mean.second);
+    for (int i = 0; i < kOwned; ++i) dn[h][i] = rstd[h] * (dn[h][i] - mean - n[h][i] * along);
   }
 }
 
+// Of one layer, all that does not depend on what comes from above.
+struct Slopes {
+  Tile n, slope;
+  float gamma[kOwned], rstd[2];
+
+  // stream: the residual stream, the output of the layer if it ends a block; below the block after this. The
+  // output goes to `output`, if that is not null, as the input of the layer above; rows past the batch too,
+  // for wgrad.
+  DEEPRES_DEVICE void find(const Kept& kept, bool ends_block, Tile& stream, unsigned char* output,
+                           const Lane& at) {
+    kept.normalized.decode(n);
+    RawTile<Operand> above;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float value[kOwned];  // before the skip
+      if (ends_block) encode<Operand, kOwned>(stream[h], above.words[h]);
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) {
+        activation(kNorm ? kept.gamma[i] * n[h][i] + kept.beta[i] : n[h][i], value[i], slope[h][i]);
+        if (ends_block) stream[h][i] -= value[i];
+      }
+      if (!ends_block) encode<Operand, kOwned>(value, above.words[h]);
+      if (output != nullptr) above.store_row(output, h, kAllRows, at);
+    }
+    if constexpr (kNorm) {
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) gamma[i] = kept.gamma[i];
+      rstd[0] = kept.rstd[0], rstd[1] = kept.rstd[1];
+    }
+  }
+};
+
+// From the last layer to the first. Between sending to the other warps and waiting for them stands what needs
+// nobody: there the slopes of the layer below are found, from what was asked for a layer before. Where
+// registers are short each layer's are found when it comes.
 DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i64 block, Lane at) {
   const i64 blocks = ptx::block_count() / kCluster, padded = blocks * kRows;
+  const i64 operand_bytes = padded * kWidth * Operand::kBytes;  // of a layer
   Tile d, d_block, stream;  // dL/d(layer output), dL/d(block output), the residual stream above the layer
   load_tile(d, in.dy, in.batch, at);
   load_tile(stream, in.y, in.batch, at);
   Kept kept;
   in.load(kept, in.layers - 1, at);
-  int until_skip = 1;
+  EarlyWeights weights;
+  Slopes slopes;
+  bool ends_block = in.skip_every != 0;
+  int until_skip = static_cast<int>(in.skip_every);
+  const auto find = [&](Slopes& found, i64 layer) {
+    const bool wanted = in.inputs != nullptr && layer >= 0 && layer + 1 != in.layers;
+    found.find(kept, ends_block && layer >= 0, stream,
+               wanted ? in.inputs + (layer + 1) * operand_bytes : nullptr, at);
+    if constexpr (!kWide) in.load(kept, layer > 0 ? layer - 1 : 0, at);
+  };
+  if constexpr (!kWide) find(slopes, in.layers - 1);
   for (i64 layer = in.layers - 1; layer >= 0; --layer) {
-    if constexpr (kWide) ptx::forget(at.row), ptx::forget(at.column);
-    if constexpr (kNorm && kVectorsLate) in.load_vectors(kept, layer, at);
-    Tile n;
-    kept.normalized.decode(n);
-    const bool ends_block = in.skip_every != 0 && --until_skip == 0;
-    if (ends_block) until_skip = static_cast<int>(in.skip_every);
-    // The layer above, if this launch has it, wants its input; rows past the batch are written too, for
-    // wgrad.
-    unsigned char* input_above = in.inputs == nullptr || layer + 1 == in.layers
-                                     ? nullptr
-                                     : in.inputs + (layer + 1) * padded * kWidth * Operand::kBytes;
-    if (ends_block && input_above != nullptr) store_tile<Operand>(input_above, stream, kAllRows, at);
-
+    if constexpr (kWide) {
+      ptx::forget(at.row), ptx::forget(at.column);
+      if constexpr (kNorm && kVectorsLate) in.load_vectors(kept, layer, at);
+      find(slopes, layer);
+    }
+    float* sums = in.partials == nullptr ? nullptr : in.partials + (layer * blocks + block) * 3 * kWidth;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float value[kOwned];  // this layer's output before the skip
+    for (int h = 0; h < 2; ++h)
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) {
-        const float z = kNorm ? kept.gamma[i] * n[h][i] + kept.beta[i] : n[h][i];
-        float slope;
-        activation(z, value[i], slope);
-        if (ends_block) {
-          d_block[h][i] = d[h][i];
-          stream[h][i] -= value[i];
-        }
-        d[h][i] *= slope;
+        if (ends_block) d_block[h][i] = d[h][i];
+        d[h][i] *= slopes.slope[h][i];
       }
-      if (!ends_block && input_above != nullptr) store_row<Operand>(input_above, value, h, kAllRows, at);
-    }
-
-    float* sums = in.partials == nullptr ? nullptr : in.partials + (layer * blocks + block) * 3 * kWidth;
+    float columns[3][kOwned];  // of du, dz n and dz, for dbias, dgamma and dbeta
     if constexpr (kNorm) {
-      if (sums != nullptr) {
-        float scaled[kOwned];
-#pragma unroll
-        for (int i = 0; i < kOwned; ++i) scaled[i] = d[0][i] * n[0][i] + d[1][i] * n[1][i];
-        sum_columns(sums + kWidth, scaled, at);
-        sum_columns(sums + 2 * kWidth, d, at);
+      if constexpr (kWide) {
+        if (sums != nullptr) {
+          float few[1][kOwned];
+          add_rows(few[0], d, slopes.n);
+          sum_columns(sums + kWidth, few, at);
+          add_rows(few[0], d);
+          sum_columns(sums + 2 * kWidth, few, at);
+        }
+      } else {
+        add_rows(columns[1], d, slopes.n);
+        add_rows(columns[2], d);
       }
 #pragma unroll
       for (int h = 0; h < 2; ++h)
 #pragma unroll
-        for (int i = 0; i < kOwned; ++i) d[h][i] *= kept.gamma[i];
-      normalize_gradient(d, n, kept.rstd, shared.pairs, at);
-    } else {
-      shared.pairs.exchange({}, at);
+        for (int i = 0; i < kOwned; ++i) d[h][i] *= slopes.gamma[i];
     }
-    shared.left.exchange(d, at);
-    if (sums != nullptr) sum_columns(sums, d, at);
-    if (in.du != nullptr)
-      store_tile<Operand>(in.du + layer * padded * kWidth * Operand::kBytes, d, kAllRows, at);
+    post_sums(d, slopes.n, shared.pairs, at);
 
-    if (layer > 0) in.load(kept, layer - 1, at);
-    if (layer > 0 || in.dx != nullptr) shared.left.multiply(d, shared.ring, at);
-    if (in.skip_every != 0 && until_skip == 1) {  // the block's first layer
+    const bool begins_block = in.skip_every != 0 && --until_skip == 0;
+    ends_block = begins_block;  // the layer below
+    if (begins_block) until_skip = static_cast<int>(in.skip_every);
+    const bool multiplies = layer > 0 || in.dx != nullptr;
+    if (layer + 1 < in.layers) LeftRows::finish(shared.ring);  // of the product that made d
+    weights.load_half(shared.ring, multiplies);
+    weights.load_rest();
+    Slopes below;
+    if constexpr (!kWide) find(below, layer - 1);
+    shared.pairs.wait();
+    if constexpr (kNorm) normalize_gradient(d, slopes.n, slopes.rstd, shared.pairs, at);
+    shared.left.post(d, at);
+
+    if (in.du != nullptr) store_tile<Operand>(in.du + layer * operand_bytes, d, kAllRows, at);
+    if (sums != nullptr) {
+      add_rows(columns[0], d);
+      if constexpr (kWide || !kNorm) {
+        float few[1][kOwned];
+        add_rows(few[0], d);
+        sum_columns(sums, few, at);
+      } else {
+        sum_columns(sums, columns, at);
+      }
+    }
+    if (layer > 0 && kWide) in.load(kept, layer - 1, at);
+    if constexpr (!kWide) slopes = below;
+    shared.left.wait();
+
+    if (multiplies) shared.left.multiply(d, weights, shared.ring, at);
+    if (begins_block) {
 #pragma unroll
       for (int h = 0; h < 2; ++h)
 #pragma unroll

@@ -5,37 +5,55 @@
 
 namespace deepres {
 
-// u -> n = (u - mean) rstd by rows; returns rstd of the lane's two rows. Each warp centres on its own mean
-// first, and the parts are joined as Chan, Golub and LeVeque (1979) do: no cancellation, whatever the mean.
-DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, RowPairs& pairs, const Lane& at) {
-  constexpr float kShare = 8 * kTiles;  // columns of a warp
+constexpr float kShare = 8 * kTiles;  // columns of a warp
+
+// To all: mean and sum of squares about it of the warp's columns, by rows. Without LayerNorm what is sent
+// only has to depend on the product: it tells that the left rows were read.
+DEEPRES_DEVICE void post_moments(const Tile& u, RowPairs& pairs, const Lane& at) {
   Pair mine[2];
+  if constexpr (!kNorm) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) sum += u[h][i];
-    const float mean = sum_row(sum) * (1.0f / kShare);
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) squares += (u[h][i] - mean) * (u[h][i] - mean);
-    mine[h] = {mean, sum_row(squares)};
+    for (int h = 0; h < 2; ++h) mine[h] = {u[h][0], u[h][kOwned - 1]};
+    return pairs.post(mine, at);
   }
-  pairs.exchange(mine, at);
+  float means[2] = {}, squares[2] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) means[h] += u[h][i];
+  sum_row(means);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    Pair parts[kParts];
-    pairs.get(h, parts, at);
-    float mean = 0, squares = 0;
+    means[h] *= 1.0f / kShare;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) mean += parts[part].first;
-    mean *= 1.0f / kParts;
+    for (int i = 0; i < kOwned; ++i) squares[h] += (u[h][i] - means[h]) * (u[h][i] - means[h]);
+  }
+  sum_row(squares);
+  mine[0] = {means[0], squares[0]}, mine[1] = {means[1], squares[1]};
+  pairs.post(mine, at);
+}
+
+// u -> n = (u - mean) rstd by rows; returns rstd of the lane's two rows. The warps' parts are joined as Chan,
+// Golub and LeVeque (1979) do, about the first part's mean: no cancellation, whatever the mean. The four
+// lanes of a row share the parts.
+DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, const RowPairs& pairs, const Lane& at) {
+  Pair parts[2][RowPairs::kQuarter];
+  float about[2], sums[4] = {};  // of shifts, of squares, for both rows
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const float shift = parts[part].first - mean;
-      squares += parts[part].second + kShare * shift * shift;
+  for (int h = 0; h < 2; ++h) about[h] = pairs.first(h, at), pairs.get(h, parts[h], at);
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (const Pair& part : parts[h]) {
+      const float shift = part.first - about[h];
+      sums[2 * h] += shift;
+      sums[2 * h + 1] += kShare * shift * shift + part.second;
     }
-    rstd[h] = ptx::reciprocal_sqrt(squares * (1.0f / kWidth) + eps);
+  sum_row(sums);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float shift = sums[2 * h] * (1.0f / kParts), mean = about[h] + shift;
+    rstd[h] = ptx::reciprocal_sqrt(sums[2 * h + 1] * (1.0f / kWidth) - shift * shift + eps);
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) u[h][i] = (u[h][i] - mean) * rstd[h];
   }
@@ -54,34 +72,65 @@ struct ForwardArguments {
   float eps;
 };
 
-// Layer by layer: product, normalize, activation, skip, and back to shared memory.
-DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& shared, const Lane& at) {
-  Tile a, block;
-  load_tile(a, in.x, in.batch, at);
-#pragma unroll
-  for (int i = 0; i < 2 * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
-  shared.left.exchange(a, at);
-  i64 until_skip = in.skip_every, until_kept = in.segment;
-  for (i64 layer = 0; layer < in.layers; ++layer) {
-    float bias[kOwned], gamma[kOwned], beta[kOwned];  // asked for before the product hides their latency
+// Of one layer, asked for while the rows of the layer below are on their way.
+struct Vectors {
+  float bias[kOwned], gamma[kOwned], beta[kOwned];
+
+  DEEPRES_DEVICE void load(const ForwardArguments& in, i64 layer, const Lane& at) {
     load_vector(bias, in.bias + layer * kWidth, at);
     if constexpr (kNorm) {
       load_vector(gamma, in.gamma + layer * kWidth, at);
       load_vector(beta, in.beta + layer * kWidth, at);
     }
-    shared.left.multiply(a, shared.ring, at);
+  }
+};
+
+// Layer by layer: product, normalize, activation, skip, and back to shared memory. Between sending to the
+// other warps and waiting for them stands what needs nobody.
+DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& shared, const Lane& at) {
+  Tile a, block;
+  load_tile(a, in.x, in.batch, at);
+#pragma unroll
+  for (int i = 0; i < 2 * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
+  Vectors vectors;
+  EarlyWeights weights;
+  shared.left.post(a, at);
+  vectors.load(in, 0, at);
+  weights.load_half(shared.ring, true);
+  weights.load_rest();
+  shared.left.wait();
+  i64 until_skip = in.skip_every, until_kept = in.segment;
+  float* kept = in.kept;
+  for (i64 layer = 0; layer < in.layers; ++layer) {
+    shared.left.multiply(a, weights, shared.ring, at);
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int i = 0; i < kOwned; ++i) a[h][i] += bias[i];
+      for (int i = 0; i < kOwned; ++i) a[h][i] += vectors.bias[i];
+    post_moments(a, shared.pairs, at);
+    LeftRows::finish(shared.ring);
+    const bool last = layer + 1 == in.layers;
+    weights.load_half(shared.ring, !last);
+    shared.pairs.wait();
 
     float rstd[2];
-    if constexpr (kNorm)
-      normalize(a, rstd, in.eps, shared.pairs, at);
-    else
-      shared.pairs.exchange({}, at);
+    if constexpr (kNorm) normalize(a, rstd, in.eps, shared.pairs, at);
+    RawTile<Saved> normalized;
+    normalized.encode(a);
+    const bool skip = --until_skip == 0;
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) {
+        a[h][i] = activation(kNorm ? vectors.gamma[i] * a[h][i] + vectors.beta[i] : a[h][i]);
+        if (skip) block[h][i] = a[h][i] += block[h][i];
+      }
+    if (skip) until_skip = in.skip_every;
+    shared.left.post(a, at);
+
+    vectors.load(in, last ? layer : layer + 1, at);
     if (in.normalized != nullptr) {
-      store_tile<Saved>(in.normalized + layer * in.batch * kWidth * Saved::kBytes, a, in.batch, at);
+      normalized.store(in.normalized + layer * in.batch * kWidth * Saved::kBytes, in.batch, at);
       if constexpr (kNorm) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -90,21 +139,13 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
         }
       }
     }
-    const bool skip = --until_skip == 0;
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) {
-        a[h][i] = activation(kNorm ? gamma[i] * a[h][i] + beta[i] : a[h][i]);
-        if (skip) block[h][i] = a[h][i] += block[h][i];
-      }
-    if (skip) until_skip = in.skip_every;
-    shared.left.exchange(a, at);
     if (--until_kept == 0) {
       until_kept = in.segment;
-      const i64 slot = (layer + 1) / in.segment - 1;
-      if (layer + 1 < in.layers) store_tile<Float32>(in.kept + slot * in.batch * kWidth, a, in.batch, at);
+      if (!last) store_tile<Float32>(kept, a, in.batch, at);
+      kept += in.batch * kWidth;
     }
+    weights.load_rest();
+    shared.left.wait();
   }
   if (in.y != nullptr) store_tile<Float32>(in.y, a, in.batch, at);
 }

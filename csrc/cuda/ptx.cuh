@@ -99,6 +99,9 @@ DEEPRES_DEVICE u32 round_tf32(float x) {
 
 DEEPRES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// A value that all lanes of the warp have, told to the compiler as such.
+DEEPRES_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 DEEPRES_DEVICE void sync_warp() { __syncwarp(); }
 
 DEEPRES_DEVICE void sync_threads() { __syncthreads(); }

@@ -28,28 +28,32 @@ class Ring {
       ptx::fence_mbarrier_init();
     }
     ptx::sync_warp();
-    for (slot_ = 0; slot_ < stages; ++slot_) fetch();
-    slot_ = 0;
+    for (int stage = 0; stage < stages; ++stage) refill();
   }
 
-  // The lane's part of the next stage, once it is there: vector `v` of 16 bytes lies 512 v bytes on.
-  DEEPRES_DEVICE const unsigned char* acquire() {
-    ptx::mbarrier_wait(&landed_[slot_], phase_);
-    return memory_ + slot_ * kStageBytes + lane_ * 16;
+  // The lane's part of the next stage, once it is there: vector `v` of 16 bytes lies 512 v bytes on. Without
+  // `wanted`, past the last one, what an old stage left.
+  DEEPRES_DEVICE const unsigned char* acquire(bool wanted = true) {
+    const unsigned char* stage = memory_ + next_ * kStageBytes + lane_ * 16;
+    if (wanted) ptx::mbarrier_wait(&landed_[next_], phase_);
+    if (++next_ == stages_) next_ = 0, phase_ ^= 1;
+    return stage;
   }
+  // The oldest stage that was acquired, and read by the lane, may be filled anew.
   DEEPRES_DEVICE void release() {
     ptx::sync_warp();
-    fetch();
-    if (++slot_ == stages_) slot_ = 0, phase_ ^= 1;
+    refill();
   }
 
  private:
-  DEEPRES_DEVICE void fetch() {
-    if (left_ == 0) return;
-    --left_;
-    ptx::copy_stage(memory_ + slot_ * kStageBytes, source_, kStageBytes, &landed_[slot_], lane_);
-    source_ += kStageBytes;
-    if (left_ % kStages == 0) source_ += step_;
+  DEEPRES_DEVICE void refill() {
+    if (left_ > 0) {
+      ptx::copy_stage(memory_ + oldest_ * kStageBytes, source_, kStageBytes, &landed_[oldest_], lane_);
+      --left_;
+      source_ += kStageBytes;
+      if (left_ % kStages == 0) source_ += step_;
+    }
+    if (++oldest_ == stages_) oldest_ = 0;
   }
 
   int stages_, lane_;
@@ -58,7 +62,7 @@ class Ring {
   const unsigned char* source_;
   i64 step_;
   int left_;
-  int slot_ = 0;
+  int next_ = 0, oldest_ = 0;  // to be acquired, to be released
   u32 phase_ = 0;
 };
 

@@ -17,7 +17,7 @@ struct Lane {
   int warp, lane, group, part, row, column;
 
   DEEPRES_DEVICE Lane(int thread, i64 team)
-      : warp(thread / 32),
+      : warp(ptx::uniform(thread / 32)),
         lane(thread % 32),
         group(lane / 4),
         part((kCluster > 1 ? ptx::cluster_rank() * kWarps : 0) + warp),

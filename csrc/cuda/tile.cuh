@@ -39,6 +39,20 @@ struct RawTile {  // a tile as it lies in memory, so that a load can be under wa
 #pragma unroll
     for (int h = 0; h < 2; ++h) deepres::decode<Format, kOwned>(words[h], tile[h]);
   }
+  DEEPRES_DEVICE void encode(const Tile& tile) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) deepres::encode<Format, kOwned>(tile[h], words[h]);
+  }
+  DEEPRES_DEVICE void store(void* matrix, i64 batch, const Lane& at) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) store_row(matrix, h, batch, at);
+  }
+  DEEPRES_DEVICE void store_row(void* matrix, int h, i64 batch, const Lane& at) const {
+    const i64 row = at.row + 8 * h;
+    if (row >= batch) return;
+    const i64 element = row * kWidth + at.column;
+    store_words(static_cast<unsigned char*>(matrix) + element * Format::kBytes, words[h]);
+  }
 };
 
 DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 batch, const Lane& at) {
@@ -47,19 +61,11 @@ DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 batch, const 
   raw.decode(tile);
 }
 
-// Row g + 8 h of a tile.
-template <class Format>
-DEEPRES_DEVICE void store_row(void* matrix, const float (&values)[kOwned], int h, i64 batch, const Lane& at) {
-  const i64 row = at.row + 8 * h;
-  if (row >= batch) return;
-  u32 words[kOwned * Format::kBytes / 4];
-  encode<Format, kOwned>(values, words);
-  store_words(static_cast<unsigned char*>(matrix) + (row * kWidth + at.column) * Format::kBytes, words);
-}
 template <class Format>
 DEEPRES_DEVICE void store_tile(void* matrix, const Tile& tile, i64 batch, const Lane& at) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) store_row<Format>(matrix, tile[h], h, batch, at);
+  RawTile<Format> raw;
+  raw.encode(tile);
+  raw.store(matrix, batch, at);
 }
 
 // A lane's columns of one layer's vector [kWidth].
@@ -71,6 +77,38 @@ DEEPRES_DEVICE void load_vector(float (&values)[kOwned], const float* vector, co
 
 // --- The left operand of the products, [16, kWidth] in shared memory ---
 
+// A layer's first stage of weights in a lane's registers, read in two halves, one for each wait; nothing
+// where warps hide each other's waits.
+class EarlyWeights {
+  static_assert(!kEarly || kGroup == kTiles);
+
+ public:
+  u32 words[kEarly ? kStageSlabs : 1][kGroup][4] = {};
+
+  // Without `wanted` anything: a load that is always made is waited for only where it is used.
+  DEEPRES_DEVICE void load_half(Ring& ring, bool wanted) {
+    if constexpr (kEarly) {
+      from_ = ring.acquire(wanted);
+      load<0, kStageSlabs / 2>();
+    }
+  }
+  DEEPRES_DEVICE void load_rest() {
+    if constexpr (kEarly) load<kStageSlabs / 2, kStageSlabs>();
+  }
+
+ private:
+  template <int start, int stop>
+  DEEPRES_DEVICE void load() {
+#pragma unroll
+    for (int slab = start; slab < stop; ++slab)
+#pragma unroll
+      for (int tile = 0; tile < kGroup; ++tile)
+        load_words<4>(words[slab][tile], from_ + slab * kSlabBytes + 512 * tile);
+  }
+
+  const unsigned char* from_ = nullptr;
+};
+
 class LeftRows {
  public:
   // Rows lie 16 bytes further apart than they are long: the 8 rows of a load_matrices hit all 32 banks.
@@ -80,46 +118,61 @@ class LeftRows {
   DEEPRES_DEVICE LeftRows(unsigned char* memory, u64* barrier, const Lane& at)
       : memory_(memory), board_(barrier, kRows * kWidth * Operand::kBytes, at) {}
 
-  // A new tile in the rows' place, once all have posted theirs; all must have read the old one.
-  DEEPRES_DEVICE void exchange(const Tile& tile, const Lane& at) {
+  // A new tile in the rows' place; all must have read the old one.
+  DEEPRES_DEVICE void post(const Tile& tile, const Lane& at) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       u32 words[kOwned * Operand::kBytes / 4];
       encode<Operand, kOwned>(tile[h], words);
       board_.post(memory_ + (at.group + 8 * h) * kStride + at.column * Operand::kBytes, words);
     }
-    board_.wait();
   }
+  // Until all have posted theirs.
+  DEEPRES_DEVICE void wait() { board_.wait(); }
 
-  // product [16, a lane's columns] = rows @ the ring's next layer.
-  DEEPRES_DEVICE void multiply(Tile& product, Ring& ring, const Lane& at) const {
-    float sums[kTiles][4] = {};
+  // product [16, a lane's columns] = rows @ the layer whose first weights are `early`. The ring's last stage
+  // is still to be refilled: `finish`.
+  DEEPRES_DEVICE void multiply(Tile& product, const EarlyWeights& early, Ring& ring, const Lane& at) const {
+    float sums[kSets][kTiles][4] = {};
     // Matrices 0 and 1 of a step are rows 0-7 and 8-15 of its first 16 bytes, 2 and 3 of its last.
     const unsigned char* left = memory_ + (at.lane % 16) * kStride + 16 * (at.lane / 16);
+    if constexpr (kEarly) {
+#pragma unroll
+      for (int slab = 0; slab < kStageSlabs; ++slab, left += 64)
+        multiply_slab(sums, 0, left, early.words[slab]);
+      if constexpr (kStages > 1) ring.release();
+    }
 #pragma unroll 1
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = kEarly; stage < kStages; ++stage) {
       const unsigned char* weights = ring.acquire();
 #pragma unroll
       for (int slab = 0; slab < kStageSlabs; ++slab, left += 64, weights += kSlabBytes)
 #pragma unroll
-        for (int first = 0; first < kTiles; first += kGroup)
-          multiply_slab(&sums[first], left, weights + 512 * first);
+        for (int first = 0; first < kTiles; first += kGroup) {
+          u32 words[kGroup][4];
+#pragma unroll
+          for (int tile = 0; tile < kGroup; ++tile)
+            load_words<4>(words[tile], weights + 512 * (first + tile));
+          multiply_slab(sums, first, left, words);
+        }
       ring.release();
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) product[i / 2][2 * tile + i % 2] = sums[tile][i];
+      for (int i = 0; i < 4; ++i)
+        product[i / 2][2 * tile + i % 2] =
+            kSets == 1 ? sums[0][tile][i] : sums[0][tile][i] + sums[kSets - 1][tile][i];
+  }
+  // After `multiply`, where there is time: a single stage is refilled here.
+  static DEEPRES_DEVICE void finish(Ring& ring) {
+    if constexpr (kEarly && kStages == 1) ring.release();
   }
 
  private:
-  // kGroup tiles over the two steps of a slab.
-  static constexpr int kGroup = kTiles < Operand::kGroup ? kTiles : Operand::kGroup;
-  static DEEPRES_DEVICE void multiply_slab(float (*sums)[4], const unsigned char* left,
-                                           const unsigned char* weights) {
-    u32 right[kGroup][4];
-#pragma unroll
-    for (int tile = 0; tile < kGroup; ++tile) load_words<4>(right[tile], weights + 512 * tile);
+  // A slab's two steps, kGroup tiles from `first` on.
+  static DEEPRES_DEVICE void multiply_slab(float (&sums)[kSets][kTiles][4], int first,
+                                           const unsigned char* left, const u32 (&right)[kGroup][4]) {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       u32 words[4];
@@ -128,7 +181,8 @@ class LeftRows {
       Operand::left(words, prepared);
 #pragma unroll
       for (int tile = 0; tile < kGroup; ++tile)
-        Operand::multiply(sums[tile], prepared, right[tile][2 * step], right[tile][2 * step + 1]);
+        Operand::multiply(sums[step % kSets][first + tile], prepared, right[tile][2 * step],
+                          right[tile][2 * step + 1]);
     }
   }
 
@@ -147,13 +201,13 @@ class RowPairs {
   // In floats; the 4 spare ones put the 8 rows that a warp reads at once into different banks.
   static constexpr int kStride = 2 * kParts + 4;
   static constexpr int kBytes = kRows * kStride * 4;
+  static constexpr int kQuarter = kParts / 4;
 
   DEEPRES_DEVICE RowPairs(unsigned char* memory, u64* barrier, const Lane& at)
       : memory_(reinterpret_cast<float*>(memory)), board_(barrier, kRows * kParts * sizeof(Pair), at) {}
 
-  // This warp's pairs of rows g and g + 8, the same in all four lanes of a row; back when all warps' are
-  // there.
-  DEEPRES_DEVICE void exchange(const Pair (&pairs)[2], const Lane& at) {
+  // This warp's pairs of rows g and g + 8, the same in all four lanes of a row.
+  DEEPRES_DEVICE void post(const Pair (&pairs)[2], const Lane& at) {
     if (at.lane % 4 == 0) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -161,26 +215,41 @@ class RowPairs {
         board_.post(memory_ + (at.group + 8 * h) * kStride + 2 * at.part, words);
       }
     }
-    board_.wait();
   }
-  // The pairs of row g + 8 h of all warps.
-  DEEPRES_DEVICE void get(int h, Pair (&pairs)[kParts], const Lane& at) const {
-    u32 words[2 * kParts];
-    load_words<2 * kParts>(words, memory_ + (at.group + 8 * h) * kStride);
+  // Until all warps' are there.
+  DEEPRES_DEVICE void wait() { board_.wait(); }
+  // Of row g + 8 h: a quarter of the warps' pairs, another for each of the four lanes that share the row.
+  DEEPRES_DEVICE void get(int h, Pair (&pairs)[kQuarter], const Lane& at) const {
+    u32 words[2 * kQuarter];
+    load_words<2 * kQuarter>(words, row(h, at) + 2 * kQuarter * (at.lane % 4));
 #pragma unroll
-    for (int part = 0; part < kParts; ++part)
+    for (int part = 0; part < kQuarter; ++part)
       pairs[part] = {ptx::from_bits(words[2 * part]), ptx::from_bits(words[2 * part + 1])};
   }
+  // The first number of the first warp's pair of row g + 8 h.
+  DEEPRES_DEVICE float first(int h, const Lane& at) const { return *row(h, at); }
 
  private:
+  DEEPRES_DEVICE const float* row(int h, const Lane& at) const {
+    return memory_ + (at.group + 8 * h) * kStride;
+  }
+
   float* memory_;
   Board board_;
 };
 
-// The sum over the four lanes of a row.
-DEEPRES_DEVICE float sum_row(float value) {
-  value += ptx::shuffle_xor(value, 1);
-  return value + ptx::shuffle_xor(value, 2);
+// Each value becomes its sum over the four lanes of a row; together, so that none waits for another's
+// shuffles.
+template <int count>
+DEEPRES_DEVICE void sum_row(float (&values)[count]) {
+#pragma unroll
+  for (int mask = 1; mask <= 2; mask *= 2) {
+    float others[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) others[i] = ptx::shuffle_xor(values[i], mask);
+#pragma unroll
+    for (int i = 0; i < count; ++i) values[i] += others[i];
+  }
 }
 
 // --- The activation: value = f(z), slope = f'(z) ---

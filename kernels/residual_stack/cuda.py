@@ -68,9 +68,10 @@ class Geometry:
 
     @cached_property
     def warp_stage_bytes(self) -> int:
-        """Weights that one copy brings: 4 KB, or in clusters 8 with one warp to a scheduler and else 2; no more
-        than a warp needs of a layer. A warp alone with its scheduler hides nothing: it waits and refills once."""
-        copy = 4096 if self.cluster == 1 else 8192 if self.warps == 4 else 2048
+        """Weights that one copy brings: 4 KB, or in clusters 8 with one warp to a scheduler (but for fp32) and
+        else 2; no more than a warp needs of a layer. A warp alone with its scheduler waits and refills once."""
+        early = self.warps == 4 and self.options.precision != "fp32"
+        copy = 4096 if self.cluster == 1 else 8192 if early else 2048
         return min(copy, self.columns // self.warps * self.width * self.operand_bytes)
 
     @cached_property

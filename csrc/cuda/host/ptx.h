@@ -22,6 +22,7 @@ inline int block_size() { return Cluster::current()->threads(); }
 inline unsigned char* shared_memory() { return Cluster::current()->shared(); }
 inline void prefetch(const void*) {}
 inline void forget(int&) {}
+inline int uniform(int value) { return value; }
 
 // --- Arithmetic ---
 
