@@ -101,8 +101,9 @@ class Algorithm(nn.Module, ABC):
     Options: ClassVar[type]
     headline: ClassVar[tuple[str, ...]]
     """Metrics that a progress line shows, the most telling first."""
-    passes: ClassVar[tuple[Pass, ...]]
-    """The networks that a gradient step goes through, in the order of the forward passes."""
+    passes: tuple[Pass, ...]
+    """The networks that a gradient step goes through, in the order of the forward passes; of the class, or set by
+    `build` where the options decide."""
     noises: ClassVar[int] = 1
     """How many actions it draws in a step: `losses` gets noise [B, A], or [noises, B, A] if there are several."""
     about: ClassVar[About] = About()

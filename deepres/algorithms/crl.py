@@ -8,7 +8,13 @@ With phi = phi(s, a), psi = psi(g), g a state reached later with P(d) proportion
 
 Both losses read the critic as it was before the step, so phi and psi serve them at once and psi(g) is computed once;
 the actor's loss asks phi for its input gradient alone and psi for none. On a GPU the actor's branch runs on a stream
-of its own beside the critic's.
+of its own beside the critic's. Methods that are CRL but for a part are options of it:
+
+    horizon=3                        AC-CRL (arXiv 2608.30640): a is the chunk a_t .. a_{t+H-1}; the loss is the mean
+                                     over rows whose chunk is whole, the others' goals stay negatives, and the penalty
+                                     is the mean over all rows
+    survival_rows, survival_bonus=1  Safe-CRL (arXiv 2608.26571; see survival.py)
+    energy="mrn", form="backward"    CMD-1 (arXiv 2406.17098)
 """
 
 from __future__ import annotations
@@ -18,8 +24,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepres.algorithms import survival
 from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
 from deepres.algorithms.parts import SecondStream, actor_loss, alpha_loss, pair_energy, squashed_gaussian
 from deepres.data.batch import Batch
@@ -35,8 +43,9 @@ class CRLOptions:
 
     feature_dim: int = option(64, least=1)
     """Numbers that phi and psi end in."""
-    energy: Literal["norm", "l2", "dot", "cosine"] = option("norm")
-    """How phi and psi are compared: minus the Euclidean distance, its square, dot product, cosine."""
+    energy: Literal["norm", "l2", "dot", "cosine", "mrn"] = option("norm")
+    """How phi and psi are compared: minus the Euclidean distance, its square, dot product, cosine, or minus MRN's
+    quasimetric (for an even feature_dim)."""
     form: Literal["forward", "backward", "symmetric", "binary"] = option("forward")
     """Form of the contrastive loss."""
     logsumexp_penalty: float = option(0.1, least=0)
@@ -51,11 +60,19 @@ class CRLOptions:
     """Adam step size of the temperature."""
     target_entropy_per_action: float = option(-0.5)
     """Entropy that the temperature aims at, nats for each action dimension."""
+    horizon: int = option(1, least=1)
+    """Actions planned at once and done open loop (AC-CRL: 3)."""
+    survival_rows: bool = option(False)
+    """Weigh a row of the critic's loss by the chance that its goal comes before a fall (Safe-CRL)."""
+    survival_bonus: float = option(0.0, least=0)
+    """Coefficient of log P(no fall | s, a) in the actor's loss (Safe-CRL: 1); 0 learns no such head."""
     gather_negatives: bool = option(False)
     """Under torchrun, compare with the goals of all processes (ours): the joint batch's loss; else each its share's."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.energy == "mrn" and self.feature_dim % 2:
+            raise ValueError(f"feature_dim must be even with energy=mrn, got {self.feature_dim}")
 
 
 class CRL(Algorithm):
@@ -70,26 +87,38 @@ class CRL(Algorithm):
         actor_reads="old",
         layers="4 D",
     )
-    passes = (Pass("psi"), Pass("actor"), Pass("phi", weights=False), Pass("phi"))
+    passes: tuple[Pass, ...] = (Pass("psi"), Pass("actor"), Pass("phi", weights=False), Pass("phi"))
 
     def build(self, networks: Networks) -> dict[str, Group]:
-        state, action, goal = self.sizes.state, self.sizes.action, self.sizes.goal
         options = self.options
+        state, action, goal = self.sizes.state, options.horizon * self.sizes.action, self.sizes.goal
         self.actor = networks.actor(state + goal, action)
         self.phi = networks.encoder(state + action, options.feature_dim)
         self.psi = networks.encoder(goal, options.feature_dim)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.target_entropy = options.target_entropy_per_action * action
         self._side = SecondStream()
-        return {
+        groups = {
             "actor": Group(list(self.actor.parameters()), options.actor_lr),
             "critic": Group([*self.phi.parameters(), *self.psi.parameters()], options.critic_lr),
             "alpha": Group([self.log_alpha], options.alpha_lr, clip=False),
         }
+        if options.survival_bonus:
+            self.survival = survival.head(networks, state + action)
+            groups["survival"] = Group(list(self.survival.parameters()), options.critic_lr)
+            *before, phi = CRL.passes
+            self.passes = (*before, Pass("survival", weights=False), phi, Pass("survival"))
+        return groups
+
+    @property
+    def horizon(self) -> int:
+        return self.options.horizon
 
     @property
     def sampler(self) -> FutureGoals:
-        return FutureGoals(self.options.gamma)
+        options = self.options
+        falls = options.survival_rows or options.survival_bonus > 0
+        return FutureGoals(options.gamma, horizon=options.horizon, falls=falls)
 
     def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
         options, device = self.options, batch.state.device
@@ -97,12 +126,17 @@ class CRL(Algorithm):
         with self._side.beside(device):
             mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
             action, log_prob = squashed_gaussian(mean, log_std, noise)
-            phi_of_action = call_frozen(self.phi, torch.cat([batch.state, action], dim=1))
-            energy = pair_energy(phi_of_action, self._side.reads(psi.detach()), options.energy)
+            judged = torch.cat([batch.state, action], dim=1)
+            energy = pair_energy(
+                call_frozen(self.phi, judged), self._side.reads(psi.detach()), options.energy
+            )
+            if options.survival_bonus:
+                energy = energy + options.survival_bonus * F.logsigmoid(call_frozen(self.survival, judged))
             alpha = self.log_alpha.exp()
             actor = actor_loss(alpha.detach(), log_prob, energy)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        phi = self.phi(torch.cat([batch.state, batch.action], dim=1))
+        taken = torch.cat([batch.state, batch.action], dim=1)
+        phi = self.phi(taken)
         rows, goals, offset = self._gathered(phi, psi)
         critic, contrast = info_nce(
             rows,
@@ -113,7 +147,11 @@ class CRL(Algorithm):
             form=options.form,
             return_metrics=True,
             impl="reference" if self.impl == "reference" else "auto",
+            row_weight=self._row_weight(batch),
         )
+        losses = {"critic": critic}
+        if options.survival_bonus:
+            losses["survival"] = survival.loss(self.survival(taken), batch.extra)
         self._side.join(device)
         metrics = {
             "critic_loss": critic,
@@ -126,7 +164,26 @@ class CRL(Algorithm):
             "positive_logit": contrast.mean_positive,
             "negative_logit": contrast.mean_negative,
         }
-        yield {"critic": critic, "actor": actor, "alpha": temperature}, metrics
+        metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
+        yield {**losses, "actor": actor, "alpha": temperature}, metrics
+
+    def _row_weight(self, batch: Batch) -> Tensor | None:
+        """[B], what multiplies a row's part of the contrastive loss; None where all of them count alike."""
+        options, extra = self.options, batch.extra
+        weight = survival.row_weight(extra, options.gamma) if options.survival_rows else None
+        if options.horizon > 1:
+            valid = extra["valid"]
+            # the mean over whole chunks: of all processes, where their batches are one
+            share = self._joint(valid).mean().clamp_min(1 / len(valid))
+            weight = valid / share if weight is None else weight * valid / share
+        if weight is None:
+            return None
+        weight = weight.to(batch.state.dtype)
+        return self._joint(weight) if options.form in ("backward", "symmetric") else weight
+
+    def _joint(self, x: Tensor) -> Tensor:
+        """x [B] of this process, or of all under `gather_negatives`."""
+        return self.exchange.gather_rows(x) if self.options.gather_negatives else x
 
     def _gathered(self, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor, int]:
         """phi, psi and positive_offset for `info_nce`, with `gather_negatives` against the goals of all processes.
@@ -142,4 +199,4 @@ class CRL(Algorithm):
         return phi, gather(psi), self.exchange.rank * len(phi)
 
     def policy(self) -> GaussianPolicy:
-        return GaussianPolicy(self.actor)
+        return GaussianPolicy(self.actor, self.options.horizon)

@@ -36,6 +36,14 @@ def truncated_geometric(uniform: Tensor, longest: Tensor, gamma: float) -> Tenso
     return torch.minimum(d.clamp_min(1).long(), longest)
 
 
+def geometric(uniform: Tensor, gamma: float) -> Tensor:
+    """h >= 1, int64, with P(h) = (1 - gamma) gamma^(h - 1): ceil(log(1 - uniform) / log(gamma)).
+
+    uniform: float64 in [0, 1).
+    """
+    return torch.ceil(torch.log1p(-uniform) / math.log(gamma)).clamp_min(1).long()
+
+
 class Sampler(ABC):
     """Draws the batches of a round from a ring."""
 
@@ -81,11 +89,17 @@ class FutureGoals(Sampler):
     share of the rows that keep the goal that the policy was given. horizon: H, actions of a row; with H > 1 a batch's
     action is [B, H * A], those of t .. t + H - 1, and extra["valid"] [B] float32 is 1 where all of them lie in the
     row's trajectory and window; elsewhere the action is 0.
+
+    falls: also give, in `extra`, [B] each: "left" int64, later steps of the row's trajectory in its window; "falls"
+    bool, whether the last of these ended it for good (a time limit does not, and what comes after the window is not
+    known); "lag" int64, an h >= 1 with P(h) proportional to gamma^h, drawn apart from the goal and not cut off.
     """
 
-    def __init__(self, gamma: float | None, commanded: float = 0.0, horizon: int = 1):
-        self.gamma, self.commanded, self.horizon = gamma, commanded, horizon
-        self.columns = ("goals",) if commanded else ()
+    def __init__(self, gamma: float | None, commanded: float = 0.0, *, horizon: int = 1, falls: bool = False):
+        if falls and gamma is None:
+            raise ValueError("falls=True draws lags with the goals' gamma, got None; pass one")
+        self.gamma, self.commanded, self.horizon, self.falls = gamma, commanded, horizon, falls
+        self.columns = ("goals",) * bool(commanded) + ("terminals",) * falls
 
     def draw_rows(
         self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
@@ -102,6 +116,13 @@ class FutureGoals(Sampler):
                 drawn["commanded"] = kept
             if self.horizon > 1:
                 drawn["whole"] = rows.left >= self.horizon - 1
+            if self.falls:
+                assert self.gamma is not None
+                uniform = torch.rand(
+                    len(rows.env), dtype=torch.float64, generator=generator, device=ring.device
+                )
+                drawn |= {"left": rows.left, "last": ring.index(rows, rows.left)}
+                drawn["lag"] = geometric(uniform, self.gamma)
             yield drawn
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
@@ -110,6 +131,9 @@ class FutureGoals(Sampler):
         if self.commanded:
             goal = torch.where(draw["commanded"][:, None], ring.take("goals", now), goal)
         action, extra = taken_actions(ring, draw, self.horizon)
+        if self.falls:
+            extra |= {"left": draw["left"], "lag": draw["lag"]}
+            extra["falls"] = ring.take("terminals", draw["last"]).bool()
         return Batch(ring.take("states", now), action, goal, extra=extra)
 
 

@@ -21,7 +21,11 @@ from deepres.training.memory_plan import plan
 from helpers.learners import SIZES, B, learner_of, numbers, same, small
 
 OPTIONS: dict[str, list[dict[str, object]]] = {
-    "crl": [{}, {"form": "symmetric", "energy": "dot"}],
+    "crl": [
+        {},
+        {"form": "symmetric", "energy": "dot"},
+        {"horizon": 3, "survival_rows": True, "survival_bonus": 1.0},
+    ],
     "sac": [
         {},
         {"hindsight": 0.8},

@@ -83,6 +83,47 @@ def test_a_share_of_the_rows_keeps_the_commanded_goal():
     assert set(batches[0].tensors()) == {"state", "action", "goal"}
 
 
+# --- who falls ---
+
+
+@pytest.mark.parametrize("window", [25, 1000])
+@pytest.mark.parametrize("steps", [30, 50, 137])  # not full, just full, gone round the ring
+def test_who_falls_and_when_is_known_up_to_the_windows_end(steps, window):
+    """Trajectories of environment 1 end for good, the others' at a time limit."""
+    sampler = FutureGoals(GAMMA, falls=True)
+    buffer = filled(steps=steps, columns=sampler.columns)
+    count = 3 * (min(window, steps, 50) - 1)
+    (batch,) = draw(buffer, 1, count, window=window, sampler=sampler)  # one pass: whole windows
+    env, t, traj = batch.state.long().T
+    for e, now, trajectory_of, left, falls in zip(
+        *(x.tolist() for x in (env, t, traj, batch.extra["left"], batch.extra["falls"])), strict=True
+    ):
+        end = int(t[env == e].max()) + 1  # the window's last step, which is no row itself
+        last = now
+        while last < end and _trajectory(e, last + 1) == trajectory_of:
+            last += 1
+        assert left == last - now
+        assert falls == (e == 1 and _trajectory(e, last + 1) != trajectory_of)
+    assert 0 < batch.extra["falls"].float().mean() < 1
+
+
+def test_lags_follow_the_geometric_law_whatever_is_left():
+    sampler = FutureGoals(GAMMA, falls=True)
+    buffer = filled(columns=sampler.columns)
+    batches = draw(buffer, 200, 64, sampler=sampler)
+    lag = torch.cat([batch.extra["lag"] for batch in batches])
+    assert lag.dtype == torch.int64 and lag.min() == 1
+    law = np.array([(1 - GAMMA) * GAMMA ** (k - 1) for k in range(1, 31)] + [GAMMA**30])
+    counts = torch.bincount(lag.clamp_max(31), minlength=32)[1:]
+    assert stats.chisquare(counts.double().numpy(), law * len(lag)).pvalue > 1e-3
+    with pytest.raises(ValueError, match="falls=True draws lags with the goals' gamma, got None; pass one"):
+        FutureGoals(None, falls=True)
+
+
+def _trajectory(env: int, t: int) -> int:
+    return int(trajectory(torch.tensor([env]), torch.tensor([t])))
+
+
 # --- hindsight ---
 
 

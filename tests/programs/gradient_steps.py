@@ -27,10 +27,15 @@ def two_steps(config: Config) -> None:
     rows = config.schedule.batch_size
     for _ in range(2):
         state, there = torch.randn(rows, SIZES.state), torch.randn(rows, SIZES.state)
-        action, goal = torch.rand(rows, SIZES.action), torch.randn(rows, SIZES.goal)
+        action, goal = (
+            torch.rand(rows, learner.algorithm.horizon * SIZES.action),
+            torch.randn(rows, SIZES.goal),
+        )
         whole = Batch(state, action, goal, there, torch.rand(rows), torch.zeros(rows))
         kept = learner.algorithm.sampler.columns
-        batch = whole if "next_states" in kept else Batch(state, action, goal)
+        left = torch.arange(rows)
+        extra = {"valid": torch.ones(rows), "left": left, "falls": left % 2 == 0, "lag": left + 1}
+        batch = whole if "next_states" in kept else Batch(state, action, goal, extra=extra)
         learner.update(batch, learner.noise(batch, generator))
 
 

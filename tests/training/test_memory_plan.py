@@ -25,6 +25,7 @@ DEEP = Config("crl", env="humanoid_u_maze", depth=1024, actor_depth=512)
     [
         ("crl", {"precision": "bf16"}),
         ("crl", {"recompute": "4"}),
+        ("crl", {"horizon": 3, "survival_rows": True, "survival_bonus": 1.0}),
         ("sac", {}),
         ("c51", {}),
         ("gcbc", {"actor_depth": 128}),
