@@ -88,16 +88,20 @@ _ENTRIES |= {
     for layout in ("u_maze", "u_maze_eval", "big_maze", "big_maze_eval", "hardest_maze")
 }
 # Starts and goals so many cells apart: trained on near ones, evaluated on farther ones; `make` takes any such name.
-_APART = re.compile(r"ant_(?P<layout>\w+_maze)_gen_(?P<apart>(\d+f)+)")
+_APART = re.compile(r"(?P<robot>ant|point)_(?P<layout>\w+_maze)_gen_(?P<apart>(\d+f)+)")
 _GENERALIZATION = [
-    f"ant_{u}_maze_gen_{apart}"
-    for u in ("u", "u2", "u3", "u4", "u5")
-    for apart in ("1f2f3f", "4f", "5f", "6f")
+    "point_u_maze_gen_1f2f3f",
+    *(
+        f"ant_{u}_maze_gen_{apart}"
+        for u in ("u", "u2", "u3", "u4", "u5")
+        for apart in ("1f2f3f", "4f", "5f", "6f")
+    ),
 ]
 
 
 def names() -> list[str]:
-    """The names that `make` knows, sorted. It takes more: ROBOT_maze with a layout, and ant_LAYOUT_gen_1f2f..."""
+    """The names that `make` knows, sorted. It takes more: ROBOT_maze with a layout, and ant_LAYOUT_gen_1f2f...
+    or point_LAYOUT_gen_1f2f..."""
     return sorted([*_ENTRIES, *_GENERALIZATION])
 
 
@@ -124,7 +128,7 @@ def _find(name: str) -> Entry | None:
     apart = _APART.fullmatch(name)
     if apart:
         cells = tuple(int(k) for k in re.findall(r"\d+", apart["apart"]))
-        return _ours(*_MAZES["ant"], layout=apart["layout"], apart=cells)
+        return _ours(*_MAZES[apart["robot"]], layout=apart["layout"], apart=cells)
     robot = name.removesuffix("_maze")
     return _ours(*_MAZES[robot]) if robot in _MAZES and robot != name else None
 

@@ -113,7 +113,7 @@ class AntMaze(Walled, Ant):
     ) -> None:
         Ant.__init__(self, parity=parity)
         self.maze = Maze.parse(layout, cell=4.0, layouts=ANT_LAYOUTS)
-        self.pairs = _pairs(self.maze.path(), tuple(apart)) if apart else None
+        self.pairs = self.maze.pairs(apart) if apart else None
 
     def robot(self) -> mujoco.MjSpec:
         spec = Ant.spec(self)
@@ -131,8 +131,7 @@ class AntMaze(Walled, Ant):
         if self.pairs is None:
             start, goal = self.maze.draw_start(start_key), self.maze.draw_goal(goal_key)
             return self.stand(body_key, start), goal
-        ends, chance = self.pairs
-        start, goal = jnp.asarray(ends)[jax.random.choice(start_key, len(ends), p=jnp.asarray(chance))]
+        start, goal = self.pairs.draw(start_key)
         physics = self.stand(body_key, start)
         return at_rest(physics.qpos.at[:2].set(start), physics.qvel), goal
 
@@ -161,14 +160,3 @@ def on_circle(key: jax.Array, radius: float) -> jax.Array:
     """A point [2] at `radius` from the origin, in any direction."""
     bearing = 2 * jnp.pi * jax.random.uniform(key)
     return radius * jnp.stack([jnp.cos(bearing), jnp.sin(bearing)])
-
-
-def _pairs(path: np.ndarray, apart: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Start and goal [n, 2, 2] of all pairs of `path` that lie `apart` cells from each other, and their chances."""
-    longest = len(path) - 1
-    whole = all(isinstance(k, int) and 1 <= k <= longest for k in apart)
-    if not whole or len(set(apart)) != len(apart):
-        raise ValueError(f"apart must be different numbers of cells from 1 to {longest}, got {apart}")
-    ends = [np.stack([path[:-k], path[k:]], axis=1) for k in apart]
-    chances = [np.full(len(pairs), 1 / len(pairs) / len(apart), np.float32) for pairs in ends]
-    return np.concatenate(ends), np.concatenate(chances)

@@ -32,6 +32,18 @@ WALL_RGBA = (0.55, 0.60, 0.68, 1.0)
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Starts and goals, ends: float32 [n, 2, 2], cell centres in metres; chances: [n], which add up to 1."""
+
+    ends: np.ndarray
+    chances: np.ndarray
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        """A start and a goal, [2, 2]."""
+        return jnp.asarray(self.ends)[jax.random.choice(key, len(self.ends), p=jnp.asarray(self.chances))]
+
+
+@dataclass(frozen=True)
 class Maze:
     """A checked grid. walls: bool [rows, columns]; starts, goals: float32 [n, 2], cell centres in metres.
 
@@ -78,6 +90,18 @@ class Maze:
     def draw_goal(self, key: jax.Array) -> jax.Array:
         """A goal cell's centre [2], uniformly."""
         return jnp.asarray(self.goals)[jax.random.randint(key, (), 0, len(self.goals))]
+
+    def pairs(self, apart: Sequence[int]) -> Pairs:
+        """All starts and goals that are `apart` cells from each other along the path, the goal ahead; each number of
+        cells is equally likely. Raises ValueError for a number that the path does not have, or a maze without one."""
+        path, apart = self.path(), tuple(apart)
+        longest = len(path) - 1
+        whole = all(isinstance(k, int) and 1 <= k <= longest for k in apart)
+        if not whole or len(set(apart)) != len(apart):
+            raise ValueError(f"apart must be different numbers of cells from 1 to {longest}, got {apart}")
+        ends = [np.stack([path[:-k], path[k:]], axis=1) for k in apart]
+        chances = [np.full(len(pairs), 1 / len(pairs) / len(apart), np.float32) for pairs in ends]
+        return Pairs(np.concatenate(ends), np.concatenate(chances))
 
     def path(self) -> np.ndarray:
         """[L, 2] float32: the centres of all free cells, in the order of a walk from the start.

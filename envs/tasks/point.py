@@ -19,7 +19,11 @@ from deepres.envs.tasks.maze import Maze, Walled
 
 
 class PointMaze(Walled):
-    """A point in the maze `layout`: a name of layouts.LAYOUTS, or a grid's rows as text."""
+    """A point in the maze `layout`: a name of layouts.LAYOUTS, or a grid's rows as text.
+
+    With `apart`, a tuple of numbers of cells, the maze must be a single corridor, and start and goal are that many
+    cells apart along it, as the ant's: ours, nothing like it was published.
+    """
 
     state_dim = 4
     goal_slice = slice(0, 2)
@@ -29,8 +33,9 @@ class PointMaze(Walled):
     goal_height = 0.75
     boxes = 3  # its radius of 0.25 m is under half a cell
 
-    def __init__(self, layout: str | Sequence[str] = "u_maze") -> None:
+    def __init__(self, layout: str | Sequence[str] = "u_maze", apart: Sequence[int] = ()) -> None:
         self.maze = Maze.parse(layout, cell=4.0)
+        self.pairs = self.maze.pairs(apart) if apart else None
 
     def robot(self) -> mujoco.MjSpec:
         return mujoco.MjSpec.from_file(str(ASSETS / "point.xml"))
@@ -38,7 +43,10 @@ class PointMaze(Walled):
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
         start_key, goal_key, velocity_key = jax.random.split(key, 3)
         velocity = 0.1 * jax.random.normal(velocity_key, (2,))
-        return at_rest(self.maze.draw_start(start_key), velocity), self.maze.draw_goal(goal_key)
+        if self.pairs is None:
+            return at_rest(self.maze.draw_start(start_key), velocity), self.maze.draw_goal(goal_key)
+        start, goal = self.pairs.draw(start_key)
+        return at_rest(start, velocity), goal
 
     def observe(self, physics: PhysicsState) -> jax.Array:
         return jnp.concatenate([physics.qpos, physics.qvel])

@@ -254,7 +254,11 @@ def steps_apart(walls, start, goal):
 
 @pytest.mark.parametrize(
     ("name", "length", "apart"),
-    [("ant_u_maze_gen_1f2f3f", 7, (1, 2, 3)), ("ant_u5_maze_gen_4f6f16f", 17, (4, 6, 16))],
+    [
+        ("ant_u_maze_gen_1f2f3f", 7, (1, 2, 3)),
+        ("ant_u5_maze_gen_4f6f16f", 17, (4, 6, 16)),
+        ("point_u4_maze_gen_1f5f", 11, (1, 5)),
+    ],
 )  # fmt: skip
 def test_starts_and_goals_are_as_far_apart_as_the_name_says(name, length, apart):
     task = envs.make_task(name)
