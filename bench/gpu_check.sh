@@ -1,40 +1,95 @@
 #!/usr/bin/env bash
 # Everything this project wants to know of a GPU, in at most 10 minutes and without a network:
 #
-#     bash bench/gpu_check.sh [--keep]
+#     bash bench/gpu_check.sh [--keep] [STEP...]
 #
-# The GPU tests, the small ones under compute-sanitizer where it is installed, the ceilings of the machine, the cost of
-# a dependent layer by mechanism with its prediction, and every backend against its rivals. JSON and logs go to
-# bench/results/new/gpu, with --keep to bench/results/gpu, or to $OUT; PYTHON names the interpreter (python3).
+# Without a STEP: versions collect smoke tests micro check memcheck synccheck initcheck racecheck. By name alone, each
+# a call of its own: throughput, rivals, profile. docs/gpu.md says what each is for. JSON and logs go to
+# bench/results/new/gpu, with --keep to bench/results/gpu, or to $OUT: the results of a step as they come, the running
+# step's words in running.log, those of the steps before it in logs.tar. PYTHON names the interpreter (python3).
+# The exit status is 1 where a step failed, 2 where there is no GPU.
 set -u -o pipefail
 cd "$(dirname "$0")/.."
 folder=bench/results/new/gpu
-[ "${1:-}" = --keep ] && folder=bench/results/gpu
+if [ "${1:-}" = --keep ]; then
+  folder=bench/results/gpu
+  shift
+fi
 out=${OUT:-$folder}
 python=${PYTHON:-python3}
+asked=" ${*:-versions collect smoke tests micro check memcheck synccheck initcheck racecheck} "
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 mkdir -p "$out"
 export PYTHONPATH=.:${PYTHONPATH:-} PYTHONUNBUFFERED=1
-failed=0
+export CUBLAS_WORKSPACE_CONFIG=:4096:8 XLA_PYTHON_CLIENT_PREALLOCATE=false
+status=0
+absent=$("$python" -c 'import torch; print("" if torch.cuda.is_available() else "PyTorch sees no CUDA device")' \
+  2> /dev/null) || absent="$python cannot import PyTorch"
 
-step() {  # step SECONDS NAME COMMAND...: runs it, keeps its log, goes on whatever comes of it
+stack=tests/kernels/test_residual_stack_cuda.py
+files=("$stack" tests/kernels/test_residual_stack_triton.py tests/kernels/test_info_nce_gpu.py
+  tests/training/test_cuda_graph.py tests/data/test_replay.py)
+checked=()  # of the sanitizers: clusters of 2 and 4, a batch that fills no team and one that ends within one
+for case in 7-128-bf16 100-128-fp32 7-256-bf16 100-256-bf16 100-256-fp32; do
+  checked+=("$stack::test_gpu_error_is_no_worse[$case]")
+done
+
+step() {  # step SECONDS NAME COMMAND...: runs it, keeps its words, goes on whatever comes of it
   local seconds=$1 name=$2
   shift 2
+  [[ $asked == *" $name "* ]] || return 0
   echo "== $name"
-  if timeout "$seconds" "$@" 2>&1 | tee "$out/$name.log" | tail -n 40; then return; fi
-  echo "== $name failed"
-  failed=1
+  timeout -k 5 "$seconds" "$@" 2>&1 | tee "$out/running.log" | tail -n 40
+  local code=${PIPESTATUS[0]}
+  if [ "$code" -ne 0 ]; then
+    status=1
+    [ "$code" -ge 124 ] && echo "== $name was ended after $seconds s" || echo "== $name failed"
+  fi
+  mv "$out/running.log" "$logs/$name.log"
+  tar -cf "$out/logs.tar.part" -C "$logs" . && mv "$out/logs.tar.part" "$out/logs.tar"
 }
 
-step 150 tests "$python" -m pytest tests -m gpu -q -x
-step 170 check "$python" bench/gpu/check.py --out "$out"
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck; do
-    step 60 "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest tests -m gpu -q -k "test_gpu_error_is_no_worse and 7-64 and bf16"
-  done
-else
-  echo "== compute-sanitizer is not installed: not run" | tee "$out/memcheck.log"
-fi
-step 150 throughput "$python" bench/throughput.py --op residual_stack --device cuda --depth 64 1024 \
-  --precision bf16 tf32 --compile --jax --seconds 2 --limit 60 --out "$out"
-exit $failed
+gpu() {  # the same, of a step that takes a GPU
+  [[ $asked == *" $2 "* ]] || return 0
+  if [ -n "$absent" ]; then
+    echo "== $2: not run, $absent"
+    status=2
+  else
+    step "$@"
+  fi
+}
+
+sanitizer() {  # sanitizer SECONDS TOOL: no caching, or PyTorch's 2 MB blocks hide what is out of bounds
+  [[ $asked == *" $2 "* ]] || return 0
+  if [ -z "$absent" ] && ! command -v compute-sanitizer > /dev/null; then
+    echo "== $2: not run, compute-sanitizer is not on the PATH"
+  else
+    gpu "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$2" --error-exitcode 9 \
+      "$python" -m pytest "${checked[@]}" -m gpu -q --timeout "$1"
+  fi
+}
+
+# shellcheck disable=SC2016
+step 30 versions bash -c 'nvidia-smi 2> /dev/null; "$1" --version; "$1" -m pip list 2> /dev/null |
+  grep -iE "^(torch|triton|cupy|cuda|nvidia-cuda-nvrtc|jax|numpy|pytest)"
+  "$1" -c "import deepres, json; print(json.dumps(deepres.backends(), indent=1))"' - "$python"
+# shellcheck disable=SC2016
+step 40 collect bash -o pipefail -c '"$@" | awk "{ print } /: [0-9]+\$/ { n += \$NF }
+  END { print n + 0 \" GPU tests collected\" }"' - "$python" -m pytest --collect-only -qq -m gpu "${files[@]}"
+gpu 60 smoke "$python" bench/gpu_smoke.py --out "$out"
+gpu 170 tests "$python" -m pytest "${files[@]}" -m gpu -q -n 6 --timeout 60 --timeout-method thread
+gpu 45 micro "$python" bench/gpu_micro.py --out "$out"
+gpu 130 check "$python" bench/gpu/check.py --out "$out"
+sanitizer 40 memcheck
+sanitizer 25 synccheck
+sanitizer 25 initcheck
+sanitizer 25 racecheck
+gpu 540 throughput "$python" bench/throughput.py --op residual_stack gradient_step --device cuda --depth 64 1024 \
+  --precision bf16 tf32 --seconds 2 --limit 60 --no-plot --out "$out"
+gpu 540 rivals "$python" bench/throughput.py --op residual_stack gradient_step info_nce --device cuda --depth 64 \
+  --precision bf16 --compile --jax --seconds 2 --limit 200 --no-plot --out "$out"
+gpu 300 profile ncu --clock-control none --set full --kernel-name 'regex:residual_stack_(forward|dgrad)' \
+  --launch-count 4 --force-overwrite --export "$out/profile" \
+  "$python" -m pytest "$stack::test_gpu_graph_replays_the_same_bits" -m gpu -q
+exit $status

@@ -167,8 +167,10 @@ def run(
         contest.enter(other_backends(op, results, contest), asked_for=False)
         results["checks"] += contest.checks
         for _, _, size, mode in (case for case in cases if case[:2] == (op, precision)):
-            results["rows"] += contest.measure(contest.case(size, mode))
-            files.save(results, path)
+            done = len(results["rows"])
+            for rows in contest.measure(contest.case(size, mode)):
+                results["rows"][done:] = rows
+                files.save(results, path)
             progress.advance()
 
 

@@ -2,9 +2,9 @@
 
     python bench/gpu/check.py [--out DIR] [--width 256] [--batch 512] [--precision bf16]
 
-Each mechanism runs two depths; the difference over the layers between them is the cost of one dependent
-layer, free of what a call costs once. Times are CUDA events around a call, the median of many; "cold" has the
-L2 cache overwritten before each.
+Each mechanism and precision has a process of its own and a minute. It runs two depths; the difference over the layers
+between them is the cost of one dependent layer, free of what a call costs once. Times are CUDA events around a call,
+the median of many; "cold" has the L2 cache overwritten before each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ if (
     sys.path[:] = [str(here.parents[1]), *(p for p in sys.path if Path(p).resolve() != here)]
 
 import deepres
-from bench.gpu import model
+from bench.gpu import children, model
 from bench.harness import environment, turns
 from bench.harness import results as files
+from bench.harness.cuda_graph import captured
 from bench.published.crl import HALF, Stack
 from deepres.kernels.residual_stack import cuda as backend
 
 DEPTHS = (64, 128)
 CALLS = 30
+DESK = "bench.gpu.check:Desk"
+LIMIT_S = 60.0  # of one mechanism in one precision
 Run = Callable[[], object]
 
 
@@ -55,20 +58,6 @@ def microseconds(run: Run, *, cold: bool = False) -> dict[str, float]:
     return turns.spread([1e3 * start.elapsed_time(stop) for start, stop in pairs])
 
 
-def graphed(run: Run) -> Run:
-    """The call as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def ceilings() -> dict[str, float]:
     """Copy bandwidth in GB/s (read and written), dense products in TFLOP/s, a kernel of a graph in us."""
     big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
@@ -82,31 +71,35 @@ def ceilings() -> dict[str, float]:
     one = torch.zeros(1, device="cuda")
 
     def chain(kernels: int) -> float:
-        return microseconds(graphed(lambda: [one.add_(1) for _ in range(kernels)]))["median"]
+        return microseconds(captured(lambda: [one.add_(1) for _ in range(kernels)]))["median"]
 
     found["graph_kernel_us"] = (chain(200) - chain(100)) / 100
     return found
 
 
-def tensors(size: model.Size) -> list[torch.Tensor]:
-    """x and parameters, on the device."""
+def tensors(size: model.Size, device: str) -> list[torch.Tensor]:
+    """x and parameters."""
     random = torch.Generator().manual_seed(0)
     shapes = [(size.batch, size.width), (size.depth, size.width, size.width)] + [(size.depth, size.width)] * 3
-    x, weight, *vectors = (torch.randn(shape, generator=random).cuda() for shape in shapes)
+    x, weight, *vectors = (torch.randn(shape, generator=random).to(device) for shape in shapes)
     bias, gamma, beta = (0.1 * v for v in vectors)
     return [x, weight / size.width**0.5, bias, 1 + gamma, beta]
 
 
 def plain(
-    size: model.Size,
+    size: model.Size, device: str = "cuda"
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """The network as one writes it by hand, with a tensor for each parameter of each layer."""
-    x, *parameters = tensors(size)
+    """The network as one writes it by hand, with a tensor for each parameter of each layer.
+
+    Its products are in the precision of `size`, for the rest of the process.
+    """
+    torch.set_float32_matmul_precision("high" if size.precision == "tf32" else "highest")
+    x, *parameters = tensors(size, device)
     stack, half = Stack(*parameters), HALF.get(size.precision)
 
     def network(a: torch.Tensor) -> torch.Tensor:
         # nothing cached: a recorded graph would keep one call's casts of the weights
-        with torch.autocast("cuda", half, enabled=half is not None, cache_enabled=False):
+        with torch.autocast(device, half, enabled=half is not None, cache_enabled=False):
             return stack(a)
 
     return network, list(stack.parameters()), x
@@ -133,7 +126,7 @@ def eager(size: model.Size) -> dict[str, Run]:
 
 
 def eager_graph(size: model.Size) -> dict[str, Run]:
-    return {mode: graphed(run) for mode, run in eager(size).items()}
+    return {mode: captured(run) for mode, run in eager(size).items()}
 
 
 def compiled(size: model.Size) -> dict[str, Run]:
@@ -145,46 +138,57 @@ def fused(impl: str, cluster: int | None = None) -> Callable[[model.Size], dict[
     """deepres under a graph; cluster: the CUDA backend's design A (1), B (2) or C (4)."""
 
     def build(size: model.Size) -> dict[str, Run]:
-        x, *parameters = tensors(size)
+        x, *parameters = tensors(size, "cuda")
         leaves = [p.requires_grad_() for p in parameters]
 
         def network(a: torch.Tensor) -> torch.Tensor:
             return deepres.residual_stack(a, *leaves, precision=size.precision, impl=impl)
 
         if cluster is None:
-            return {mode: graphed(run) for mode, run in runs(network, leaves, x).items()}
+            return {mode: captured(run) for mode, run in runs(network, leaves, x).items()}
         with mock.patch.object(backend, "choose_cluster", lambda *_: cluster):
-            return {mode: graphed(run) for mode, run in runs(network, leaves, x).items()}
+            return {mode: captured(run) for mode, run in runs(network, leaves, x).items()}
 
     return build
 
 
 MECHANISMS: dict[str, Callable[[model.Size], dict[str, Run]]] = {
-    "eager": eager,
-    "eager in a graph": eager_graph,
-    "deepres triton": fused("triton"),
+    "deepres cuda, C": fused("cuda", 4),
     "deepres cuda, A": fused("cuda", 1),
     "deepres cuda, B": fused("cuda", 2),
-    "deepres cuda, C": fused("cuda", 4),
+    "deepres triton": fused("triton"),
+    "eager in a graph": eager_graph,
+    "eager": eager,
     "torch.compile, reduce-overhead": compiled,
 }
+"""What is asked first is what nobody else can tell; the slowest to build comes last."""
 
 
 def measure(size: model.Size, build: Callable[[model.Size], dict[str, Run]]) -> dict[str, object]:
-    """Per mode: the times of both depths, and of one dependent layer; or why there are none."""
+    """Per mode: the times of both depths, and of one dependent layer."""
     found: dict[str, object] = {}
     medians: dict[str, list[float]] = {}
-    try:
-        for depth in DEPTHS:
-            for mode, run in build(dataclasses.replace(size, depth=depth)).items():
-                times = microseconds(run)
-                found[f"{mode}, depth {depth}"] = {"warm": times, "cold": microseconds(run, cold=True)}
-                medians.setdefault(mode, []).append(times["median"])
-    except Exception as error:  # one mechanism that is missing or fails leaves the others their figures
-        return {"failed": f"{type(error).__name__}: {error}"[:500]}
+    for depth in DEPTHS:
+        for mode, run in build(dataclasses.replace(size, depth=depth)).items():
+            times = microseconds(run)
+            found[f"{mode}, depth {depth}"] = {"warm": times, "cold": microseconds(run, cold=True)}
+            medians.setdefault(mode, []).append(times["median"])
     for mode, (short, long) in medians.items():
         found[f"{mode}, us a layer"] = (long - short) / (DEPTHS[1] - DEPTHS[0])
     return found
+
+
+class Desk:
+    """What a child can be asked."""
+
+    def __init__(self, threads: int | None):
+        pass
+
+    def machine(self) -> dict[str, object]:
+        return {"environment": environment.describe("cuda"), "ceilings": ceilings()}
+
+    def measure(self, mechanism: str, size: model.Size) -> dict[str, object]:
+        return measure(size, MECHANISMS[mechanism])
 
 
 def machine_of(name: str) -> model.Machine | None:
@@ -199,24 +203,38 @@ def main() -> int:
     parser.add_argument("--precision", nargs="*", choices=tuple(model.PRECISIONS), default=["bf16", "tf32"])
     files.add_options(parser)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("check.py measures a CUDA device, and PyTorch sees none; bench/model.py predicts without one")
+    if reason := children.without_gpu("bench/gpu/check.py"):
+        print(f"{reason}; bench/model.py predicts without one")
         return 2
-    described = environment.describe("cuda")
-    results = files.begin("gpu_check", arguments, described, ceilings=ceilings())
     path = files.path(arguments, "gpu_check.json")
-    machine = machine_of(described["device"]["name"])
-    for name, build in MECHANISMS.items():  # the slowest to build comes last, for every precision
-        for precision in arguments.precision:
-            size = model.Size(DEPTHS[0], arguments.batch, arguments.width, precision)
-            predicted = model.predictions(machine, size) if machine else "no entry in bench/gpu/model.py"
-            row = {"mechanism": name, **dataclasses.asdict(size), "predicted_us": predicted}
-            results["rows"].append(row | {"measured": measure(size, build)})
-            print(precision, name, json.dumps(results["rows"][-1]["measured"]))
-            files.save(results, path)  # what is measured stays, whatever comes next
+    results = begun(arguments)
+    if results is None:
+        return 1
+    files.save(results, path)
+    machine = machine_of(results["environment"]["device"]["name"])
+    sizes = [model.Size(DEPTHS[0], arguments.batch, arguments.width, p) for p in arguments.precision]
+    tasks = [(mechanism, size) for mechanism in MECHANISMS for size in sizes]
+    for (mechanism, size), outcome in children.each(DESK, "measure", tasks, limit_s=LIMIT_S):
+        predicted = model.predictions(machine, size) if machine else "no entry in bench/gpu/model.py"
+        row = {"mechanism": mechanism, **dataclasses.asdict(size), "predicted_us": predicted}
+        row |= {"status": outcome.status, "reason": outcome.reason, "measured": outcome.answer}
+        results["rows"].append(row)
+        files.save(results, path)  # what is measured stays, whatever comes next
+        print(size.precision, mechanism, json.dumps(outcome.answer or outcome.reason), flush=True)
     results["complete"] = True
     files.save(results, path)
-    return 0
+    return 0 if all(row["status"] == "measured" for row in results["rows"]) else 1
+
+
+def begun(arguments: argparse.Namespace) -> files.Row | None:
+    """The result without rows, the machine's facts in it; None, and a sentence printed, where it tells none."""
+    ((_, outcome),) = children.each(DESK, "machine", [()], limit_s=LIMIT_S)
+    if outcome.answer is None:
+        print(f"check.py learned nothing of this GPU: {outcome.reason}")
+        return None
+    return files.begin(
+        "gpu/check", arguments, outcome.answer["environment"], ceilings=outcome.answer["ceilings"]
+    )
 
 
 if __name__ == "__main__":

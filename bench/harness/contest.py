@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bench.harness import memory, turns
-from bench.harness.contestants import BASELINE, CEILING, SINGLE, Case, Implementation, Op
+from bench.harness.contestants import BASELINE, CEILING, SINGLE, SLOW_TO_BUILD, Case, Implementation, Op
 from bench.harness.results import Row
 from bench.harness.workers import Crew, Failed, Worker
 
@@ -73,49 +73,75 @@ class Contest:
     def served_by(self, name: str) -> str:
         return next((check["served_by"] for check in self.checks if check["implementation"] == name), "")
 
-    def measure(self, case: Case) -> Iterator[Row]:
-        """A row for every contestant of the case, timed or with the reason why not."""
+    def measure(self, case: Case) -> Iterator[list[Row]]:
+        """The rows of the case so far, timed or with the reason why not; the last has one for every contestant.
+
+        On a CPU all are built, then timed in turns: it has neighbours. On a GPU one is built, timed and gone before the
+        next, and those that take minutes to build come last.
+        """
         reasons = dict(self.reasons)
         built: dict[str, Row] = {}
-        for name, worker in self.workers.items():
-            if name in reasons:
-                continue
-            if short := self._too_large(case, name, len(self.workers) - len(reasons)):
-                reasons[name] = ("failed", short)
-                continue
-            self.say(f"{self._words(case)}: building {self._entry(name).label}")
-            try:
-                limit_s = self.settings.limit_s
-                facts = worker.ask("build", case, self._entry(name), limit_s=limit_s)
-                peak = None if name == CEILING else worker.ask("memory", case, limit_s=limit_s)
-                built[name] = facts | {"peak_bytes": peak}
-            except Failed as failure:
-                self._leave(name, failure, reasons)
-        seconds = self._time(case, built, reasons)
-        medians = {name: statistics.median(s for turn in own for s in turn) for name, own in seconds.items()}
-        base, single, ceiling = (seconds.get(name) for name in (BASELINE, SINGLE, CEILING))
-        for name in self.workers:
-            row = self._blank_row(case, name)
-            if name not in seconds:
-                yield row | dict(zip(("status", "reason"), reasons[name], strict=True))
-                continue
-            own = seconds[name]
-            ms = turns.spread([s * 1e3 for turn in own for s in turn])
-            yield row | {
-                "served_by": built[name]["served_by"],
-                "ms": ms,
-                "speed_up": turns.ratio(base, own) if base else None,
-                "speed_up_fp32": turns.ratio(single, own) if single else None,
-                "speed_up_over": {n: turns.ratio(other, own)["median"] for n, other in seconds.items()},
-                "share_of_products": turns.ratio(ceiling, own)["median"] if ceiling else None,
-                "gflops_per_s": self.op.flops(case) / medians[name] / 1e9,
-                "gbytes_per_s": self.op.bytes(case) / medians[name] / 1e9,
-                "peak_bytes": built[name]["peak_bytes"],
-                "compile_s": built[name]["compile_s"],
-            }
-        for name in built:
-            if not self.workers[name].dead:
-                self.workers[name].ask("drop")
+        seconds: dict[str, list[list[float]]] = {}
+        groups = [list(self.workers)]
+        if case.device == "cuda":
+            slow = {name for name in self.workers if self._entry(name).option in SLOW_TO_BUILD}
+            groups = [[name] for name in sorted(self.workers, key=lambda name: name in slow)]
+        for group in groups:
+            fresh = {name: facts for name in group if (facts := self._build(case, name, reasons)) is not None}
+            built |= fresh
+            seconds |= self._time(case, fresh, reasons)
+            for name in fresh:
+                if not self.workers[name].dead:
+                    self.workers[name].ask("drop")
+            yield [
+                self._row(case, name, built, seconds, reasons)
+                for name in self.workers
+                if name in reasons or name in seconds
+            ]
+
+    def _build(self, case: Case, name: str, reasons: dict[str, tuple[str, str]]) -> Row | None:
+        """What is known of the contestant once it is ready to be timed; None, and the reason, where it is not."""
+        if name in reasons:
+            return None
+        if short := self._too_large(case, name, len(self.workers) - len(reasons)):
+            reasons[name] = ("failed", short)
+            return None
+        self.say(f"{self._words(case)}: building {self._entry(name).label}")
+        worker, limit_s = self.workers[name], self.settings.limit_s
+        try:
+            facts = worker.ask("build", case, self._entry(name), limit_s=limit_s)
+            peak = None if name == CEILING else worker.ask("memory", case, limit_s=limit_s)
+        except Failed as failure:
+            self._leave(name, failure, reasons)
+            return None
+        return facts | {"peak_bytes": peak}
+
+    def _row(
+        self,
+        case: Case,
+        name: str,
+        built: dict[str, Row],
+        seconds: dict[str, list[list[float]]],
+        reasons: dict[str, tuple[str, str]],
+    ) -> Row:
+        row = self._blank_row(case, name)
+        if name not in seconds:
+            return row | dict(zip(("status", "reason"), reasons[name], strict=True))
+        own = seconds[name]
+        base, single, ceiling = (seconds.get(other) for other in (BASELINE, SINGLE, CEILING))
+        median = statistics.median(s for turn in own for s in turn)
+        return row | {
+            "served_by": built[name]["served_by"],
+            "ms": turns.spread([s * 1e3 for turn in own for s in turn]),
+            "speed_up": turns.ratio(base, own) if base else None,
+            "speed_up_fp32": turns.ratio(single, own) if single else None,
+            "speed_up_over": {n: turns.ratio(other, own)["median"] for n, other in seconds.items()},
+            "share_of_products": turns.ratio(ceiling, own)["median"] if ceiling else None,
+            "gflops_per_s": self.op.flops(case) / median / 1e9,
+            "gbytes_per_s": self.op.bytes(case) / median / 1e9,
+            "peak_bytes": built[name]["peak_bytes"],
+            "compile_s": built[name]["compile_s"],
+        }
 
     def _time(
         self, case: Case, built: dict[str, Row], reasons: dict[str, tuple[str, str]]

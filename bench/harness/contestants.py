@@ -9,6 +9,7 @@ from typing import Any
 PRECISIONS = ("fp32", "tf32", "bf16")
 BASELINE = "eager"  # every ratio is against this one
 SINGLE = "eager-fp32"  # joins where the precision is another: what a user of plain fp32 would gain
+SLOW_TO_BUILD = ("compile", "jax")  # options whose contestants take minutes to build
 CEILING = "products"  # the matrix products of the same case alone, by PyTorch: what shares are a share of
 
 
@@ -28,12 +29,17 @@ class Case:
 
 @dataclass
 class Prepared:
-    """A contestant ready to run: `run()` computes once, `named(result)` gives its tensors by their names."""
+    """A contestant ready to run: `run()` computes once, `named(result)` gives its tensors by their names.
+
+    On a GPU a CUDA graph of `run` is timed, or `timed` where there is one: a call that does the same, launched well
+    already and not waited for, as XLA's and the learner's are.
+    """
 
     run: Callable[[], Any]
     named: Callable[[Any], dict[str, Any]]
     wait: Callable[[], None]
     served_by: str = ""
+    timed: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)

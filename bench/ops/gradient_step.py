@@ -17,6 +17,7 @@ from bench.ops.serving import settle_precision, waiter
 from bench.published.crl import EagerLearner
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
+from deepres.training.cuda_graph import GraphSteps, gradient_steps
 from deepres.training.learner import Learner
 
 HUMANOID = Sizes(state=268, action=17, goal=3)
@@ -69,7 +70,14 @@ def fused(case: Case, impl: str) -> Prepared:
     settle_precision(case)
     server = stack_served_by(case, impl)
     own, (batch, noise) = learner(case, impl), batch_and_noise(case)
-    return Prepared(lambda: own.update(batch, noise), lambda _: gradients(own), waiter(case.device), server)
+    steps = gradient_steps(own)
+    return Prepared(
+        lambda: own.update(batch, noise),
+        lambda _: gradients(own),
+        waiter(case.device),
+        server,
+        timed=(lambda: steps(batch, noise)) if isinstance(steps, GraphSteps) else None,
+    )
 
 
 def eager(case: Case, variant: str) -> Prepared:

@@ -129,7 +129,8 @@ class EagerLearner:
         self.target_entropy = config.get("target_entropy_per_action") * algorithm.actor.mean.out_features
         self._actor = list(self.networks["actor"].parameters())
         self._critic = [p for name in ("phi", "psi") for p in self.networks[name].parameters()]
-        fused = {"fused": True} if strong else {}
+        # capturable: a CUDA graph may hold the step
+        fused = {"fused": True, "capturable": self.device.type == "cuda"} if strong else {}
         self._adams = {
             name: torch.optim.Adam(parameters, lr=config.get(f"{name}_lr"), **fused)
             for name, parameters in (

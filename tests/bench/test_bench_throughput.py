@@ -130,7 +130,8 @@ def test_right_contestants_are_weighed_and_wrong_or_dying_ones_get_no_figure(mon
     with workers.Crew(1, contest.DESK) as crew:
         own = contest.Contest(registry.RESIDUAL_STACK, "fp32", settings, crew, lambda text: None)
         own.enter(["eager", "wrong", "dying"])
-        rows = {row["implementation"]: row for row in own.measure(own.case(16, "forward_backward"))}
+        *_, rows = own.measure(own.case(16, "forward_backward"))
+    rows = {row["implementation"]: row for row in rows}
     assert rows["wrong"]["status"] == "refused" and "dbias is off by" in rows["wrong"]["reason"]
     assert rows["dying"]["status"] == "failed" and "exit code 7" in rows["dying"]["reason"]
     assert all(rows[name]["ms"] is None and rows[name]["speed_up"] is None for name in ("wrong", "dying"))
@@ -146,6 +147,45 @@ def test_statistics():
     assert turns.ratio([[2.0], [8.0], [6.0]], [[1.0], [2.0], [3.0]])["median"] == 2.0
     order = [(name, r) for name, r, _ in turns.interleave({"a": list, "b": list}, 2, 1.0)]
     assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+def test_on_a_gpu_one_is_built_and_gone_before_the_next_and_slow_ones_come_last(monkeypatch):
+    """The order of questions, without a GPU: each contestant is asked for its figures alone, a row at once."""
+    asked = []
+
+    class Worker:
+        dead = False
+
+        def __init__(self, name):
+            self.name = name
+
+        def ask(self, question, *_, **__):
+            asked.append((self.name, question))
+            return {"build": {"call_s": 1.0, "served_by": "", "compile_s": 0.0}, "turn": [1e-3]}.get(question)
+
+    settings = contest.Settings(batch=512, width=128, device="cuda", budget_s=0.01, limit_s=100)
+    own = contest.Contest(registry.RESIDUAL_STACK, "fp32", settings, None, lambda text: None)
+    own.workers = {name: Worker(name) for name in ("eager", "compile", "jax", "deepres", "products")}
+    told = list(own.measure(own.case(16, "forward")))
+    order = list(dict.fromkeys(name for name, _ in asked))
+    assert order == ["eager", "deepres", "products", "compile", "jax"]
+    assert [name for name, question in asked if question == "drop"] == order
+    assert asked.index(("eager", "drop")) < asked.index(("deepres", "build"))
+    assert [len(rows) for rows in told] == [1, 2, 3, 4, 5]
+    assert told[-1][0]["speed_up_over"].keys() == own.workers.keys()
+
+
+def test_calls_that_are_waited_for_together_share_the_wait(monkeypatch):
+    now, events = [0.0], []
+
+    def run():
+        now[0] += 1e-3
+        events.append("run")
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now[0])
+    seconds = turns.turn(run, lambda: events.append("wait"), 1e-3, together=5.5e-3)
+    assert seconds == pytest.approx([1e-3] * len(seconds)) and len(seconds) > 1
+    assert events[-12:] == 2 * [*["run"] * 5, "wait"]
 
 
 def test_other_precisions_are_also_held_against_fp32():

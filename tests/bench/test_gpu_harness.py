@@ -1,0 +1,85 @@
+"""The GPU's harness where there is no GPU: children that break, rivals' precision, sources that compile, no CUDA."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from bench import gpu_micro, gpu_smoke
+from bench.gpu import check, children, micro, model
+from deepres.kernels import cuda_program
+from helpers.benches import bench
+
+DESK = "helpers.gpu_desks:Desk"
+
+
+def test_what_breaks_in_one_child_leaves_the_others_their_answers() -> None:
+    tasks = [("answers", 1), ("wrong", 2), ("dies", 3), ("answers", 4)]
+    found = dict(children.each(DESK, "ask", tasks, limit_s=60, at_once=2))
+    assert found["answers", 1] == (2, "measured", None) and found["answers", 4] == (8, "measured", None)
+    assert found["wrong", 2].status == "refused" and "y is off by" in found["wrong", 2].reason
+    assert found["dies", 3].status == "failed" and "exit code 7" in found["dies", 3].reason
+
+
+def test_a_child_that_hangs_is_ended() -> None:
+    ((_, outcome),) = children.each(DESK, "ask", [("hangs", 1)], limit_s=3)
+    assert outcome == (None, "failed", "took longer than 3 s to ask")
+
+
+def test_smoke_keeps_a_row_for_each_and_fails_with_one(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(children, "without_gpu", lambda script: None)
+    monkeypatch.setattr(gpu_smoke, "DESK", DESK)
+    asked = ["--width", "64", "256", "--precision", "bf16", "--out", str(tmp_path)]
+    assert gpu_smoke.main(asked) == 1
+    result = json.loads((tmp_path / "gpu_smoke.json").read_text())
+    rows = {(row["width"], row["cluster"]): row["status"] for row in result["rows"]}
+    assert rows == {(64, 1): "measured", (256, 1): "measured", (256, 2): "measured", (256, 4): "refused"}
+    assert result["complete"] and "3 of 4 are right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["gpu_smoke.py", "gpu_micro.py", "gpu/check.py"])
+def test_without_a_gpu_each_says_one_sentence_and_writes_nothing(script, tmp_path) -> None:
+    done = bench(script, "--out", tmp_path)
+    assert done.returncode == 2 and not list(tmp_path.iterdir()), done.stderr
+    assert done.stdout.count("\n") == 1 and "PyTorch sees none" in done.stdout
+
+
+@pytest.mark.parametrize(("precision", "products"), [("tf32", "high"), ("bf16", "highest"), ("tf32", "high")])
+def test_rivals_compute_in_the_precision_they_are_compared_in(precision, products) -> None:
+    before = torch.get_float32_matmul_precision()
+    network, parameters, x = check.plain(model.Size(4, 3, 8, precision), "cpu")
+    assert torch.get_float32_matmul_precision() == products
+    torch.set_float32_matmul_precision(before)
+    assert network(x).shape == (3, 8) and len(parameters) == 4 * 4
+
+
+def test_mechanisms_of_ours_come_before_rivals() -> None:
+    names = list(check.MECHANISMS)
+    assert [name.startswith("deepres cuda") for name in names] == [True] * 3 + [False] * 4
+    assert names[3] == "deepres triton" and names[-1].startswith("torch.compile")
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 4, 8])
+def test_microbenchmarks_compile_for_an_h100(cluster) -> None:
+    program = micro.program(cluster, words=4)
+    code, log = cuda_program.compile_program(program.source, dict(program.macros), "sm_90a")
+    assert code[:4] == b"\x7fELF"
+    assert set(re.findall(r"entry function '(\w+)'", log)) == set(program.kernels)
+    assert set(re.findall(r"(\d+) bytes spill stores", log)) == {"0"}
+
+
+def test_a_change_of_a_source_outside_csrc_is_a_program_of_its_own(tmp_path) -> None:
+    source = tmp_path / "own.cu"
+    source.write_text("// one")
+    first = cuda_program._key(str(source), {}, "sm_90a")
+    source.write_text("// two")
+    assert cuda_program._key(str(source), {}, "sm_90a") != first
+
+
+def test_the_driver_can_be_asked_about_clusters() -> None:
+    config = micro.launch_of(4, 1024)
+    assert config.numAttrs == 1 and config.attrs[0].value.clusterDim.x == 4
+    assert set(gpu_micro.GROUPS) == set(micro.BENCHMARKS)
