@@ -13,6 +13,8 @@ def main() -> None:
         if error.name != "tyro":
             raise
         sys.exit("deepres: the command line needs tyro; pip install 'deepres[envs]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
     run()
 
 

@@ -77,14 +77,17 @@ def train(words: list[str], given: Defaults) -> None:
         require_wandb()
     print_plan(config)
     result = run(config, own.resume or own.run_dir, resume=own.resume is not None)
-    if is_first():
+    if is_first() and (not result.interrupted or result.ended == "SIGINT"):
         print(f"untrained: {figures(result.before)}\ntrained:   {figures(result.after)}")
+    if result.status:
+        raise SystemExit(result.status)
 
 
 def sweep(words: list[str], given: Defaults) -> None:
     """Train a grid of runs over any options; asked for again, it goes on where it stopped."""
     config, own = _parsed(sweep, Sweep, words, given)
     from deepres.experiments.grid import sweep as run
+    from deepres.training.stopping import exit_status
 
     grid = _grid(own, config)
     if "depth" in grid and not any(word.startswith("--actor-depth") for word in words):
@@ -95,6 +98,8 @@ def sweep(words: list[str], given: Defaults) -> None:
         raise RuntimeError(
             f"{len(result.failed)} of {len(result.cells)} runs failed: {', '.join(result.failed)}"
         )
+    if result.signal:
+        raise SystemExit(exit_status(result.signal))
 
 
 def doctor(words: list[str], given: Defaults) -> None:

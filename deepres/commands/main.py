@@ -14,6 +14,8 @@ import tyro
 
 from deepres.commands import configured, experiments, listing, runs
 from deepres.commands.arguments import Defaults, import_modules
+from deepres.runs.streams import lasting_output
+from deepres.training.stopping import Stopped, exit_status
 
 ABOUT = (
     "Very deep residual networks for self-supervised reinforcement learning. With --import MODULE, before or after any "
@@ -41,6 +43,11 @@ CONFIGURED: dict[str, Callable[[list[str], Defaults], None]] = {
 def main(argv: list[str] | None = None) -> None:
     """Run one command. argv: the arguments, by default the process's own."""
     words = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output():
+        _run(words)
+
+
+def _run(words: list[str]) -> None:
     try:
         words, imported = import_modules(words)
         if words and words[0] in CONFIGURED:
@@ -51,8 +58,12 @@ def main(argv: list[str] | None = None) -> None:
             tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=ABOUT, args=words)
     except (ValueError, TypeError, OSError) as error:
         _fail(_sentence(error), 2)
+    except Stopped as error:
+        _fail(_sentence(error), error.status)
     except (RuntimeError, ImportError, MemoryError) as error:
         _fail(_sentence(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped at once by Ctrl-C; what was saved before is whole", exit_status("SIGINT"))
 
 
 def _listed(command: Any) -> Callable[[], None]:

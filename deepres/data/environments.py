@@ -74,7 +74,8 @@ class Environments(Protocol):
     """`num_envs` environments of one task, side by side; their tensors are on `device`.
 
     Sizes in numbers: state S, action A, goal G. goal_slice: where a state has what the goal speaks of.
-    episode_length: steps of dt seconds. threshold: distance to the goal that counts as success.
+    episode_length: steps of dt seconds. threshold: distance to the goal that counts as success; graded: the published
+    "easy" and "hard" ones, where there are.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Environments(Protocol):
     episode_length: int
     dt: float
     threshold: float
+    graded: dict[str, float]
     device: torch.device
 
     def reset(self, seed: int | None = None) -> Step:
@@ -129,6 +131,8 @@ class _Shared:
         self.episode_length: int = env.episode_length
         self.dt: float = env.dt
         self.threshold: float = env.threshold
+        published = {"easy": env.threshold_easy, "hard": env.threshold_hard}
+        self.graded = {name: value for name, value in published.items() if value is not None}
 
     def reached(self, state: Tensor, goal: Tensor) -> Tensor:
         return torch.linalg.vector_norm(state[:, self.goal_slice] - goal, dim=1) < self.threshold
@@ -147,6 +151,8 @@ class JaxEnvironments(_Shared):
         super().__init__(env, device)
         self._to_jax, self._to_torch = to_jax, to_torch
         kind = type(env.task)
+        if kind.success is not FunctionalTask.success:
+            self.graded = {}
         plain = kind.success is FunctionalTask.success and kind.distance is FunctionalTask.distance
         self._success: Callable[..., jax.Array] | None = None if plain else _jitted_success(env.task)
 

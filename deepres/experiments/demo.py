@@ -49,6 +49,8 @@ def main(run_dir: Path | None = None, seed: int = 0) -> None:
     if is_first():
         print("contrastive RL in a U-shaped maze: 16 residual layers, goals on both sides of the wall")
     result = train(CONFIG.replace(seed=seed), run_dir)
+    if result.status:
+        raise SystemExit(result.status)
     if not is_first():
         return
     figures, pictures = show_policy(Policy.load(result.run_dir), result.run_dir)

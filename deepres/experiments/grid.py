@@ -26,7 +26,7 @@ from deepres.report.groups import Group, group
 from deepres.report.tables import console, spread, table
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import RunFiles, read_run
-from deepres.runs.folder import RunFolder
+from deepres.runs.folder import RunFolder, write_whole
 
 Grid = Mapping[str, Iterable[Any]]
 """Options by their flat names, with the values that each takes; a NumPy array will do."""
@@ -111,7 +111,7 @@ class Cell:
 
     def job(self, imports: Sequence[str]) -> Job:
         """The process that runs it, or goes on with it. imports: modules that it imports first."""
-        resumed = bool(checkpoints.steps(RunFolder(self.folder).checkpoints))
+        resumed = RunFolder(self.folder).config.exists()
         arguments = [
             "train",
             self.config.algorithm_name,
@@ -127,11 +127,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """cells: of the grid. failed: names of runs that ended with an error. interrupted: Ctrl-C came."""
+    """cells: of the grid. failed: names of runs that ended with an error. signal: the name of the one that stopped it,
+    "SIGINT" (Ctrl-C) say."""
 
     cells: list[Cell]
     failed: list[str]
-    interrupted: bool
+    signal: str | None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal is not None
 
 
 def sweep(
@@ -156,16 +161,16 @@ def sweep(
         cell.check_same_run()
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"grid": values, "config": config.to_dict()}
-    (folder / SWEEP_FILE).write_text(json.dumps(asked, indent=2) + "\n")
+    write_whole(folder / SWEEP_FILE, json.dumps(asked, indent=2) + "\n")
     for cell in cells:
-        cell.options.write_text(cell.config.to_json())
+        write_whole(cell.options, cell.config.to_json())
     waiting = [cell for cell in cells if not cell.finished]
     for cell in cells:
         if cell not in waiting:
             print(f"{cell.name}: finished already{cell.kept}", flush=True)
     outcome = run_jobs([cell.job(imports) for cell in waiting], jobs)
     report(cells, folder)
-    return SweepResult(cells, outcome.failed, outcome.interrupted)
+    return SweepResult(cells, outcome.failed, outcome.signal)
 
 
 def _values(name: str, values: Any) -> list[Any]:

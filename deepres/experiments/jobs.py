@@ -15,7 +15,10 @@ from pathlib import Path
 
 import torch
 
+from deepres.training.stopping import SIGNALS, StopRequest, exit_status
+
 POLL_S = 0.2
+_STOPPED = {status for name in SIGNALS for status in (-getattr(signal, name), exit_status(name))}
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """failed: names of jobs that ended with an error. interrupted: Ctrl-C came."""
+    """failed: names of jobs that ended with an error. signal: the name of the one that stopped them, "SIGINT" (Ctrl-C)
+    say."""
 
     failed: list[str]
-    interrupted: bool
+    signal: str | None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal is not None
 
 
 def run_jobs(
@@ -49,36 +57,44 @@ def run_jobs(
     each.
 
     environment: variables that they get beside this process's. ended: called after each, whatever its end.
-    Ctrl-C reaches the jobs too, which end as they do; nothing new is started then.
+    Ctrl-C, SIGTERM and SIGHUP are passed on to the jobs, which end as they do; nothing new is started then. A second
+    signal ends the jobs at once.
     """
     gpus = torch.cuda.device_count()
     places = places or max(1, gpus)
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-    waiting, failed, interrupted = list(waiting), [], False
-    while running or (waiting and not interrupted):
+    waiting, told = list(waiting), False
+    failed: list[str] = []
+    with StopRequest(tell="waiting for the runs under way to save") as stop:
         try:
-            for place in range(places):
-                if waiting and place not in running and not interrupted:
-                    job = waiting.pop(0)
-                    running[place] = job, _start(job, place % gpus if gpus else None, environment or {})
-            for place, (job, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[place]
-                    stopped = process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-                    if process.returncode and not stopped:
-                        failed.append(job.name)
-                        print(f"{job.name}: failed: {_last_line(job.log)} ({job.log})", flush=True)
-                    else:
-                        print(f"{job.name}: {'finished' if job.finished() else 'stopped'}", flush=True)
-                    ended(job)
-            time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            if interrupted:
-                for _, process in running.values():
-                    process.kill()
-            interrupted = True
-            print("waiting for the runs under way to save; Ctrl-C again ends them at once", flush=True)
-    return Outcome(failed, interrupted)
+            while running or (waiting and not stop.asked):
+                for place in range(places):
+                    if waiting and place not in running and not stop.asked:
+                        job = waiting.pop(0)
+                        running[place] = job, _start(job, place % gpus if gpus else None, environment or {})
+                asked = stop.asked
+                for place, (job, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[place]
+                        _tell_end(job, process.returncode, failed)
+                        ended(job)
+                    elif asked and not told:
+                        process.send_signal(getattr(signal, asked))
+                told = asked is not None
+                time.sleep(POLL_S)
+        finally:  # those of a sweep that ends at once
+            for _, process in running.values():
+                process.kill()
+    return Outcome(failed, stop.asked)
+
+
+def _tell_end(job: Job, status: int, failed: list[str]) -> None:
+    """status: of a job that a signal stopped, negative if it had not begun, else 128 and more."""
+    if status and status not in _STOPPED:
+        failed.append(job.name)
+        print(f"{job.name}: failed: {_last_line(job.log)} ({job.log})", flush=True)
+    else:
+        print(f"{job.name}: {'finished' if job.finished() else 'stopped'}", flush=True)
 
 
 def _start(job: Job, gpu: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deepres import algorithms
 from deepres.report.groups import Group
+from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder
 
 
@@ -57,11 +57,10 @@ def _there(lines: dict[str, str], table: dict[str, list[float]]) -> dict[str, st
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} holds no rows yet; let the run finish a round first")
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def plot_groups(groups: list[Group], path: Path) -> Path:

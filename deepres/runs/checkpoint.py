@@ -53,7 +53,8 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = ALONE) -> Path:
-    """Write `checkpoint` under `folder`, named by its env steps; keep the newest `keep`. Returns its folder.
+    """Write `checkpoint` under `folder`, named by its env steps; keep it and the `keep` - 1 whole ones before it.
+    Returns its folder. Those of more env steps, which the run did not go on from, stay.
 
     Every process calls it and writes its own shard; rank 0 writes the rest. Raises CheckpointError in all of them
     when a disk refuses; every checkpoint that was there still is.
@@ -103,7 +104,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = ALON
         ) from error
     if first:
         shutil.rmtree(replaced, ignore_errors=True)
-        for old in steps(folder)[:-keep]:
+        for old in _older(folder, name)[:-keep]:
             with suppress(OSError):  # renamed first: a process killed here leaves no half of a checkpoint
                 shutil.rmtree((folder / old).rename(folder / f".draft-{old}"))
     return final
@@ -193,11 +194,14 @@ def find_shared(folder: Path, wanted: Callable[[str], bool]) -> Checkpoint:
 
 def _newest(folder: Path, read: Callable[[Path], Checkpoint]) -> tuple[Path, Checkpoint, list[str]]:
     skipped: list[str] = []
-    for name in reversed(_readable(folder)):
-        try:
-            return folder / name, read(folder / name), skipped
-        except CheckpointError as error:
-            skipped.append(str(error))
+    names: list[str] = []
+    while names != (names := _readable(folder)):  # once more if a run wrote and pruned meanwhile
+        skipped = []
+        for name in reversed(names):
+            try:
+                return folder / name, read(folder / name), skipped
+            except CheckpointError as error:
+                skipped.append(str(error))
     raise CheckpointError(
         "; ".join(skipped) or f"there is no checkpoint in {folder}; train a run there first"
     )
@@ -208,6 +212,25 @@ def steps(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(p.name for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def there_is_one(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint, readable or not."""
+    return bool(_readable(folder))
+
+
+def _older(folder: Path, name: str) -> list[str]:
+    """Checkpoints up to the one called `name`, oldest first: those with damage that shows in their headers before all
+    others, as nobody can go on from them."""
+    names = [one for one in steps(folder) if one <= name]
+    return sorted(names, key=lambda one: _looks_whole(folder / one))
+
+
+def _looks_whole(path: Path) -> bool:
+    try:
+        return all((path / file).is_file() for file in _read_header(path)["files"])
+    except (CheckpointError, KeyError, OSError):
+        return False
 
 
 def _readable(folder: Path) -> list[str]:

@@ -45,7 +45,7 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """The files of the run at `folder`. Raises FileNotFoundError or ValueError in one sentence if it is none."""
     files = RunFolder(folder)
-    return RunFiles(folder, files.read_config(), _rows(files.evaluations), _rows(files.metrics))
+    return RunFiles(folder, files.read_config(), read_rows(files.evaluations), read_rows(files.metrics))
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -61,13 +61,19 @@ def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _rows(path: Path) -> list[dict[str, float]]:
+def read_rows(path: Path) -> list[dict[str, float]]:
     """The whole rows of a CSV file; none if it is not there yet."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [
-            {name: float(value) for name, value in row.items()}
-            for row in csv.DictReader(file)
-            if all(row.values())  # whole ones: a live run may be writing its last
-        ]
+    with open(path, newline="", errors="replace") as file:
+        rows = csv.reader(file)
+        columns = next(rows, [])
+        return [row for values in rows if (row := _numbers(columns, values)) is not None]
+
+
+def _numbers(columns: list[str], values: list[str]) -> dict[str, float] | None:
+    """A whole row; None for one that a live run is writing, or that a full disk cut."""
+    try:
+        return {name: float(value) for name, value in zip(columns, values, strict=True)}
+    except ValueError:
+        return None

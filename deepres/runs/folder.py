@@ -5,6 +5,7 @@ RUN/config.json        the options
     metrics.csv        a row per round
     evaluations.csv    a row per evaluation
     tensorboard/
+    lock.json          while a process trains there, see lock.py
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepres.config import Config
+from deepres.runs.lock import Lock, leftovers
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,43 @@ class RunFolder:
     def claim(self, config: Config, *, resume: bool) -> None:
         """Make the folder this run's, and write its options. Raises FileExistsError if something else is there."""
         if not resume:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise FileExistsError(
-                    f"{self.path} is not empty; pass a new folder, or resume the run that is there "
-                    f"(--resume {self.path})"
-                )
+            self._require_empty()
             self.path.mkdir(parents=True, exist_ok=True)
-        draft = self.config.with_name("config.json.draft")
-        draft.write_text(config.to_json())
-        os.replace(draft, self.config)
+        write_whole(self.config, config.to_json())
+
+    def take(self, *, resume: bool) -> Lock:
+        """The right to write here, made a folder of if there is none. Raises FileExistsError if something else is here
+        already, InUse if another process trains here."""
+        if not resume:
+            self._require_empty()
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(self.path)
+        lock.take()
+        return lock
+
+    def _require_empty(self) -> None:
+        """A process that was killed before it had written its options leaves nothing that counts."""
+        there = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        if there - leftovers(self.path) - {draft_of(self.config).name}:
+            raise FileExistsError(
+                f"{self.path} is not empty; pass a new folder, or resume the run that is there "
+                f"(--resume {self.path})"
+            )
+
+
+def draft_of(path: Path) -> Path:
+    """What `write_whole` writes first."""
+    return path.with_name(f"{path.name}.draft")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text`: a process killed at any moment leaves the file as it was or as it is to be."""
+    draft = draft_of(path)
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
 
 
 def require_same(started: Config, config: Config) -> None:
@@ -73,10 +103,14 @@ def require_same(started: Config, config: Config) -> None:
 
 
 def new_folder(config: Config) -> RunFolder:
-    """runs/<env>-<algorithm>-d<depth>-s<seed>, numbered if it is taken."""
+    """runs/<env>-<algorithm>-d<depth>-s<seed>, numbered if it is taken; made, so that no other process has it."""
     name = f"{config.env.name}-{config.algorithm_name}-d{config.network.depth}-s{config.schedule.seed}"
     folder, n = Path("runs") / name, 1
-    while folder.exists():
-        n += 1
-        folder = Path("runs") / f"{name}-{n}"
-    return RunFolder(folder)
+    folder.parent.mkdir(exist_ok=True)
+    while True:
+        try:
+            folder.mkdir()
+            return RunFolder(folder)
+        except FileExistsError:
+            n += 1
+            folder = Path("runs") / f"{name}-{n}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import warnings
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,40 @@ from deepres.ranks import Ranks, join
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint, CheckpointError
 from deepres.runs.folder import RunFolder, new_folder, require_same
-from deepres.training.evaluate import Evaluation
+from deepres.runs.lock import Lock
+from deepres.runs.logs import RunLog, require_packages
+from deepres.runs.streams import lasting_output
+from deepres.training.evaluate import Abandoned, Evaluation
+from deepres.training.progress import Progress
 from deepres.training.recorded import open_run
 from deepres.training.run import Run
 from deepres.training.stability import Diverged
+from deepres.training.stopping import Stopped, StopRequest, exit_status
+
+FINISHED = ("total_steps", "stop_at_success")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `deepres.train` leaves: the run's folder, and the figures of the untrained and the trained policy."""
+    """What `deepres.train` leaves: the run's folder, and the figures of the untrained and the trained policy.
+
+    ended: why: "total_steps" or "stop_at_success", or the name of the signal that stopped it, "SIGINT" (Ctrl-C) say.
+    """
 
     run_dir: Path
     before: Evaluation
     after: Evaluation
     env_steps: int
-    interrupted: bool
+    ended: str
+
+    @property
+    def interrupted(self) -> bool:
+        return self.ended not in FINISHED
+
+    @property
+    def status(self) -> int:
+        """What the process of the command ends with: 0, or 128 and the signal's number."""
+        return exit_status(self.ended) if self.interrupted else 0
 
 
 def train(
@@ -39,80 +57,173 @@ def train(
         result = deepres.train(deepres.Config("crl", env="point_u_maze", depth=16))
 
     run_dir: where logs and checkpoints go; default runs/<env>-<algorithm>-d<depth>-s<seed>, numbered if taken.
-    resume: go on from run_dir's newest checkpoint; only options that say so may differ.
+    resume: go on from run_dir's newest checkpoint, or from the start if the run was killed before its first; only
+    options that say so may differ.
     progress: show a progress bar on a terminal, a line per evaluation elsewhere.
     Under torchrun all processes train together (see deepres.ranks): rank 0 evaluates, logs, saves and raises.
-    Ctrl-C ends the run after the round under way, with a checkpoint; a second one ends it at once. Raises
+    Ctrl-C, SIGTERM or SIGHUP end the run after the round under way, with a checkpoint; a second one at once. Raises
     ValueError, FileExistsError, MemoryError (before anything large is allocated), CheckpointError, TrainingError,
-    LostRank, each with one sentence.
+    InUse (another process trains there), LostRank, each with one sentence.
     """
-    from deepres.runs.logs import RunLog
-    from deepres.training.progress import Progress
-
     if resume and run_dir is None:
         raise ValueError("resume needs the run's folder; pass run_dir")
-    schedule, wandb = config.schedule, config.system.wandb
-    with join(config) as ranks:
-        folder = ranks.first(lambda: new_folder(config) if run_dir is None else RunFolder(Path(run_dir)))
-        restored = find_state(folder, config, ranks) if resume else None
+    require_packages()
+    with lasting_output(), join(config) as ranks, ExitStack() as held:
+        locks: list[Lock] = []
+
+        def take(folder: RunFolder) -> RunFolder:
+            locks.append(folder.take(resume=resume))
+            held.callback(locks[-1].give_back)
+            return folder
+
+        restored = None
+        if resume:
+            folder = RunFolder(Path(run_dir or ""))
+            ranks.first(lambda: take(folder) if folder.path.is_dir() else folder)
+            restored = find_state_or_start(folder, config, ranks)
         with ranks.together():
             run = open_run(config, ranks=ranks, restored=restored)
+        if not resume:
+            folder = ranks.first(
+                lambda: take(new_folder(config) if run_dir is None else RunFolder(Path(run_dir)))
+            )
         ranks.first(lambda: folder.claim(config, resume=resume))
-        log = RunLog(folder, run.env_steps, wandb=wandb) if ranks.rank == 0 else None
-        show = progress and ranks.rank == 0
+        return _Training(run, folder, locks, progress and ranks.rank == 0).go(saved=restored is not None)
+
+
+class _Training:
+    """A run under way in its folder: what is logged, shown and saved of it."""
+
+    def __init__(self, run: Run, folder: RunFolder, locks: list[Lock], show: bool):
+        self.run, self.folder, self.ranks, self.show = run, folder, run.ranks, show
+        self._locks = locks
+        self._schedule = run.config.schedule
+        self._log = self._open_log(begun=run.before is not None)
+
+    def go(self, *, saved: bool) -> Result:
+        """Train until the run ends. saved: whether the folder holds a checkpoint of the run as it is."""
+        run, schedule = self.run, self._schedule
         headline = run.learner.algorithm.headline
         unit = "env steps" if schedule.data is None else "gradient steps"
         with (
-            Progress(schedule.total_steps, folder.path, headline, unit=unit, show=show) as bar,
-            _Interrupt(tell=ranks.rank == 0) as interrupt,
+            Progress(
+                schedule.total_steps, self.folder.path, headline, unit=unit, show=self.show
+            ) as self._bar,
+            StopRequest(tell=_STOPPING if self.ranks.rank == 0 else "") as self._stop,
         ):
-            if show and run.dealt_from != ranks.size:
-                print(_DEALT.format(run.dealt_from, ranks.size))
-
-            def examine() -> Evaluation:
-                figures = ranks.first(lambda: run.evaluate()[0])
-                if log:
-                    log.write("eval", {"env_steps": run.env_steps, "seconds": run.seconds, **asdict(figures)})
-                bar.evaluation(run.env_steps, figures)
-                return figures
-
-            if run.before is None:
-                run.before = examine()
-            figures = run.before
-            reached, stopping = False, ranks.any(interrupt.asked)
-            if run.rounds and (run.done or stopping):  # a resumed run that does not go on: the figures it has
-                figures = ranks.first(lambda: run.evaluate()[0])
-                if show and run.done:
-                    print(_DONE.format(run.env_steps, schedule.total_steps))
-            while not (run.done or reached or stopping):
+            if self.show and run.dealt_from != self.ranks.size:
+                print(_DEALT.format(run.dealt_from, self.ranks.size))
+            if run.due:
+                saved = not self._examine() and saved
+            ended = self._ended()
+            if ended in FINISHED and self.show:
+                print(_DONE[ended].format(run.env_steps, schedule))
+            if ended and not saved:
+                self._save(last=True)
+            while not ended:
                 try:
                     row = run.round()
                 except Diverged as reason:
-                    if schedule.on_divergence != "rollback":
-                        raise
-                    roll_back(run, folder, reason)
-                    if log:
-                        _tell_rollback(run, reason)
-                        log.close()
-                        # drops the rows past the checkpoint
-                        log = RunLog(folder, run.env_steps, wandb=wandb)
+                    self._go_back(reason)
                     continue
-                if log:
-                    log.write("train", row)
-                bar.round(row)
-                stopping = ranks.any(interrupt.asked)
-                if stopping:  # save before the evaluation: torchrun kills 30 seconds after it was interrupted
-                    _save(run, folder, last=True)
-                if run.done or stopping or run.rounds % schedule.eval_every == 0:
-                    figures = examine()
-                    goal = schedule.stop_at_success
-                    reached = goal is not None and figures.success_any >= goal
-                last = run.done or reached
-                if not stopping and (last or run.rounds % schedule.checkpoint_every == 0):
-                    _save(run, folder, last)
-            if log:
-                log.close()
-        return Result(folder.path, run.before, figures, run.env_steps, interrupted=stopping)
+                if self._log:
+                    self._log.write("train", row)
+                self._bar.round(row)
+                # asked to end, it saves before it evaluates: batch systems kill some seconds later
+                if run.due and not self._asked():
+                    self._examine()
+                ended = self._ended()
+                if ended or run.rounds % schedule.checkpoint_every == 0:
+                    self._save(last=bool(ended))
+            result = self._result(ended)
+            self._bar.ended(_told(result, schedule))
+        if self._log:
+            self._log.close()
+        return result
+
+    def _asked(self) -> str | None:
+        """The signal that asked some process to end."""
+        return next(filter(None, self.ranks.gather(self._stop.asked)), None)
+
+    def _ended(self) -> str | None:
+        """Why the run ends here, as Result has it; None if it goes on."""
+        signal = self._asked()
+        if self.run.done and not self.run.due:
+            return "total_steps"
+        return "stop_at_success" if self.run.reached else signal
+
+    def _examine(self, *, abandon: bool = True) -> bool:
+        """Evaluate, log and show; given up, to be done when the run is resumed, if it is asked to end meanwhile.
+        Returns whether it was done."""
+
+        def look() -> Evaluation | None:
+            try:
+                return self.run.evaluate(abandon=lambda: abandon and self._stop.asked is not None)[0]
+            except Abandoned:
+                return None
+
+        run, figures = self.run, self.ranks.first(look)
+        if figures is None:
+            return False
+        run.note(figures)
+        if self._log:
+            row = {"env_steps": run.env_steps, "seconds": run.seconds, **figures.as_dict()}
+            self._log.write("eval", row)
+        self._bar.evaluation(run.env_steps, figures)
+        return True
+
+    def _result(self, ended: str) -> Result:
+        run = self.run
+        if ended == "SIGINT" and run.rounds and run.evaluated != run.env_steps:  # a person, who wants to know
+            self._examine(abandon=False)
+        if run.latest is None and run.before is not None:  # a checkpoint of version 0.1
+            run.latest = self.ranks.first(lambda: run.evaluate()[0])
+        if run.before is None or run.latest is None:
+            raise self.ranks.agreed(
+                Stopped(
+                    f"{ended}: stopped before the first evaluation was done; begin with "
+                    f"deepres train --resume {self.folder.path}",
+                    exit_status(ended),
+                )
+            )
+        return Result(self.folder.path, run.before, run.latest, run.env_steps, ended)
+
+    def _go_back(self, reason: Diverged) -> None:
+        if self._schedule.on_divergence != "rollback":
+            raise reason
+        roll_back(self.run, self.folder, reason)
+        if self._log:
+            _tell_rollback(self.run, reason)
+            self._log.close()
+            self._log = self._open_log(begun=True)  # drops the rows past the checkpoint
+
+    def _open_log(self, *, begun: bool) -> RunLog | None:
+        """begun: whether what the logs hold so far is the run's."""
+        if self.ranks.rank:
+            return None
+        run = self.run
+        return RunLog(
+            self.folder,
+            run.env_steps if begun else -1,
+            evaluated=run.evaluated,
+            wandb=run.config.system.wandb,
+        )
+
+    def _save(self, last: bool) -> None:
+        """A checkpoint that cannot be written is told; it ends the run only when there is no later one to come."""
+
+        def require() -> None:
+            for lock in self._locks:
+                lock.require()
+
+        self.ranks.first(require)
+        try:
+            save(self.run, self.folder)
+        except CheckpointError as error:
+            if last:
+                raise self.ranks.agreed(error) from None
+            if self.ranks.rank == 0:
+                warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=4)
 
 
 def load_run(run_dir: str | Path, **changes: Any) -> Run:
@@ -131,6 +242,19 @@ def find_state(folder: RunFolder, config: Config, ranks: Ranks | None = None) ->
     path, restored = checkpoints.find(folder.checkpoints, *([ranks] if ranks else []))
     require_same(Config.from_dict(restored.config, str(path)), config)
     return restored
+
+
+def find_state_or_start(folder: RunFolder, config: Config, ranks: Ranks) -> Checkpoint | None:
+    """`find_state`; None, which is told, for a run that was killed before its first checkpoint."""
+
+    def unsaved() -> bool:
+        if checkpoints.there_is_one(folder.checkpoints) or not folder.config.exists():
+            return False
+        require_same(folder.read_config(), config)
+        print(f"{folder.path} holds no checkpoint: the run ended before its first, and begins anew")
+        return True
+
+    return None if ranks.first(unsaved) else find_state(folder, config, ranks)
 
 
 def roll_back(run: Run, folder: RunFolder, reason: Diverged) -> None:
@@ -156,53 +280,39 @@ def save(run: Run, folder: RunFolder) -> Path:
     return checkpoints.save(folder.checkpoints, run.state(), keep=keep, ranks=run.ranks)
 
 
+_STOPPING = "stopping after this round, with a checkpoint"
+
 _DEALT = (
     "the checkpoint was made by {} processes and goes on with {}: environments and buffers are dealt anew, "
     "and random streams begin anew"
 )
 
 
-_DONE = "the run is finished, at {:,} of {:,} env steps; ask for more total_steps to go on"
+_DONE = {
+    "total_steps": "the run is finished, at {0:,} of {1.total_steps:,} steps; ask for more total_steps to go on",
+    "stop_at_success": "the run is finished, at {0:,} steps: it reached stop_at_success={1.stop_at_success:g}; ask "
+    "for more to go on",
+}
+
+
+def _told(result: Result, schedule: Any) -> str:
+    """Why the run ended, for its user."""
+    if result.ended == "total_steps":
+        return f"finished: {result.env_steps:,} steps"
+    if result.ended == "stop_at_success":
+        return (
+            f"finished: {result.after.success_any:.1%} of the episodes reach their goal, "
+            f"stop_at_success={schedule.stop_at_success:g}"
+        )
+    return (
+        f"stopped by {result.ended} at {result.env_steps:,} of {schedule.total_steps:,} steps, with a checkpoint; "
+        f"go on with deepres train --resume {result.run_dir}"
+    )
 
 
 def _tell_rollback(run: Run, reason: Diverged) -> None:
     warnings.warn(
         f"{reason} -- going on from {run.env_steps:,} env steps with learning rates x {run.learner.lr_scale:g}",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
-
-
-def _save(run: Run, folder: RunFolder, last: bool) -> None:
-    """A checkpoint that cannot be written is told; it ends the run only when there is no later one to come."""
-    try:
-        save(run, folder)
-    except CheckpointError as error:
-        if last:
-            raise run.ranks.agreed(error) from None
-        if run.ranks.rank == 0:
-            warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=3)
-
-
-class _Interrupt:
-    """Turns the first Ctrl-C into a request to stop at the end of the round; the second is the usual one."""
-
-    def __init__(self, tell: bool):
-        self._tell = tell
-
-    def __enter__(self) -> _Interrupt:
-        self.asked = False
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        if self._tell:
-            print("\nstopping after this round, with a checkpoint; Ctrl-C again to stop at once")
-        signal.signal(signal.SIGINT, self._before)
-
-    def __exit__(self, *_: Any) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)

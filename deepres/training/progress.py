@@ -8,6 +8,8 @@ from typing import Any
 
 from deepres.training.evaluate import Evaluation
 
+_BAR = 60  # columns of a line with a short bar and no figures
+
 
 class Progress:
     """Context manager around a run.
@@ -28,15 +30,16 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._console = Console(quiet=not show)
         self._bar = Bar(
             TextColumn("{task.fields[env_steps]:>11,} " + unit),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(Column(no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("[dim]{task.fields[figures]}"),
             console=self._console,
             disable=not (show and self._console.is_terminal),
@@ -46,7 +49,7 @@ class Progress:
         self._run_dir, self._headline, self._unit = run_dir, headline, unit
 
     def __enter__(self) -> Progress:
-        self._console.print(f"run folder [bold]{self._run_dir}", soft_wrap=True)
+        self._console.print(f"run folder {self._run_dir}", soft_wrap=True, markup=False, highlight=False)
         self._bar.start()
         return self
 
@@ -54,13 +57,29 @@ class Progress:
         self._bar.stop()
 
     def round(self, row: dict[str, float]) -> None:
-        speed = f"{row['env_steps_per_second']:,.0f} env/s  {row['gradient_steps_per_second']:,.1f} grad/s"
+        speed = [
+            f"{row['env_steps_per_second']:,.0f} env/s",
+            f"{row['gradient_steps_per_second']:,.1f} grad/s",
+        ]
         losses = [
             f"{name.removesuffix('_loss').replace('_', ' ')} {row[name]:.3f}" for name in self._headline
         ]
-        figures = "  ".join([speed, *losses])
+        figures = self._fitting([*speed, *losses])
         done = int(row["env_steps"])
         self._bar.update(self._task, completed=done, env_steps=done, figures=figures)
+
+    def _fitting(self, figures: list[str]) -> str:
+        """As many of them as leave room for the bar and the time left."""
+        text = ""
+        for figure in figures:
+            longer = f"{text}  {figure}" if text else figure
+            if len(longer) > self._console.width - _BAR:
+                break
+            text = longer
+        return text
+
+    def ended(self, why: str) -> None:
+        self._console.print(why, soft_wrap=True, markup=False, highlight=False)
 
     def evaluation(self, env_steps: int, figures: Evaluation) -> None:
         self._console.print(

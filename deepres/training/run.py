@@ -77,6 +77,9 @@ class Run:
         """Processes that this run's environments and buffers were dealt from; its own number unless resumed."""
         self.seconds = 0.0
         self.before: Evaluation | None = None
+        self.latest: Evaluation | None = None
+        """The figures of the newest evaluation, which was at `evaluated` env steps; none yet at -1."""
+        self.evaluated = -1
         if restored is not None:
             self.load_state(restored)
 
@@ -115,6 +118,20 @@ class Run:
     @property
     def done(self) -> bool:
         return self.rounds > 0 and self.env_steps >= self.config.schedule.total_steps
+
+    @property
+    def reached(self) -> bool:
+        """Whether the policy as it is reached the success at which the run ends."""
+        stop = self.config.schedule.stop_at_success
+        if stop is None or self.latest is None or self.evaluated != self.env_steps:
+            return False
+        return self.rounds > 0 and self.latest.success_any >= stop
+
+    @property
+    def due(self) -> bool:
+        """Whether the policy as it is is to be evaluated, and was not."""
+        scheduled = self.done or self.rounds % self.config.schedule.eval_every == 0
+        return scheduled and self.evaluated != self.env_steps
 
     def round(self) -> dict[str, float]:
         """Collect, then learn; returns the round's figures. The first round fills the buffer to its minimum."""
@@ -225,11 +242,20 @@ class Run:
         return self.config.env.episode_length
 
     def evaluate(
-        self, seed: int | None = None, watch: Callable[[Any], None] | None = None
+        self,
+        seed: int | None = None,
+        watch: Callable[[Any], None] | None = None,
+        abandon: Callable[[], bool] = lambda: False,
     ) -> tuple[Evaluation, Paths]:
-        """Figures of the deterministic policy; without a seed of its own, on the run's fixed starts and goals."""
+        """Figures of the deterministic policy; without a seed of its own, on the run's fixed starts and goals. See
+        training.evaluate."""
         seed = self.config.schedule.seed + EVAL_SEED if seed is None else seed
-        return evaluate(self.eval_env, self.learner.policy, seed=seed, watch=watch)
+        return evaluate(self.eval_env, self.learner.policy, seed=seed, watch=watch, abandon=abandon)
+
+    def note(self, figures: Evaluation) -> None:
+        """Keep the figures of the policy as it is."""
+        self.before = self.before or figures
+        self.latest, self.evaluated = figures, self.env_steps
 
     # --- state ---
 
@@ -243,6 +269,8 @@ class Run:
             "seconds": self.seconds,
             "buffer_inserted": self.buffer.inserted,
             "before": asdict(self.before) if self.before else None,
+            "latest": asdict(self.latest) if self.latest else None,
+            "evaluated": self.evaluated,
         }
         shared = self.learner.state_tensors()
         return Checkpoint(shared, counters, self.config.to_dict(), {self.ranks.rank: own}, asdict(self.sizes))
@@ -280,7 +308,10 @@ class Run:
         self._load_own_tensors(own, counters["buffer_inserted"])
         self.env_steps, self.rounds = counters["env_steps"], counters["rounds"]
         self.gradient_steps, self.seconds = counters["gradient_steps"], counters["seconds"]
-        self.before = Evaluation(**counters["before"]) if counters["before"] else None
+        for name in ("before", "latest"):  # checkpoints before version 0.2 have no latest, and were evaluated
+            figures = counters.get(name)
+            setattr(self, name, Evaluation(**figures) if figures else None)
+        self.evaluated = counters.get("evaluated", self.env_steps)
         self.dealt_from = restored.size
 
     def _own_part(self, restored: Checkpoint) -> dict[str, torch.Tensor]:

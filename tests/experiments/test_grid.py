@@ -160,7 +160,7 @@ def test_a_damaged_sweep_file_is_named(tmp_path, left):
 
 
 def test_values_may_come_from_anything_that_has_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "run_jobs", lambda *_: Outcome([], False))
+    monkeypatch.setattr(grid, "run_jobs", lambda *_: Outcome([], None))
     values = {"depth": np.array([4, 8]), "gamma": (g for g in np.array([0.5, 0.9])), "seed": range(2)}
     cells = sweep(TINY, values, tmp_path).cells
     assert [cell.name for cell in cells][:3] == ["d4-gamma_0.5-s0", "d4-gamma_0.5-s1", "d4-gamma_0.9-s0"]

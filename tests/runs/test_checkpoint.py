@@ -106,6 +106,23 @@ def test_damage_is_named_and_the_one_before_serves(tmp_path, damage, sentence):
     assert len(skipped) == 1 and sentence in skipped[0]
 
 
+def test_a_damaged_one_ahead_costs_no_other_its_place(tmp_path):
+    """The newest cannot be read; the run goes on from the one before, and saves less far than it had been."""
+    for n in (10, 20, 90):
+        flipped = checkpoints.save(tmp_path, make(n), keep=3)
+    flip_a_bit(flipped)
+    checkpoints.save(tmp_path, make(30), keep=1)
+    assert checkpoints.steps(tmp_path) == ["000000000030", "000000000090"]
+    assert checkpoints.load_newest(tmp_path)[0].name == "000000000030"
+
+
+def test_one_without_a_header_is_pruned_before_any_whole_one(tmp_path):
+    checkpoints.save(tmp_path, make(10), keep=3)
+    cut_header(checkpoints.save(tmp_path, make(20), keep=3))
+    checkpoints.save(tmp_path, make(30), keep=2)
+    assert checkpoints.steps(tmp_path) == ["000000000010", "000000000030"]
+
+
 def test_no_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no checkpoint in .*; train a run there first"):
         checkpoints.load_newest(tmp_path / "nothing")

@@ -55,7 +55,7 @@ def test_it_resumes_and_ends_at_its_total_steps(run):
     config = Config.from_file(run / "config.json").replace(total_steps=100)
     before = rows(run / "metrics.csv")
     result = deepres.train(config, run, resume=True, progress=False)
-    assert result.env_steps == 100 and result.before.as_dict() == old.counters["before"]
+    assert result.env_steps == 100 and result.before.as_dict().items() >= old.counters["before"].items()
     assert rows(run / "metrics.csv")[:2] == before
     assert [int(row["env_steps"]) for row in rows(run / "metrics.csv")] == [40, 60, 80, 100]
     path, new, skipped = checkpoints.load_newest(run / "checkpoints")

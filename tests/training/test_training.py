@@ -237,5 +237,5 @@ def test_a_finished_run_that_is_resumed_has_the_trained_policys_figures(finished
     shutil.copytree(finished[0], tmp_path / "run")
     again = train(TINY, tmp_path / "run", resume=True)
     assert (again.before, again.after, again.env_steps) == (finished[1].before, finished[1].after, 400)
-    assert "the run is finished, at 400 of 400 env steps" in capsys.readouterr().out
+    assert "the run is finished, at 400 of 400 steps" in capsys.readouterr().out
     assert rows(tmp_path / "run" / "evaluations.csv") == rows(finished[0] / "evaluations.csv")
