@@ -60,6 +60,8 @@ class CRLOptions:
     """Adam step size of the temperature."""
     target_entropy_per_action: float = option(-0.5)
     """Entropy that the temperature aims at, nats for each action dimension."""
+    exact_tanh: bool = option(False)
+    """The density of an action exactly, without the published 1e-6, which takes its gradient where tanh saturates."""
     horizon: int = option(1, least=1)
     """Actions planned at once and done open loop (AC-CRL: 3)."""
     survival_rows: bool = option(False)
@@ -125,7 +127,7 @@ class CRL(Algorithm):
         psi = self.psi(batch.goal)
         with self._side.beside(device):
             mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
-            action, log_prob = squashed_gaussian(mean, log_std, noise)
+            action, log_prob = squashed_gaussian(mean, log_std, noise, exact=options.exact_tanh)
             judged = torch.cat([batch.state, action], dim=1)
             energy = pair_energy(
                 call_frozen(self.phi, judged), self._side.reads(psi.detach()), options.energy

@@ -98,3 +98,11 @@ def print_presets() -> None:
             (name, str(config.network.depth), str(config.network.actor_depth), millions, score, hours)
         )
     console().print(table("presets: deepres train --preset NAME", columns, rows))
+
+
+def paper(env: str) -> Config:
+    """The published run on `env`, at any of its depths. Raises ValueError if the paper has none."""
+    found = [one.config for one in PRESETS.values() if one.env == env]
+    if not found:
+        raise ValueError(f"the paper has no run on {env!r}; `deepres presets` lists what it has")
+    return found[0]

@@ -178,7 +178,7 @@ def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Set
     for row in rows:
         labels = {name: row[name] for name in names if name != "seed"}
         one = found.setdefault(tuple(labels.values()), Setting(labels, {}))
-        one.scores[row["seed"]] = float(row[metric])
+        one.scores[row["seed"]] = float(row.get(metric, "nan"))
     return list(found.values())
 
 
@@ -204,15 +204,22 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     names = list(trials[0].labels)
     found = settings(rows, names, study.metric)
     drawn = lines(study, found)
-    columns = (*(n.replace("_", " ") for n in names if n != "seed"), "seeds", study.metric, "each seed")
+    more = {name: settings(rows, names, name) for name in study.also}
+    shown = (study.metric, "each seed", *study.also)
+    columns = (
+        *(n.replace("_", " ") for n in names if n != "seed"),
+        "seeds",
+        *(n.replace("_", " ") for n in shown),
+    )
     cells = [
         (
             *(str(value) for value in one.labels.values()),
             str(len(one.scores)),
-            one.mean.text(study.form),
+            one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value),
             ", ".join(study.form.format(score) for score in one.scores.values()),
+            *(f"{more[name][i].mean.value:.4g}" for name in study.also),
         )
-        for one in found
+        for i, one in enumerate(found)
     ]
     console().print(table(f"{study.name}: {study.question}", columns, cells))
     sentence = verdict(study, drawn)
@@ -237,6 +244,7 @@ def verdict(study: Study, drawn: dict[str, list[Setting]]) -> str:
         return f"{study.claim} Refuted by: {study.refuted}"
     told = []
     for name, line in drawn.items():
+        line = [one for one in line if isinstance(one.labels[study.along], int)]
         if len(line) < 2:
             continue
         slope = depth_slope({int(one.labels[study.along]): one.scores for one in line})

@@ -111,6 +111,8 @@ class Study:
     form: str = "{:.3f}"
     seeds: tuple[int, int] = (5, 5)
     rising: bool | None = True
+    also: tuple[str, ...] = ()
+    """Other numbers whose means stand in the table."""
 
     def many(self, size: Size) -> int:
         """Seeds that it takes when none are given."""

@@ -151,3 +151,18 @@ def test_what_cannot_be_run_is_told(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
     main(["experiment"])
     assert "does contrastive RL get better with depth?" in capsys.readouterr().out
+
+
+def test_very_deep_starts_are_measured(tmp_path):
+    """A published start saturates with depth, a scaled one does not (arXiv 2503.14858's actor beyond 512)."""
+    study = studies.find("starts")
+    trials = {(t.labels["start"], t.labels["depth"]): t for t in study.trials("cpu", [0])}
+    found = {
+        key: study.run(trials[key], tmp_path) for key in trials if key[1] in (4, 256) and key[0] != "zero"
+    }
+    published, scaled, small = (found[name, 256] for name in ("published", "scaled", "small heads"))
+    assert set(study.also) | {study.metric} <= published.keys()
+    assert published["live_means"] < 0.85 < scaled["live_means"] == 1.0
+    assert published["mean_spread"] > 10 * scaled["mean_spread"] > 10 * small["mean_spread"]
+    assert found["published", 4] == found["scaled", 4]  # one block
+    assert published["critic_loss"] > 100 * scaled["critic_loss"] and scaled["first_gradient"] > 0

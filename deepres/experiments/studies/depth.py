@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepres.config import Config
-from deepres.experiments.presets import PRESETS
+from deepres.experiments.presets import PRESETS, paper
 from deepres.experiments.study import Size, Study, Trial, grid
 
 CPU = Config(
@@ -26,11 +26,6 @@ CPU = Config(
     device="cpu",
 )
 """The base of the studies of size "cpu": a maze where 4 layers reach between a tenth and six tenths of the goals."""
-
-
-def paper(env: str) -> Config:
-    """The base of the size "paper" on `env`: the published run."""
-    return next(one.config for one in PRESETS.values() if one.env == env)
 
 
 def _depth(size: Size, seeds: Sequence[int]) -> list[Trial]:

@@ -1,0 +1,181 @@
+"""What is learned from whose data, and how far it carries: collectors and learners, objectives, stitching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepres.config import Config
+from deepres.experiments.presets import paper
+from deepres.experiments.studies.depth import CPU
+from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
+
+# --- objectives, from one ring and online ---
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An algorithm with the options that make it the objective of that name."""
+
+    algorithm: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, base: Config, **changes: Any) -> Config:
+        """Everything but the algorithm's own options as in `base`."""
+        groups = {"env": base.env, "network": base.network, "schedule": base.schedule, "system": base.system}
+        return Config(self.algorithm, **groups, **self.options).replace(**changes)
+
+
+HER = {"hindsight": 0.8}
+OBJECTIVES: dict[str, Objective] = {
+    "CRL": Objective("crl"),
+    "CRL, binary": Objective("crl", {"form": "binary"}),
+    "CRL, chunks of 3": Objective("crl", {"horizon": 3}),
+    "SAC + HER": Objective("sac", HER),
+    "TD3 + HER": Objective("td3", HER),
+    "MSE-TD + HER": Objective("td_mse", HER),
+    "HL-Gauss + HER": Objective("hl_gauss", HER),
+    "GCBC": Objective("gcbc"),
+}
+"""Every objective that can learn from another's ring."""
+
+
+def _frozen(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("ant_u4_maze")
+    collected, depths = base.env.num_envs * 5000, [4, 16] if size == "cpu" else [4, 16, 64]
+    trials = []
+    for seed in seeds:
+        collector = Trial(
+            {"objective": "the collector", "depth": 16, "seed": seed},
+            base.replace(depth=16, actor_depth=None, seed=seed, record="all", total_steps=2 * collected),
+        )
+        trials.append(collector)
+        for name, one in OBJECTIVES.items():
+            learner = one.config(base, total_steps=20_000, eval_every=25, checkpoint_every=25)
+            for trial in grid(learner, {"depth": depths}, [seed]):
+                trials.append(Trial({"objective": name, **trial.labels}, trial.config, after=collector.name))
+    return trials
+
+
+def _online(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("ant_u4_maze")
+    depths = [4, 16] if size == "cpu" else [4, 16, 64]
+    return [
+        Trial({"objective": name, **trial.labels}, trial.config)
+        for seed in seeds
+        for name, one in OBJECTIVES.items()
+        for trial in grid(one.config(base), {"depth": depths}, [seed])
+    ]
+
+
+def learned(trial: Trial, folder: Path) -> Numbers:
+    """Train the trial, from the ring of the run that it comes after if there is one."""
+    if trial.after is None:
+        return trained(trial, folder)
+    config = trial.config.replace(data=str(folder.with_name(trial.after)))
+    return trained(Trial(trial.labels, config), folder)
+
+
+# --- who collects, who learns ---
+
+
+def _collectors(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base, deep = (CPU, 32) if size == "cpu" else (paper("ant_big_maze"), 32)
+    steps = base.schedule.total_steps
+    trials = []
+    for seed in seeds:
+        for collects in (4, deep):
+            collector = Trial(
+                {"collector": collects, "learner": "itself", "seed": seed},
+                base.replace(
+                    depth=collects,
+                    actor_depth=None,
+                    seed=seed,
+                    buffer_steps=-(-steps // base.env.num_envs) + 100,
+                ),
+            )
+            trials.append(collector)
+            rounds = base.replace(total_steps=20_000, eval_every=25, checkpoint_every=25)
+            for learns in (4, deep):
+                labels = {"collector": collects, "learner": learns, "seed": seed}
+                config = rounds.replace(depth=learns, actor_depth=None, seed=seed)
+                trials.append(Trial(labels, config, after=collector.name))
+    return trials
+
+
+# --- stitching ---
+
+FARTHER = (4, 5, 6)
+
+
+def _stitching(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    if size == "cpu":
+        base = CPU.replace(env="point_u_maze_gen_1f2f3f", total_steps=800_000)
+    else:
+        base = paper("ant_u4_maze").replace(env="ant_u_maze_gen_1f2f3f", eval_env=None)
+    return grid(base, {"depth": [4, 16, 64]}, seeds)
+
+
+def stitched(trial: Trial, folder: Path) -> Numbers:
+    """Train on pairs at most three cells apart; success_4, _5, _6: the trained policy's on pairs so many cells apart,
+    and success_far, their mean."""
+    from deepres.policy import Policy
+
+    numbers = trained(trial, folder)
+    for cells in FARTHER:
+        far = trial.config.env.name.replace("gen_1f2f3f", f"gen_{cells}f")
+        numbers[f"success_{cells}"] = (
+            Policy.load(folder, eval_env=far, eval_envs=256).evaluate()[0].success_any
+        )
+    return numbers | {"success_far": sum(numbers[f"success_{cells}"] for cells in FARTHER) / len(FARTHER)}
+
+
+STUDIES = (
+    Study(
+        name="frozen-buffer",
+        source="arXiv 2503.14858, section 6 (is depth special to contrastive losses?)",
+        question="which objectives learn better with depth from the same data?",
+        claim="From one ring only the contrastive objectives gain with depth.",
+        refuted="another objective whose slope lies above 0 with its interval.",
+        trials=_frozen,
+        run=learned,
+        seeds=(3, 3),
+        also=("time_at_goal", "seconds"),
+    ),
+    Study(
+        name="objectives",
+        source="arXiv 2503.14858, figures 12 and 13",
+        question="which objectives get better with depth when they explore for themselves?",
+        claim="Only the contrastive objectives gain with depth; SAC, TD3 and cloning do not.",
+        refuted="another objective whose slope lies above 0 with its interval.",
+        trials=_online,
+        seeds=(3, 5),
+        also=("time_at_goal", "seconds"),
+    ),
+    Study(
+        name="collector",
+        source="arXiv 2503.14858, figure 8",
+        question="does depth explore better, or learn better?",
+        claim="Both: on a deep collector's data a deep learner is ahead, on a shallow one's neither learns.",
+        refuted="equal scores of both learners on the deep collector's data.",
+        trials=_collectors,
+        run=learned,
+        along="learner",
+        seeds=(3, 3),
+        rising=None,
+    ),
+    Study(
+        name="stitching",
+        source="arXiv 2503.14858, figure 11",
+        question="does depth reach goals farther than any that it was trained on?",
+        claim="Success on pairs 4 to 6 cells apart grows with depth after training on pairs of at most 3.",
+        refuted="a slope of that success on log2 depth at or below 0.",
+        trials=_stitching,
+        run=stitched,
+        metric="success_far",
+        seeds=(3, 5),
+        also=tuple(f"success_{cells}" for cells in FARTHER),
+    ),
+)
