@@ -22,7 +22,8 @@
 #endif
 
 namespace deepres::nce {
-const Kernels kAvx2{pack, logits, row_partials, row_sums, col_sums, square, weights, accumulate};
+const Kernels kAvx2{pack,     logits, logit,   row_partials, row_sums,
+                    col_sums, square, weights, split,        accumulate};
 }  // namespace deepres::nce
 
 #endif

@@ -7,5 +7,6 @@
 #include "info_nce_kernels.h"
 
 namespace deepres::nce {
-const Kernels kGeneric{pack, logits, row_partials, row_sums, col_sums, square, weights, accumulate};
+const Kernels kGeneric{pack,     logits, logit,   row_partials, row_sums,
+                       col_sums, square, weights, split,        accumulate};
 }  // namespace deepres::nce

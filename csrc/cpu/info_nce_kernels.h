@@ -121,45 +121,149 @@ void logits_of(const float* phi, int64_t rows, const float* panels, int64_t cols
         }
     }
   }
+}
+
+// -(max_k relu(x_k - y_k) over the first half + sqrt(sum_k (x_k - y_k)^2 + 1e-6) over the second).
+void logits_mrn(const float* phi, int64_t rows, const float* panels, int64_t cols, int64_t d, float* tile,
+                float* roots, int32_t* places) {
+  constexpr int block = kPanels * kWidth;
+  const int64_t half = d / 2;
+  for (int64_t first = 0; first < cols; first += block, panels += d * block)
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* x = phi + row * d;
+      for (int p = 0; p < kPanels; ++p) {
+        const float* y = panels + p * d * kWidth;
+        Vec most{}, total{};
+        Int place = Int{} - 1, unordered{};
+        for (int64_t k = 0; k < half; ++k) {
+          const Vec t = splat(x[k]) - load(y + k * kWidth);
+          place = t > most ? Int{} + (int32_t)k : place;
+          most = larger(t, most);
+          unordered |= t != t;
+        }
+        for (int64_t start = half; start < d; start += kRun) {
+          const int64_t stop = start + kRun < d ? start + kRun : d;
+          Vec sum{};
+          for (int64_t k = start; k < stop; ++k) {
+            const Vec t = splat(x[k]) - load(y + k * kWidth);
+            sum += t * t;
+          }
+          total += sum;
+        }
+        const Vec root = square_root(total + 1e-6f);
+        const int64_t at = row * kTileCols + first + p * kWidth;
+        store(tile + at, unordered ? splat(__builtin_nanf("")) : -(most + root));
+        if (!places) continue;
+        store(roots + at, root);
+        __builtin_memcpy(places + at, &place, sizeof place);
+      }
+    }
+}
+
+void logits(Energy energy, const float* phi, int64_t rows, const float* panels, int64_t cols, int64_t d,
+            float* tile, float* roots, int32_t* places) {
+  if (energy == Energy::kNorm) logits_of<Energy::kNorm>(phi, rows, panels, cols, d, tile);
+  if (energy == Energy::kL2) logits_of<Energy::kL2>(phi, rows, panels, cols, d, tile);
+  if (energy == Energy::kDot) logits_of<Energy::kDot>(phi, rows, panels, cols, d, tile);
+  if (energy == Energy::kMrn) logits_mrn(phi, rows, panels, cols, d, tile, roots, places);
   if (cols < kTileCols)
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t j = cols; j < kTileCols; ++j) tile[row * kTileCols + j] = -__builtin_inff();
 }
 
-void logits(Energy energy, const float* phi, int64_t rows, const float* panels, int64_t cols, int64_t d,
-            float* tile) {
-  if (energy == Energy::kNorm) logits_of<Energy::kNorm>(phi, rows, panels, cols, d, tile);
-  if (energy == Energy::kL2) logits_of<Energy::kL2>(phi, rows, panels, cols, d, tile);
-  if (energy == Energy::kDot) logits_of<Energy::kDot>(phi, rows, panels, cols, d, tile);
+// Fused wherever the processor fuses: a positive's logit, on its own, and its row's largest must agree to the
+// bit.
+inline Vec scaled(Vec energy, float scale, float bias) {
+#if DEEPRES_NCE_WIDTH >= 8 || defined(__aarch64__)
+  for (int l = 0; l < kWidth; ++l) energy[l] = __builtin_fmaf(energy[l], scale, bias);
+  return energy;
+#else
+  return energy * scale + bias;
+#endif
 }
 
-void row_partials(const float* tile, int64_t rows, int64_t cols, bool binary, Partials out, int64_t stride) {
+template <bool kGeneral>
+inline Vec logit_of(Vec energy, const General* general) {
+  if constexpr (kGeneral)
+    return energy == -__builtin_inff() ? energy : scaled(energy, general->scale, general->bias);
+  else
+    return energy;
+}
+
+float logit(float energy, float scale, float bias) {
+  General general{};
+  general.scale = scale;
+  general.bias = bias;
+  return logit_of<true>(splat(energy), &general)[0];
+}
+
+// The targets of a tile's row, 0 past its columns: where they lie, or in `buffer`.
+const float* targets_of(const General& general, int64_t row, float* buffer) {
+  const float* targets = general.targets + row * general.target_stride;
+  if (general.cols == kTileCols) return targets;
+  __builtin_memcpy(buffer, targets, general.cols * sizeof *buffer);
+  return buffer;
+}
+
+inline Int lanes() {
   Int lane;
   for (int l = 0; l < kWidth; ++l) lane[l] = l;
+  return lane;
+}
+
+template <bool kGeneral>
+void row_partials_of(const float* tile, int64_t rows, int64_t cols, bool binary, const General* general,
+                     Partials out, int64_t stride) {
+  const Int lane = lanes();
+  float buffer[kTileCols] = {};
   for (int64_t r = 0; r < rows; ++r, tile += kTileCols) {
-    Vec most = load(tile);
-    for (int64_t j = kWidth; j < kTileCols; j += kWidth) most = larger(load(tile + j), most);
-    const float largest = largest_of(most);
+    Vec most = logit_of<kGeneral>(load(tile), general);
+    for (int64_t j = kWidth; j < kTileCols; j += kWidth)
+      most = larger(logit_of<kGeneral>(load(tile + j), general), most);
+    float largest = largest_of(most);
+    largest = largest < -__FLT_MAX__ ? -__FLT_MAX__ : largest;  // all at -inf: a sum of 0, not NaN
     Vec sum{}, total{}, softplus{};
     for (int64_t j = 0; j < kTileCols; j += kWidth) {
-      const Vec s = load(tile + j);
+      const Vec s = logit_of<kGeneral>(load(tile + j), general);
       sum += exponential(s - largest);
-      total += lane + (int32_t)j < (int32_t)cols ? s : Vec{};
+      if constexpr (kGeneral)
+        total += s == -__builtin_inff() ? Vec{} : s;
+      else
+        total += lane + (int32_t)j < (int32_t)cols ? s : Vec{};
     }
     if (binary)
       for (int64_t j = 0; j < kTileCols; j += kWidth) {
-        const Vec s = load(tile + j);
+        const Vec s = logit_of<kGeneral>(load(tile + j), general);
         softplus += larger(s, Vec{}) + log_one_plus(exponential(s > 0.f ? -s : s));
       }
     out.largest[r * stride] = largest;
     out.sum[r * stride] = sum_of<float>(sum);
     out.total[r * stride] = sum_of<double>(total);
     out.softplus[r * stride] = sum_of<double>(softplus);
+    if constexpr (kGeneral) {
+      if (!general->targets) continue;
+      const float* targets = targets_of(*general, r, buffer);
+      Vec dot{}, mass{};
+      for (int64_t j = 0; j < kTileCols; j += kWidth) {
+        const Vec s = logit_of<true>(load(tile + j), general), t = load(targets + j);
+        const Int out_of_sum = s == -__builtin_inff();
+        dot += out_of_sum ? Vec{} : t * s;
+        mass += out_of_sum ? Vec{} : t;
+      }
+      out.target_logit[r * stride] = sum_of<double>(dot);
+      out.mass[r * stride] = sum_of<double>(mass);
+    }
   }
 }
 
+void row_partials(const float* tile, int64_t rows, int64_t cols, bool binary, const General* general,
+                  Partials out, int64_t stride) {
+  const auto f = general ? row_partials_of<true> : row_partials_of<false>;
+  f(tile, rows, cols, binary, general, out, stride);
+}
+
 RowSums row_sums(Partials partials, int64_t tiles) {
-  RowSums out{partials.largest[0], 0, 0, 0};
+  RowSums out{partials.largest[0], 0, 0, 0, 0, 0};
   for (int64_t t = 1; t < tiles; ++t)
     out.largest = partials.largest[t] > out.largest ? partials.largest[t] : out.largest;
   for (int64_t t = 0; t < tiles; t += kWidth) {
@@ -172,57 +276,112 @@ RowSums row_sums(Partials partials, int64_t tiles) {
       out.total += partials.total[t + l];
       out.softplus += partials.softplus[t + l];
     }
+    for (int64_t l = 0; partials.mass && l < n; ++l) {
+      out.target_logit += partials.target_logit[t + l];
+      out.mass += partials.mass[t + l];
+    }
   }
   return out;
 }
 
-void col_sums(const float* tile, int64_t rows, float* largest, float* sum) {
+template <bool kGeneral>
+void col_sums_of(const float* tile, int64_t rows, const General* general, float* largest, float* sum) {
   for (int64_t j = 0; j < kTileCols; j += kWidth) {
     const Vec before = load(largest + j);
     Vec most = before;
-    for (int64_t r = 0; r < rows; ++r) most = larger(load(tile + r * kTileCols + j), most);
+    for (int64_t r = 0; r < rows; ++r)
+      most = larger(logit_of<kGeneral>(load(tile + r * kTileCols + j), general), most);
+    if constexpr (kGeneral) most = larger(most, splat(-__FLT_MAX__));
     Vec total = load(sum + j) * exponential(before - most), here{};
-    for (int64_t r = 0; r < rows; ++r) here += exponential(load(tile + r * kTileCols + j) - most);
+    for (int64_t r = 0; r < rows; ++r)
+      here += exponential(logit_of<kGeneral>(load(tile + r * kTileCols + j), general) - most);
     store(largest + j, most);
     store(sum + j, total + here);
   }
 }
 
-template <Energy energy>
-void weights_of(const Softmaxes& softmaxes, const Squares& squares, int64_t rows, float* tile, bool* near) {
-  for (int64_t r = 0; r < rows; ++r, tile += kTileCols)
+void col_sums(const float* tile, int64_t rows, const General* general, float* largest, float* sum) {
+  (general ? col_sums_of<true> : col_sums_of<false>)(tile, rows, general, largest, sum);
+}
+
+template <Energy energy, bool kGeneral>
+void weights_of(const Softmaxes& softmaxes, const Squares& squares, int64_t rows, const General* general,
+                float* tile, bool* near) {
+  const Int lane = lanes();
+  float buffer[kTileCols] = {};
+  for (int64_t r = 0; r < rows; ++r, tile += kTileCols) {
+    const float* targets = nullptr;
+    float binary_scale = softmaxes.binary_scale;
+    Vec energy_sum{}, g_sum{};
+    if constexpr (kGeneral) {
+      if (general->targets) targets = targets_of(*general, r, buffer);
+      if (general->binary_weight) binary_scale *= general->binary_weight[r];
+    }
     for (int64_t block = 0; block < kTileCols / kBlockCols; ++block) {
       Int close{};
       for (int64_t j = block * kBlockCols; j < (block + 1) * kBlockCols; j += kWidth) {
-        const Vec s = load(tile + j);
+        const Vec e = load(tile + j), s = logit_of<kGeneral>(e, general);
         Vec g{};
         if (softmaxes.row_scale) g = exponential(s - softmaxes.row_largest[r]) * softmaxes.row_scale[r];
         if (softmaxes.col_scale)
           g += exponential(s - load(softmaxes.col_largest + j)) * load(softmaxes.col_scale + j);
         if (softmaxes.binary_scale != 0.f) {
-          const Vec e = exponential(s > 0.f ? -s : s);
-          g += (s > 0.f ? splat(1.f) : e) / (e + 1.f) * softmaxes.binary_scale;
+          const Vec x = exponential(s > 0.f ? -s : s);
+          g += (s > 0.f ? splat(1.f) : x) / (x + 1.f) * binary_scale;
         }
-        if constexpr (energy == Energy::kNorm) g = s == 0.f ? Vec{} : g / s;
+        if constexpr (kGeneral) {
+          if (targets) g -= load(targets + j) * general->target_share[r];
+          const Int left_out = e == -__builtin_inff();
+          g = left_out ? Vec{} : g;
+          if (general->energy_sum) {
+            const Int skip = left_out | (lane + (int32_t)j == general->own[r]);
+            energy_sum += skip ? Vec{} : g * e;
+            g_sum += skip ? Vec{} : g;
+          }
+          g = g * general->scale;
+        }
+        if constexpr (energy == Energy::kNorm) g = e == 0.f ? Vec{} : g / e;
         if constexpr (energy == Energy::kL2) g = g * -2.f;
-        if constexpr (energy != Energy::kDot) {
-          const Vec squared = energy == Energy::kNorm ? s * s : -s;
+        if constexpr (energy == Energy::kNorm || energy == Energy::kL2) {
+          const Vec squared = energy == Energy::kNorm ? e * e : -e;
           close |= squared * 4.f < load(squares.psi + j) + squares.phi[r];
         }
         store(tile + j, g);
       }
-      int32_t any = 0;
+      int32_t any = energy == Energy::kMrn;
       for (int l = 0; l < kWidth; ++l) any |= close[l];
       if (any) near[r / kBlockRows * (kTileCols / kBlockCols) + block] = true;
     }
+    if constexpr (kGeneral) {
+      if (!general->energy_sum) continue;
+      general->energy_sum[r * general->sum_stride] = sum_of<double>(energy_sum);
+      general->sum[r * general->sum_stride] = sum_of<double>(g_sum);
+    }
+  }
 }
 
-void weights(Energy energy, const Softmaxes& softmaxes, const Squares& squares, int64_t rows, float* tile,
-             bool* near) {
+template <Energy energy>
+void weights_for(const Softmaxes& softmaxes, const Squares& squares, int64_t rows, const General* general,
+                 float* tile, bool* near) {
+  const auto f = general ? weights_of<energy, true> : weights_of<energy, false>;
+  f(softmaxes, squares, rows, general, tile, near);
+}
+
+void weights(Energy energy, const Softmaxes& softmaxes, const Squares& squares, int64_t rows,
+             const General* general, float* tile, bool* near) {
   for (int64_t block = 0; block < kTileBlocks; ++block) near[block] = false;
-  if (energy == Energy::kNorm) weights_of<Energy::kNorm>(softmaxes, squares, rows, tile, near);
-  if (energy == Energy::kL2) weights_of<Energy::kL2>(softmaxes, squares, rows, tile, near);
-  if (energy == Energy::kDot) weights_of<Energy::kDot>(softmaxes, squares, rows, tile, near);
+  if (energy == Energy::kNorm) weights_for<Energy::kNorm>(softmaxes, squares, rows, general, tile, near);
+  if (energy == Energy::kL2) weights_for<Energy::kL2>(softmaxes, squares, rows, general, tile, near);
+  if (energy == Energy::kDot) weights_for<Energy::kDot>(softmaxes, squares, rows, general, tile, near);
+  if (energy == Energy::kMrn) weights_for<Energy::kMrn>(softmaxes, squares, rows, general, tile, near);
+}
+
+void split(int64_t rows, float* tile, float* roots) {
+  for (int64_t at = 0; at < rows * kTileCols; at += kWidth) {
+    const Vec g = load(tile + at);
+    store(tile + at, -g / load(roots + at));
+    store(roots + at, g);
+  }
 }
 
 void square(const float* x, int64_t rows, int64_t d, float* squares) {
@@ -233,84 +392,7 @@ void square(const float* x, int64_t rows, int64_t d, float* squares) {
   }
 }
 
-// How a block of gradients is summed: pairs that are near lose no digits as weighted differences; where all
-// are far, sum_j w (x - y_j) = x sum_j w - sum_j w y_j costs half and cancels little.
-enum class Sum { kDot, kFar, kNear };
-
-// kVecs vectors of features of `count` rows of dx stay in registers while all of y passes.
-template <Sum how, int count, int kVecs>
-void accumulate_features(const float* x, int64_t nx, const float* y, int64_t ny, int64_t d, const float* w,
-                         int64_t wx, int64_t wy, const float* w_sum, float* dx) {
-  constexpr bool near = how == Sum::kNear;
-  for (int64_t row = 0; row < nx; row += count) {
-    const int rows = nx - row < count ? (int)(nx - row) : count;
-    const float* scale[count];
-    Vec here[count][near ? kVecs : 1], sum[count][kVecs] = {};
-    for (int r = 0; r < count; ++r) {
-      const int64_t at = row + (r < rows ? r : rows - 1);
-      scale[r] = w + at * wx;
-      if constexpr (near)
-        for (int v = 0; v < kVecs; ++v) here[r][v] = load(x + at * d + v * kWidth);
-    }
-    for (int64_t j = 0; j < ny; ++j) {
-      Vec there[kVecs];
-      for (int v = 0; v < kVecs; ++v) there[v] = load(y + j * d + v * kWidth);
-      for (int r = 0; r < count; ++r) {
-        const Vec g = splat(scale[r][j * wy]);
-        for (int v = 0; v < kVecs; ++v) {
-          if constexpr (near)
-            sum[r][v] += g * (here[r][v] - there[v]);
-          else
-            sum[r][v] += g * there[v];
-        }
-      }
-    }
-    for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < kVecs; ++v) {
-        const int64_t at = (row + r) * d + v * kWidth;
-        Vec s = sum[r][v];
-        if constexpr (how == Sum::kFar) s = load(x + at) * w_sum[row + r] - s;
-        store(dx + at, load(dx + at) + s);
-      }
-  }
-}
-
-template <Sum how>
-void accumulate_as(const float* x, int64_t nx, const float* y, int64_t ny, int64_t d, const float* w,
-                   int64_t wx, int64_t wy, const float* w_sum, float* dx) {
-  constexpr int rows = how == Sum::kNear ? kNearRows : kFarRows, vecs = how == Sum::kNear ? 2 : kFarVecs;
-  int64_t k = 0;
-  for (; k + vecs * kWidth <= d; k += vecs * kWidth)
-    accumulate_features<how, rows, vecs>(x + k, nx, y + k, ny, d, w, wx, wy, w_sum, dx + k);
-  for (; k < d; k += kWidth)
-    accumulate_features<how, rows, 1>(x + k, nx, y + k, ny, d, w, wx, wy, w_sum, dx + k);
-}
-
-// sums[i] = sum_j w[i wx + j wy]; one of wx and wy is 1.
-void sum_weights(const float* w, int64_t nx, int64_t ny, int64_t wx, int64_t wy, float* sums) {
-  for (int64_t i = 0; i < nx; ++i) sums[i] = 0;
-  if (wx == 1) {
-    for (int64_t j = 0; j < ny; ++j)
-      for (int64_t i = 0; i < nx; ++i) sums[i] += w[i + j * wy];
-    return;
-  }
-  for (int64_t i = 0; i < nx; ++i, w += wx) {
-    Vec sum{};
-    int64_t j = 0;
-    for (; j + kWidth <= ny; j += kWidth) sum += load(w + j);
-    sums[i] = sum_of<float>(sum);
-    for (; j < ny; ++j) sums[i] += w[j];
-  }
-}
-
-void accumulate(Energy energy, bool near, const float* x, int64_t nx, const float* y, int64_t ny, int64_t d,
-                const float* w, int64_t wx, int64_t wy, float* dx) {
-  if (energy == Energy::kDot) return accumulate_as<Sum::kDot>(x, nx, y, ny, d, w, wx, wy, nullptr, dx);
-  if (near) return accumulate_as<Sum::kNear>(x, nx, y, ny, d, w, wx, wy, nullptr, dx);
-  float w_sum[kBlockCols > kBlockRows ? kBlockCols : kBlockRows];
-  sum_weights(w, nx, ny, wx, wy, w_sum);
-  accumulate_as<Sum::kFar>(x, nx, y, ny, d, w, wx, wy, w_sum, dx);
-}
+#include "info_nce_accumulate.h"
 
 }  // namespace
 }  // namespace deepres::nce

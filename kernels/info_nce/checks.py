@@ -147,16 +147,17 @@ def _labels(
     _check_device("labels", labels, phi)
     eager = type(labels) is Tensor and not torch.compiler.is_compiling()
     if eager and labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
-        least, most = (v.item() for v in torch.aminmax(labels))
-        if least < 0 or most >= psi.shape[0]:
-            raise ValueError(
-                f"labels must be rows of psi, 0 to {psi.shape[0] - 1}, got {least if least < 0 else most}"
-            )
-        if self_offset is not None and (labels - self_offset == torch.arange(len(labels))).any():
-            raise ValueError(
-                f"labels must name other goals than those that self_offset={self_offset} leaves out"
-            )
+        check_labels(labels, psi.shape[0], -1 if self_offset is None else self_offset)
     return labels.long()
+
+
+def check_labels(labels: Tensor, goals: int, self_offset: int) -> None:
+    """labels [B] on the CPU."""
+    least, most = (v.item() for v in torch.aminmax(labels))
+    if least < 0 or most >= goals:
+        raise ValueError(f"labels must be rows of psi, 0 to {goals - 1}, got {least if least < 0 else most}")
+    if self_offset >= 0 and (labels - self_offset == torch.arange(len(labels), device="cpu")).any():
+        raise ValueError(f"labels must name other goals than those that self_offset={self_offset} leaves out")
 
 
 def _targets(targets: Tensor, form: str, phi: Tensor, psi: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepres.kernels.info_nce.checks import check_labels
 from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions, Results
 
-ENERGY_CODES = {"norm": 0, "l2": 1, "dot": 2}
+ENERGY_CODES = {"norm": 0, "l2": 1, "dot": 2, "mrn": 3}
 FORM_CODES = {"forward": 0, "backward": 1, "symmetric": 2, "binary": 3}
 FEATURES_MULTIPLE = 16  # the widest vector, in floats
 
@@ -41,28 +42,50 @@ def unsupported(phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: In
         return f"phi must be on the CPU, got {phi.device}"
     if phi.dtype != torch.float32:
         return f"phi must be float32, got {phi.dtype}"
-    return options.beyond_the_first(operands)
+    return None
 
 
 def forward(
     phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions, needs: tuple[bool, ...]
 ) -> Results:
     """As op.py asks of a backend."""
+    if operands.labels is not None and operands.targets is None:
+        check_labels(operands.labels, psi.shape[0], options.self_offset)
     extension = import_module("deepres._C")
+    halves = 2 if options.energy == "mrn" else 1
     width = phi.shape[1]
-    padding = -width % FEATURES_MULTIPLE
-    if padding:  # features that are 0 on both sides change no energy
-        phi, psi = F.pad(phi, (0, padding)), F.pad(psi, (0, padding))
-    loss, lse, metrics = phi.new_empty(()), phi.new_empty(phi.shape[0]), phi.new_empty(3)
+    phi, psi = _padded(phi, halves), _padded(psi, halves)
+    batch = phi.shape[0]
+    loss, lse, metrics = phi.new_empty(()), phi.new_empty(batch), phi.new_empty(3)
+    rows = phi.new_empty(batch) if options.reduction == "none" else None
     dphi = torch.zeros_like(phi) if needs[0] else None
     dpsi = torch.zeros_like(psi) if needs[1] else None
+    dscale, dbias = (phi.new_empty(()) if needs[2] else None for _ in range(2))
+    inputs = (phi, psi, operands.labels, operands.targets, operands.row_weight, operands.penalty_weight)
+    out = (loss, lse, metrics, rows, dphi, dpsi, dscale, dbias)
     extension.info_nce(
-        phi.data_ptr(), psi.data_ptr(), phi.shape[0], psi.shape[0], phi.shape[1], options.positive_offset,
+        [_address(t) for t in inputs],
+        [batch, psi.shape[0], phi.shape[1], options.positive_offset, options.self_offset],
         ENERGY_CODES[options.energy], FORM_CODES[options.form], options.logsumexp_penalty,
-        torch.get_num_threads(),
-        [0 if t is None else t.data_ptr() for t in (loss, lse, metrics, dphi, dpsi)],
+        1.0 if operands.scale is None else operands.scale.item(),
+        0.0 if operands.bias is None else operands.bias.item(),
+        torch.get_num_threads(), [_address(t) for t in out],
     )  # fmt: skip
-    if padding:
-        dphi = None if dphi is None else dphi[:, :width].contiguous()
-        dpsi = None if dpsi is None else dpsi[:, :width].contiguous()
-    return Results(loss, lse, metrics, None, dphi, dpsi)
+    dphi, dpsi = (None if t is None else _unpadded(t, width, halves) for t in (dphi, dpsi))
+    return Results(loss, lse, metrics, rows, dphi, dpsi, dscale, dbias)
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _padded(t: Tensor, halves: int) -> Tensor:
+    """t [n, d], each of the `halves` of its features with zeros to the next whole vector: they change no energy."""
+    padding = -(t.shape[1] // halves) % FEATURES_MULTIPLE
+    return F.pad(t.unflatten(1, (halves, -1)), (0, padding)).flatten(1) if padding else t
+
+
+def _unpadded(t: Tensor, width: int, halves: int) -> Tensor:
+    if t.shape[1] == width:
+        return t
+    return t.unflatten(1, (halves, -1))[:, :, : width // halves].flatten(1).contiguous()

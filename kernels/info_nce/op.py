@@ -194,7 +194,7 @@ def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
             phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
             options = replace(options, energy="dot")
         if operands.targets is not None:  # the goal whose place among all is told as the accuracy
-            operands = operands._replace(labels=operands.targets.argmax(1))
+            operands = operands._replace(labels=reference.likeliest(operands.targets, options.self_offset))
         if operands.row_weight is not None:
             weight = reference.row_multipliers(operands.row_weight, options.row_divisor)
             operands = operands._replace(row_weight=weight)

@@ -80,8 +80,8 @@ def _asymmetric(x: Tensor, y: Tensor) -> Tensor:
         place = torch.zeros_like(most, dtype=torch.int64)
         for k in range(1, x.shape[1]):
             here = x[:, k : k + 1] - y[:, k]
-            place = torch.where(here > most, k, place)
-            most = torch.where((here > most) | here.isnan(), here, most)
+            more = (here > most) | here.isnan()
+            place, most = torch.where(more, k, place), torch.where(more, here, most)
     return F.relu(x.gather(1, place) - y.mT.gather(0, place))
 
 
@@ -116,6 +116,18 @@ def row_multipliers(row_weight: Tensor, divisor: str) -> Tensor:
     return row_weight * (row_weight.shape[0] / total.masked_fill(total == 0, 1.0))
 
 
+def _diagonal(like: Tensor, offset: int) -> Tensor:
+    """[B, M] bools: column offset + i of row i."""
+    rows, columns = (torch.arange(n, device=like.device) for n in like.shape)
+    return columns == (rows + offset).unsqueeze(1)
+
+
+def likeliest(targets: Tensor, self_offset: int) -> Tensor:
+    """[B]: the goal of each row's largest target."""
+    kept = targets if self_offset < 0 else targets.masked_fill(_diagonal(targets, self_offset), -1.0)
+    return kept.argmax(1)
+
+
 def info_nce(
     phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions, metrics: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,8 +138,7 @@ def info_nce(
     logits = energy_logits(phi, psi, options.energy, operands.scale, operands.bias)
     kept, targets, pairs = logits, operands.targets, logits.numel()
     if options.self_offset >= 0:
-        place = torch.arange(phi.shape[0], device=phi.device) + options.self_offset
-        left_out = torch.arange(psi.shape[0], device=phi.device) == place.unsqueeze(1)
+        left_out = _diagonal(logits, options.self_offset)
         kept, logits = logits.masked_fill(left_out, 0.0), logits.masked_fill(left_out, -math.inf)
         targets = None if targets is None else targets.masked_fill(left_out, 0.0)
         pairs -= phi.shape[0]
@@ -165,7 +176,7 @@ def _own(logits: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions) -> 
     """The logit of each row's own goal [B], with targets that of its likeliest; and these goals' columns [B, B]."""
     labels, targets = operands.labels, operands.targets
     if labels is None and targets is not None:
-        labels = targets.argmax(1)
+        labels = likeliest(targets, options.self_offset)
     if labels is None:
         columns = logits[:, options.positive_offset : options.positive_offset + logits.shape[0]]
         return columns.diagonal(), columns
