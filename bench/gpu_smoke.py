@@ -27,6 +27,7 @@ from deepres.kernels.residual_stack import cuda as backend
 from deepres.kernels.residual_stack.options import PRECISIONS
 
 DESK = "bench.gpu_smoke:Desk"
+DEVICE = "cuda"
 CLUSTERS = (1, 2, 4)
 BATCH, DEPTH = 7, 8
 LIMIT_S = 30.0  # of one configuration
@@ -43,7 +44,7 @@ class Desk:
         """Worst error against float64; AssertionError if it is worse than twice plain PyTorch's."""
         from bench.harness.desk import Desk as Throughput
 
-        case = Case(RESIDUAL_STACK.name, "forward_backward", DEPTH, BATCH, width, precision, "cuda")
+        case = Case(RESIDUAL_STACK.name, "forward_backward", DEPTH, BATCH, width, precision, DEVICE)
         entry = RESIDUAL_STACK.implementations["deepres-cuda"]
         with mock.patch.object(backend, "choose_cluster", lambda *_: cluster):
             return Throughput(None).check(case, entry, RESIDUAL_STACK.truth)

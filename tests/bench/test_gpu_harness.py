@@ -10,7 +10,9 @@ import torch
 
 from bench import gpu_micro, gpu_smoke
 from bench.gpu import check, children, micro, model
-from deepres.kernels import cuda_program
+from deepres.kernels import cuda_program, dispatch
+from deepres.kernels.residual_stack import cuda
+from helpers import cuda_on_host
 from helpers.benches import bench
 
 DESK = "helpers.gpu_desks:Desk"
@@ -38,6 +40,29 @@ def test_smoke_keeps_a_row_for_each_and_fails_with_one(tmp_path, monkeypatch, ca
     rows = {(row["width"], row["cluster"]): row["status"] for row in result["rows"]}
     assert rows == {(64, 1): "measured", (256, 1): "measured", (256, 2): "measured", (256, 4): "refused"}
     assert result["complete"] and "3 of 4 are right" in capsys.readouterr().out
+
+
+def test_smoke_asks_the_kernels_with_the_cluster_that_it_names(monkeypatch) -> None:
+    """Over CPU tensors, by the sources' stand-in on the host."""
+    asked = []
+
+    def load_program(program, device):
+        asked.append(dict(program.macros)["DEEPRES_CLUSTER"])
+        return cuda_on_host.load_program(program, device)
+
+    for owner, name, value in (
+        (cuda_program, "load_program", load_program),
+        (cuda_program, "device_facts", lambda _: cuda_on_host.SMALL),
+        (cuda, "unavailable", lambda: None),
+        (cuda, "unsupported", lambda *_: None),
+        (gpu_smoke, "DEVICE", "cpu"),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    dispatch._reason.cache_clear()
+    found = gpu_smoke.Desk(None).check(128, 2, "bf16")
+    dispatch._reason.cache_clear()
+    assert found["served_by"] == "cuda" and found["worst_error"] < 0.1
+    assert set(asked) == {2}
 
 
 @pytest.mark.parametrize("script", ["gpu_smoke.py", "gpu_micro.py", "gpu/check.py"])

@@ -56,6 +56,13 @@ assert all(torch.equal(a, b) for a, b in zip(fused, again))
 alone = psi.clone().requires_grad_()
 info_nce(phi, alone, impl="triton")[0].backward()
 assert torch.equal(alone.grad, fused[4])
+
+# The GPU's own test, which nobody sees run, on what the interpreter takes.
+import pytest
+import test_info_nce_gpu as on_a_gpu
+on_a_gpu.SHAPES = ((5, 9, 3),)
+with pytest.MonkeyPatch.context() as patch:
+    on_a_gpu.test_no_worse_than_plain_and_the_same_bits_twice("norm", "forward", 2, patch)
 print("passed")
 """
 
