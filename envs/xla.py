@@ -31,9 +31,10 @@ MIN_POOL_THREADS = 8
 @cache
 def prepare() -> None:
     """Set what XLA reads when its first backend starts: the fusion flag (jaxlib 0.10 only), NPROC, and that a CPU
-    computes on the thread that calls (jax_cpu_enable_async_dispatch=False).
+    computes on the thread that calls (jax_cpu_enable_async_dispatch=False); and that on a GPU it takes memory as it needs
+    it, not three quarters of a card that PyTorch learns on (XLA_PYTHON_CLIENT_PREALLOCATE=false).
 
-    Flags and NPROC that the user set stay as they are. If JAX has computed something already it is too late, and
+    What the user set stays as it is. If JAX has computed something already it is too late, and
     one RuntimeWarning says what that costs. Raises ImportError if JAX or MuJoCo's MJX is not installed.
     """
     missing = [name for name in ("jax", "jaxlib", "mujoco", "mujoco-mjx") if _version(name) is None]
@@ -60,6 +61,7 @@ def prepare() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}".strip()
     if wants_pool:
         os.environ["NPROC"] = str(MIN_POOL_THREADS)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     with suppress(AttributeError):  # a later JAX may know no such setting
