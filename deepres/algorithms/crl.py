@@ -7,8 +7,9 @@ With phi = phi(s, a), psi = psi(g), g a state reached later with P(d) proportion
     alpha    exp(log_alpha) * mean(stop_grad(-log pi - target_entropy))
 
 Both losses read the critic as it was before the step, so phi and psi serve them at once and psi(g) is computed once;
-the actor's loss asks phi for its input gradient alone and psi for none. On a GPU the actor's branch runs on a stream
-of its own beside the critic's. Methods that are CRL but for a part are options of it:
+the actor's loss asks phi for its input gradient alone and psi for none. On a GPU phi, psi and the actor's branch run
+on three streams, forward and backward; that branch waits for psi only where it compares. Methods that are CRL but for a
+part are options of it:
 
     horizon=3                        AC-CRL (arXiv 2608.30640): a is the chunk a_t .. a_{t+H-1}; the loss is the mean
                                      over rows whose chunk is whole, the others' goals stay negatives, and the penalty
@@ -99,7 +100,7 @@ class CRL(Algorithm):
         self.psi = networks.encoder(goal, options.feature_dim)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.target_entropy = options.target_entropy_per_action * action
-        self._side = SecondStream()
+        self._side, self._goals = SecondStream(), SecondStream()
         groups = {
             "actor": Group(list(self.actor.parameters()), options.actor_lr),
             "critic": Group([*self.phi.parameters(), *self.psi.parameters()], options.critic_lr),
@@ -124,21 +125,24 @@ class CRL(Algorithm):
 
     def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
         options, device = self.options, batch.state.device
-        psi = self.psi(batch.goal)
-        with self._side.beside(device):
+        start = self._side.mark(device)
+        with self._goals.beside(device):
+            psi = self.psi(batch.goal)
+        taken = torch.cat([batch.state, batch.action], dim=1)
+        phi = self.phi(taken)
+        with self._side.beside(device, after=start):
             mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
             action, log_prob = squashed_gaussian(mean, log_std, noise, exact=options.exact_tanh)
             judged = torch.cat([batch.state, action], dim=1)
-            energy = pair_energy(
-                call_frozen(self.phi, judged), self._side.reads(psi.detach()), options.energy
-            )
+            phi_of_action = call_frozen(self.phi, judged)
+            self._goals.join(device, psi)
+            energy = pair_energy(phi_of_action, psi.detach(), options.energy)
             if options.survival_bonus:
                 energy = energy + options.survival_bonus * F.logsigmoid(call_frozen(self.survival, judged))
             alpha = self.log_alpha.exp()
             actor = actor_loss(alpha.detach(), log_prob, energy)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        taken = torch.cat([batch.state, batch.action], dim=1)
-        phi = self.phi(taken)
+        self._goals.join(device, psi)
         rows, goals, offset = self._gathered(phi, psi)
         critic, contrast = info_nce(
             rows,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from deepres.kernels.streams import SecondStream as SecondStream
 
 ACTION_BOUND = (
     1 - 2**-20
@@ -85,34 +86,3 @@ def average_into(targets: Iterable[Tensor], sources: Iterable[Tensor], tau: floa
     change = list(torch._foreach_sub(fast, slow))
     torch._foreach_mul_(change, tau * (1 - skip))
     torch._foreach_add_(slow, change)
-
-
-class SecondStream:
-    """A stream of a GPU's own on which a part of a step runs beside the rest; elsewhere the part runs in its turn."""
-
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
-
-    @contextmanager
-    def beside(self, device: torch.device) -> Iterator[None]:
-        """What is within runs beside what follows, until `join`."""
-        if device.type != "cuda":
-            yield
-            return
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
-            yield
-
-    def reads(self, tensor: Tensor) -> Tensor:
-        """`tensor`, made on the current stream and read on this one, backward included: its memory goes to nobody else
-        before. Call it within `beside`."""
-        if self._stream is not None and tensor.is_cuda:
-            tensor.record_stream(self._stream)
-        return tensor
-
-    def join(self, device: torch.device) -> None:
-        """The current stream waits for what ran beside."""
-        if self._stream is not None:
-            torch.cuda.current_stream(device).wait_stream(self._stream)
