@@ -18,7 +18,7 @@ Ops are registered piece by piece: a mark of torch.compiler imports the whole co
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -110,6 +110,26 @@ def transformed() -> str | None:
     nor forward-mode derivatives, and a tangent would be lost without a word."""
     inside = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     return "torch.func and forward-mode derivatives need impl='reference'" if inside else None
+
+
+def differentiable_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], needs: Sequence[bool], dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `function(*inputs)`, plain PyTorch's, with a graph of their own; None where `needs` is False.
+
+    For the backward of a fused op where grad mode is on, as under create_graph=True: it has no second derivative.
+    """
+    own = [
+        t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)
+    ]  # one tensor may come twice
+    with torch.enable_grad():
+        y = function(*own)
+        wanted = [t for t, need in zip(own, needs, strict=True) if need]
+        found = torch.autograd.grad(
+            y, wanted, dy, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    grads = iter(found)
+    return tuple(next(grads) if need else None for need in needs)
 
 
 def without_derivative(op: str) -> Callable[..., None]:

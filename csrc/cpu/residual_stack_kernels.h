@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/operands.h"
 #include "cpu/products.h"
@@ -14,6 +15,9 @@
 
 namespace deepres {
 namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity(),
+                kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // Columns that hold values, rounded up to whole vectors.
 int64_t covered(const StackShape& shape) { return (shape.width + kLanes - 1) / kLanes * kLanes; }
@@ -137,8 +141,11 @@ struct Stack {
       const Floats centred = keep(load(u + i * padded + whole) - mean[i], first_lanes(width - whole));
       squares[i] += centred * centred;
     }
-    for (int64_t i = 0; i < kGroup; ++i)
-      rstd[i] = 1.0f / std::sqrt(sum(squares[i]) / float(width) + shape.eps);
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const float variance = sum(squares[i]) / float(width);
+      // Overflown, it would make n of 0: finite, and wrong. So the row becomes NaN, and shows.
+      rstd[i] = variance < kInfinity ? 1.0f / std::sqrt(variance + shape.eps) : kNaN;
+    }
   }
 
   // The layer's output: what activation makes of normalised values, and the block's input where a block ends.

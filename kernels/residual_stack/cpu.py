@@ -20,7 +20,9 @@ except ImportError:
     _C = None
 
 PRECISIONS = ("fp32", "bf16")
+PAD, STRETCH_LAYERS, SPAN_LAYERS, STRETCH_WORDS = 32, 8, 64, 6 << 20  # as in csrc/cpu
 GROUPS = True
+NEEDS_OUTPUT = False
 
 
 def unavailable() -> str | None:
@@ -50,15 +52,28 @@ def _shape(batch: int, width: int, depth: int, options: StackOptions):
 
 
 def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
-    shape = _shape(batch, width, depth, options)
+    """In Python alone: a compiler leaves the batch open, and the shapes are then expressions of it."""
+    padded = -(-width // PAD) * PAD
     if options.recompute:
-        return [((-(-depth // shape.segment), batch, shape.padded), torch.float32), ((0,), torch.float32)]
+        segment = min(options.recompute * options.skip_every, depth)
+        return [((-(-depth // segment), batch, padded), torch.float32), ((0,), torch.float32)]
     if options.precision == "fp32":
         saved = torch.float32
     else:  # |n| < sqrt(width) fits fp16, which keeps three bits more; without norm nothing bounds it
         saved = torch.float16 if options.norm else torch.bfloat16
-    statistics = batch * (depth + -(-depth // shape.span) * shape.padded)
-    return [((depth, batch, shape.padded), saved), ((statistics,), torch.float32)]
+    spans = -(-depth // span_of(batch, padded, depth, options))
+    return [((depth, batch, padded), saved), ((batch * (depth + spans * padded),), torch.float32)]
+
+
+def span_of(batch: int, padded: int, depth: int, options: StackOptions) -> int:
+    """Layers between the inputs that are saved: stack_span of csrc/cpu/residual_stack_driver.cpp."""
+    words = 2 * torch.sym_max(batch, 1) * padded // (2 if options.precision == "bf16" else 1)
+    layers = torch.sym_min(torch.sym_max(STRETCH_WORDS // words, 1), STRETCH_LAYERS)
+    skip = options.skip_every
+    if not skip:
+        return torch.sym_min(layers, depth)
+    stretch = torch.sym_min(torch.sym_max(layers - layers % skip, skip), depth)
+    return torch.sym_max(SPAN_LAYERS // stretch, 1) * stretch
 
 
 def forward(

@@ -24,8 +24,9 @@ A backend module (cpu.py, triton.py, cuda.py; see dispatch.py) serves the op wit
         -> (dx, dweight, dbias, dgamma, dbeta), None where `needs` is False
 
 on contiguous tensors of one device; what the two saved tensors hold is the backend's own business. One that says
-`GROUPS = True` is also given groups of E stacks: every tensor then has E as its first dimension, the two saved ones
-too, and `saved_spec` tells the shapes of one member. For the others, op.py calls member after member.
+`NEEDS_OUTPUT = False` gets an empty y in backward. One that says `GROUPS = True` is also given groups of E stacks:
+every tensor then has E as its first dimension, the two saved ones too, and `saved_spec` tells the shapes of one member.
+For the others, op.py calls member after member.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def residual_stack(
 
     Under torch.autocast the op still computes as `precision` says: 16-bit inputs are taken to float32 first.
 
-    Returns: y [B, W], [E, B, W] of E stacks, differentiable in x and the four parameters.
+    Returns: y [B, W], [E, B, W] of E stacks, differentiable in x and the four parameters. Second derivatives
+    (create_graph=True) are the reference's whatever `impl` is; under torch.func and forward-mode differentiation "auto"
+    is the reference, and a fused backend asked for by name refuses. Rows whose variance overflows fp32 become NaN.
     Raises: TypeError or ValueError, one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
@@ -113,7 +116,10 @@ def residual_stack(
         x, weight, bias = _widened(x), _widened(weight), _widened(bias)
         gamma, beta = gamma if gamma is None else _widened(gamma), beta if beta is None else _widened(beta)
     options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, recompute)
-    return torch.ops.deepres.residual_stack(x, weight, bias, gamma, beta, *astuple(options), impl)
+    inside = not torch.compiler.is_compiling() and dispatch.transformed() is not None
+    # as an op it would hide from torch.func what it is made of
+    call = _served if inside else torch.ops.deepres.residual_stack
+    return call(x, weight, bias, gamma, beta, *astuple(options), impl)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -222,8 +228,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("deepres::residual_stack", "CompositeImplicitAutograd")
-def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
+def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     *fields, impl = options_and_impl
     options = StackOptions(*fields)
     depth, members = weight.shape[-3], len(weight) if weight.ndim == 4 else None
@@ -232,7 +237,7 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
         "residual_stack", impl, lambda backend: backend.unsupported(rows, depth, options)
     )
     if options.recompute == AUTO:
-        sizes = (int(rows.shape[0]), int(rows.shape[1]), depth)
+        sizes = (_number(rows.shape[0]), _number(rows.shape[1]), depth)
         picked = planned_recompute(chosen, *sizes, options, str(x.device), members or 1)
         options = replace(options, recompute=picked)
     if members is not None and x.ndim == 2:
@@ -253,6 +258,15 @@ def _composite(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
         tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return torch.ops.deepres.residual_stack_forward(*tensors, *astuple(options), chosen, save)[0]
+
+
+torch.library.impl("deepres::residual_stack", "CompositeImplicitAutograd")(_served)
+
+
+def _number(size: int | torch.SymInt) -> int:
+    """`size`, or that of the traced example where a compiler leaves it open: choices that hold for every size."""
+    hint = size.node.hint if isinstance(size, torch.SymInt) else size
+    return 0 if hint is None else int(hint)
 
 
 @torch.library.impl("deepres::residual_stack_forward", "CompositeExplicitAutograd")
@@ -307,12 +321,24 @@ def _setup_context(ctx, inputs, output):
     y, activations, statistics = output
     ctx.mark_non_differentiable(activations, statistics)
     ctx.set_materialize_grads(False)  # or autograd fills zeros as large as what was saved
-    ctx.save_for_backward(x, y, weight, bias, gamma, beta, activations, statistics)
+    # y itself is the caller's, who may change it in place
+    needs_output = getattr(dispatch.load("residual_stack", ctx.options[-1]), "NEEDS_OUTPUT", True)
+    kept = y.detach().clone() if needs_output else y.new_empty(0)
+    ctx.save_for_backward(x, kept, weight, bias, gamma, beta, activations, statistics)
 
 
 def _autograd(ctx, dy, _dactivations, _dstatistics):
     norm = ctx.options[2]
     needs = [need and (norm or i < 3) for i, need in enumerate(ctx.needs_input_grad[:5])]
+    if torch.is_grad_enabled():  # create_graph=True
+        x, _, *parameters = ctx.saved_tensors[:6]
+        options = replace(StackOptions(*ctx.options[:-1]), recompute=0)
+
+        def plain(*tensors: Tensor) -> Tensor:
+            own = tensors if norm else (*tensors[:3], None, None)
+            return torch.ops.deepres.residual_stack(*own, *astuple(options), "reference")
+
+        return (*dispatch.differentiable_gradients(plain, (x, *parameters), needs, dy), *[None] * 8)
     grads = torch.ops.deepres.residual_stack_backward(
         dy.contiguous(), *ctx.saved_tensors, *ctx.options, needs
     )

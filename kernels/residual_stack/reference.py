@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from deepres.kernels import dispatch
 from deepres.kernels.residual_stack.options import StackOptions
 
 
@@ -20,25 +21,32 @@ def residual_stack(
     depth = weight.shape[0]
     per_block = options.skip_every or depth
     stretch = per_block * options.recompute or depth
+    # one layer at a time out of [D, W, W] would give each a gradient of that size, nearly all zeros
+    none = [None] * depth
+    parameters = [none if t is None else t.unbind() for t in (weight, bias, gamma, beta)]
+    layers = list(zip(*parameters, strict=True))
 
-    def layers(block: Tensor, start: int, stop: int) -> Tensor:
+    def through(block: Tensor, start: int, stop: int) -> Tensor:
         a = block
         for l in range(start, stop):
-            z = product(a, weight[l], options.precision) + bias[l]
+            own, shift, scale, offset = layers[l]
+            z = product(a, own, options.precision) + shift
             if options.norm:
-                assert gamma is not None and beta is not None
-                z = F.layer_norm(z, z.shape[-1:], gamma[l], beta[l], options.eps)
+                z = F.layer_norm(z, z.shape[-1:], scale, offset, options.eps)
             a = F.silu(z) if options.activation == "swish" else F.relu(z)
             if options.skip_every and (l + 1) % options.skip_every == 0:
                 a = block = a + block
         return a
 
+    again = (
+        options.recompute and dispatch.transformed() is None
+    )  # torch.func refuses what recomputing hooks into
     for start in range(0, depth, stretch):
         stop = min(start + stretch, depth)
-        if options.recompute:
-            x = checkpoint(layers, x, start, stop, use_reentrant=False)
+        if again:
+            x = checkpoint(through, x, start, stop, use_reentrant=False)
         else:
-            x = layers(x, start, stop)
+            x = through(x, start, stop)
     return x
 
 
@@ -53,27 +61,54 @@ def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """`a @ b` with both operands rounded to `precision` and the sums kept in a's own dtype.
 
-    The two products of the gradient round their operands likewise: da = q(dy) @ q(b).T, db = q(a).T @ q(dy).
+    The two products of the gradient round their operands likewise: da = q(dy) @ q(b).T, db = q(a).T @ q(dy). Higher
+    derivatives and tangents are those of these products, rounding counted as the identity.
     """
     if precision == "fp32":
         return a @ b
-    return _RoundedProduct.apply(a, b, precision)
+    return _RoundedGradient.apply(_Rounded.apply(a, precision) @ _Rounded.apply(b, precision), precision)
 
 
-class _RoundedProduct(torch.autograd.Function):
+class _Elementwise(torch.autograd.Function):
+    """A function of each number for itself, its derivative counted as 1."""
+
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, precision: str) -> Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.precision = precision
-        return rounded(a, precision) @ rounded(b, precision)
+    def setup_context(ctx, inputs, output):
+        _, ctx.precision = inputs
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        a, b = ctx.saved_tensors
-        dy = rounded(dy, ctx.precision)
-        da = dy @ rounded(b, ctx.precision).mT if ctx.needs_input_grad[0] else None
-        db = rounded(a, ctx.precision).mT @ dy if ctx.needs_input_grad[1] else None
-        return da, db, None
+        return dy, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _):
+        return tangent.view_as(tangent)  # PyTorch wants a tensor of its own
+
+
+class _Rounded(_Elementwise):
+    @staticmethod
+    def forward(t: Tensor, precision: str) -> Tensor:
+        return rounded(t, precision)
+
+    @staticmethod
+    def vmap(info, in_dims, t: Tensor, precision: str):
+        return _Rounded.apply(t, precision), in_dims[0]
+
+
+class _RoundedGradient(_Elementwise):
+    """The identity, whose gradient is rounded."""
+
+    @staticmethod
+    def forward(t: Tensor, precision: str) -> Tensor:
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        return _Rounded.apply(dy, ctx.precision), None
+
+    @staticmethod
+    def vmap(info, in_dims, t: Tensor, precision: str):
+        return _RoundedGradient.apply(t, precision), in_dims[0]
 
 
 def rounded(t: Tensor, precision: str) -> Tensor:

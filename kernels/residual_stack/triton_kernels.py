@@ -133,7 +133,9 @@ def forward_kernel(
             n = u + b[None, :]
             if NORM:
                 n -= (tl.sum(n, 1) * (1.0 / W))[:, None]
-                r = 1 / tl.sqrt_rn(tl.sum(n * n, 1) * (1.0 / W) + eps)
+                variance = tl.sum(n * n, 1) * (1.0 / W)
+                # Overflown, it would make n of 0: finite, and wrong. So the row becomes NaN, and shows.
+                r = tl.where(variance < float("inf"), 1 / tl.sqrt_rn(variance + eps), float("nan"))
                 n *= r[:, None]
             stored = _rounded(n, STORED)  # backward rebuilds from this, so forward goes on from it too
             if SAVE == "layers":

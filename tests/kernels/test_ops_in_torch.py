@@ -77,18 +77,6 @@ def test_one_graph_with_and_without_gradients(impl: str, dynamic: bool) -> None:
     assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), expected))
 
 
-def test_a_second_derivative_says_where_to_get_it() -> None:
-    args = [t.requires_grad_() for t in stack_arguments()]
-    y = deepres.residual_stack(*args, impl="cpu")
-    (dx,) = torch.autograd.grad(y.square().sum(), args[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"no autograd formula .* residual_stack; pass impl='reference'"):
-        dx.sum().backward()
-    y = deepres.residual_stack(*args, impl="reference")
-    (dx,) = torch.autograd.grad(y.square().sum(), args[0], create_graph=True)
-    dx.sum().backward()
-    assert args[1].grad is not None
-
-
 def test_function_transforms_reach_the_reference() -> None:
     phi, psi = features()
 
