@@ -30,9 +30,9 @@ MIN_POOL_THREADS = 8
 
 @cache
 def prepare() -> None:
-    """Set what XLA reads when its first backend starts: the fusion flag (jaxlib 0.10 only), NPROC, and that a CPU
-    computes on the thread that calls (jax_cpu_enable_async_dispatch=False); and that on a GPU it takes memory as it needs
-    it, not three quarters of a card that PyTorch learns on (XLA_PYTHON_CLIENT_PREALLOCATE=false).
+    """Set what XLA reads when its first backend starts: the fusion flag (jaxlib 0.10 only), NPROC, that a CPU computes
+    on the thread that calls (jax_cpu_enable_async_dispatch=False), and that on a GPU memory is taken as it is needed:
+    PyTorch learns on the same card (XLA_PYTHON_CLIENT_PREALLOCATE=false).
 
     What the user set stays as it is. If JAX has computed something already it is too late, and
     one RuntimeWarning says what that costs. Raises ImportError if JAX or MuJoCo's MJX is not installed.

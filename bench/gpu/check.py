@@ -36,6 +36,7 @@ from deepres.kernels.residual_stack import cuda as backend
 DEPTHS = (64, 128)
 CALLS = 30
 DESK = "bench.gpu.check:Desk"
+DEVICE = "cuda"
 LIMIT_S = 60.0  # of one mechanism in one precision
 Run = Callable[[], object]
 
@@ -77,29 +78,29 @@ def ceilings() -> dict[str, float]:
     return found
 
 
-def tensors(size: model.Size, device: str) -> list[torch.Tensor]:
+def tensors(size: model.Size) -> list[torch.Tensor]:
     """x and parameters."""
     random = torch.Generator().manual_seed(0)
     shapes = [(size.batch, size.width), (size.depth, size.width, size.width)] + [(size.depth, size.width)] * 3
-    x, weight, *vectors = (torch.randn(shape, generator=random).to(device) for shape in shapes)
+    x, weight, *vectors = (torch.randn(shape, generator=random).to(DEVICE) for shape in shapes)
     bias, gamma, beta = (0.1 * v for v in vectors)
     return [x, weight / size.width**0.5, bias, 1 + gamma, beta]
 
 
 def plain(
-    size: model.Size, device: str = "cuda"
+    size: model.Size,
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """The network as one writes it by hand, with a tensor for each parameter of each layer.
 
     Its products are in the precision of `size`, for the rest of the process.
     """
     torch.set_float32_matmul_precision("high" if size.precision == "tf32" else "highest")
-    x, *parameters = tensors(size, device)
+    x, *parameters = tensors(size)
     stack, half = Stack(*parameters), HALF.get(size.precision)
 
     def network(a: torch.Tensor) -> torch.Tensor:
         # nothing cached: a recorded graph would keep one call's casts of the weights
-        with torch.autocast(device, half, enabled=half is not None, cache_enabled=False):
+        with torch.autocast(DEVICE, half, enabled=half is not None, cache_enabled=False):
             return stack(a)
 
     return network, list(stack.parameters()), x
@@ -138,7 +139,7 @@ def fused(impl: str, cluster: int | None = None) -> Callable[[model.Size], dict[
     """deepres under a graph; cluster: the CUDA backend's design A (1), B (2) or C (4)."""
 
     def build(size: model.Size) -> dict[str, Run]:
-        x, *parameters = tensors(size, "cuda")
+        x, *parameters = tensors(size)
         leaves = [p.requires_grad_() for p in parameters]
 
         def network(a: torch.Tensor) -> torch.Tensor:
