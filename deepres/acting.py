@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ class ActorPolicy(ABC):
 
     actor: nn.Module
     horizon: int = 1
+    clocked: ClassVar[bool] = False
+    """Whether obs has one more column, the steps that are left of the episode after this one."""
 
     @property
     def device(self) -> torch.device:
@@ -54,6 +56,16 @@ class GaussianPolicy(ActorPolicy):
     def actions(self, obs: Tensor, noise: Tensor | None) -> Tensor:
         mean, log_std = self.actor(obs)
         return torch.tanh(mean if noise is None else mean + log_std.exp() * noise)
+
+
+@dataclass(frozen=True)
+class ClockedGaussianPolicy(GaussianPolicy):
+    """The same for an actor that also sees log(1 + steps left): obs is [N, S + G + 1], the last column the steps."""
+
+    clocked: ClassVar[bool] = True
+
+    def actions(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        return super().actions(torch.cat([obs[:, :-1], obs[:, -1:].log1p()], dim=1), noise)
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,10 @@ class Policy:
         return self.network.device
 
     def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions [N, A] in [-1, 1] for obs [N, S + G], concat(state, goal): the policy's mean, or sampled with
-        `noise` [N, H * A], standard normal. Of a policy that plans H > 1 actions at once these are the first of new
-        plans; `plan` gives all, `player` keeps to them. Raises TypeError for what is no tensor, ValueError for another
-        shape."""
+        """Actions [N, A] in [-1, 1] for obs [N, S + G], concat(state, goal): the policy's mean, or sampled with `noise`
+        [N, H * A], standard normal. Of a policy that plans H > 1 actions at once these are the first of new plans;
+        `plan` gives all, `player` keeps to them. One that is clocked (gcsl) wants one column more, the steps left of
+        the episode after this one. Raises TypeError for what is no tensor, ValueError for another shape."""
         return self.network.act(self._checked(obs), noise)
 
     def plan(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -118,7 +118,8 @@ class Policy:
         return Player(self.network)
 
     def _checked(self, obs: Tensor) -> Tensor:
-        wanted = self.sizes.state + self.sizes.goal
+        clocked = self.network.clocked
+        wanted = self.sizes.state + self.sizes.goal + clocked
         if not isinstance(obs, Tensor):
             raise TypeError(
                 f"obs must be a torch tensor, got {type(obs).__name__}; pass torch.as_tensor(obs)"
@@ -126,7 +127,7 @@ class Policy:
         if obs.ndim != 2 or obs.shape[1] != wanted:
             raise ValueError(
                 f"obs must have shape [N, {wanted}], a state of {self.sizes.state} and a goal of {self.sizes.goal} "
-                f"numbers, got {list(obs.shape)}"
+                f"numbers{' and the steps left of the episode' if clocked else ''}, got {list(obs.shape)}"
             )
         return obs.to(self.device, torch.float32)
 

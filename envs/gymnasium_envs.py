@@ -264,6 +264,7 @@ class GymnasiumState:
     done: np.ndarray
     truncation: np.ndarray
     traj_id: np.ndarray
+    steps: np.ndarray
     goal: np.ndarray
 
 
@@ -326,7 +327,11 @@ class GymnasiumVector:
             reached[i] = infos["final_obs"][i]
         arrived = self._arrived(obs, state.traj_id + done, reached)
         self._state = replace(
-            arrived, reward=reward.astype(np.float32), done=done, truncation=truncated & ~terminated
+            arrived,
+            reward=reward.astype(np.float32),
+            done=done,
+            truncation=truncated & ~terminated,
+            steps=np.where(done, 0, state.steps + 1).astype(np.int32),
         )
         return self._state
 
@@ -370,6 +375,7 @@ class GymnasiumVector:
             done=nothing,
             truncation=nothing,
             traj_id=traj_id.astype(np.int32),
+            steps=np.zeros(self.num_envs, np.int32),
             goal=obs[:, self.state_dim :],
         )
         return self._state

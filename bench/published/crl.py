@@ -109,7 +109,7 @@ class EagerLearner:
     seconds: of the last plain update's parts, on a CPU, where a call returns when its work is done.
     """
 
-    horizon = 1  # actions that it plans at once
+    horizon, clocked = 1, False  # actions that it plans at once; whether it sees the steps left
 
     def __init__(
         self, given: Learner, *, strong: bool = False, compile: bool = False, precision: str = "fp32"

@@ -30,7 +30,7 @@ class JaxLearner:
     """`update` and `act` as deepres's `Learner` has them, from the weights of `given` and in their dtype (float64
     asks for `jax.enable_x64` around all of it)."""
 
-    horizon = 1  # actions that it plans at once
+    horizon, clocked = 1, False  # actions that it plans at once; whether it sees the steps left
 
     def __init__(self, given: Learner):
         try:

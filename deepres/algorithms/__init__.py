@@ -35,6 +35,7 @@ _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "c51": "deepres.algorithms.categorical:C51",
     "crl": "deepres.algorithms.crl:CRL",
     "gcbc": "deepres.algorithms.gcbc:GCBC",
+    "gcsl": "deepres.algorithms.gcsl:GCSL",
     "hl_gauss": "deepres.algorithms.categorical:HLGauss",
     "sac": "deepres.algorithms.sac:SAC",
     "td3": "deepres.algorithms.td3:TD3",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deepres.acting import ActorPolicy
+from deepres.data.environments import Environments, Step
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Chunk:
         return cls(**{name: tensors[name].to(device) for name in ("actions", "used", "traj_id")})
 
 
+def seen_by(policy: ActorPolicy, env: Environments, step: Step) -> Tensor:
+    """What `policy` acts on: step.obs [N, S + G], with the steps left of the episode after this if clocked."""
+    if not policy.clocked:
+        return step.obs
+    left = env.episode_length - 1 - step.elapsed
+    return torch.cat([step.obs, left[:, None].to(step.obs.dtype)], dim=1)
+
+
 class Player:
     """Acts for N environments, open loop: each keeps to its chunk until it is used up or its trajectory has ended.
 
@@ -58,8 +67,8 @@ class Player:
     def act(self, obs: Tensor, traj_id: Tensor, noise: Tensor | None = None) -> Tensor:
         """The next action [N, A], a tensor of its own.
 
-        obs: [N, S + G]. traj_id: [N] int32, the trajectory that each environment is in. noise: [N, H * A] standard
-        normal, read where a chunk is planned; without it the plan is the policy's mean.
+        obs: [N, S + G], see `seen_by`. traj_id: [N] int32, the trajectory that each environment is in. noise: standard
+        normal [N, H * A], read where a chunk is planned; without it the plan is the policy's mean.
         """
         policy = self.policy
         if policy.horizon == 1:

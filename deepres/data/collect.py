@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepres.acting import ActorPolicy
 from deepres.data.batch import COLUMNS, Sizes, Unroll
-from deepres.data.chunks import Chunk, Player
+from deepres.data.chunks import Chunk, Player, seen_by
 from deepres.data.environments import Environments, Step
 
 # What a column takes from the steps before and after an action.
@@ -58,7 +58,7 @@ def collect(
         states[t] = obs[:, : sizes.state]
         traj_ids[t] = before.traj_id
         # a tensor of its own: XLA may read it later than this step returns
-        action = player.act(obs, before.traj_id, noise[t])
+        action = player.act(seen_by(policy, env, before), before.traj_id, noise[t])
         step = env.step(before, action)
         actions[t] = action
         obs = step.obs

@@ -30,7 +30,7 @@ class Step:
     obs: [N, S + G] float32, what the policy sees next. terminal_obs: the same, what the last step reached.
     reward, success (0 or 1), distance: [N] float32 of what the last step reached.
     done: [N] bool, the last step ended its episode; truncation: [N] bool, by the time limit alone.
-    traj_id: [N] int32, of the transition that starts here.
+    traj_id: [N] int32, of the transition that starts here. elapsed: [N] int32, steps taken in the running episode.
     """
 
     def __init__(self, raw: Any, tensor: Callable[[Any], Tensor]) -> None:
@@ -68,6 +68,10 @@ class Step:
     @cached_property
     def traj_id(self) -> Tensor:
         return self._tensor(self.raw.traj_id)
+
+    @cached_property
+    def elapsed(self) -> Tensor:
+        return self._tensor(self.raw.steps)
 
 
 class Environments(Protocol):

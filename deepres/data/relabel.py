@@ -90,15 +90,27 @@ class FutureGoals(Sampler):
     action is [B, H * A], those of t .. t + H - 1, and extra["valid"] [B] float32 is 1 where all of them lie in the
     row's trajectory and window; elsewhere the action is 0.
 
+    lags: also give extra["ahead"] [B] int64, how many steps later the goal is reached; of a row that keeps the
+    commanded goal, how many later steps of its trajectory its window has.
+
     falls: also give, in `extra`, [B] each: "left" int64, later steps of the row's trajectory in its window; "falls"
     bool, whether the last of these ended it for good (a time limit does not, and what comes after the window is not
     known); "lag" int64, an h >= 1 with P(h) proportional to gamma^h, drawn apart from the goal and not cut off.
     """
 
-    def __init__(self, gamma: float | None, commanded: float = 0.0, *, horizon: int = 1, falls: bool = False):
+    def __init__(
+        self,
+        gamma: float | None,
+        commanded: float = 0.0,
+        *,
+        horizon: int = 1,
+        lags: bool = False,
+        falls: bool = False,
+    ):
         if falls and gamma is None:
             raise ValueError("falls=True draws lags with the goals' gamma, got None; pass one")
-        self.gamma, self.commanded, self.horizon, self.falls = gamma, commanded, horizon, falls
+        self.gamma, self.commanded, self.horizon = gamma, commanded, horizon
+        self.lags, self.falls = lags, falls
         self.columns = ("goals",) * bool(commanded) + ("terminals",) * falls
 
     def draw_rows(
@@ -114,6 +126,8 @@ class FutureGoals(Sampler):
             if self.commanded:
                 kept = torch.rand(len(rows.env), generator=generator, device=ring.device) < self.commanded
                 drawn["commanded"] = kept
+            if self.lags:
+                drawn["ahead"] = torch.where(kept, rows.left, ahead) if self.commanded else ahead
             if self.horizon > 1:
                 drawn["whole"] = rows.left >= self.horizon - 1
             if self.falls:
@@ -131,6 +145,8 @@ class FutureGoals(Sampler):
         if self.commanded:
             goal = torch.where(draw["commanded"][:, None], ring.take("goals", now), goal)
         action, extra = taken_actions(ring, draw, self.horizon)
+        if self.lags:
+            extra["ahead"] = draw["ahead"]
         if self.falls:
             extra |= {"left": draw["left"], "lag": draw["lag"]}
             extra["falls"] = ring.take("terminals", draw["last"]).bool()

@@ -75,9 +75,12 @@ def _pictures(policy: Policy, env: Any, episodes: int, longest: int, seed: int) 
     player = policy.player()
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
-        for _ in range(longest):
+        for t in range(longest):
             yield env.render()
             seen = torch.from_numpy(obs)[None].to(policy.device, torch.float32)
+            if policy.network.clocked:
+                left = policy.config.env.episode_length - 1 - t
+                seen = torch.cat([seen, seen.new_full((1, 1), left)], dim=1)
             action = player.act(seen, torch.tensor([episode], device=policy.device))[0].cpu().numpy()
             obs, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deepres.acting import ActorPolicy
-from deepres.data.chunks import Player
+from deepres.data.chunks import Player, seen_by
 from deepres.data.environments import Environments
 from deepres.training.stability import TrainingError
 
@@ -102,7 +102,7 @@ def evaluate(
         achieved.append(torch.where(alive[:, None], here, torch.nan))
         if abandon():
             raise Abandoned
-        action = player.act(obs, step.traj_id)
+        action = player.act(seen_by(policy, env, step), step.traj_id)
         sane = sane & (action.isfinite().all(dim=1) | ~finite | ~alive).all()
         step = env.step(step, action)
         if watch:

@@ -39,6 +39,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "c51": [{"value": "first_hit", "bins": 11}],
     "td_mse": [{"hindsight": 0.8}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
+    "gcsl": [{}],
 }
 CASES = [(name, options) for name in algorithms.names() for options in OPTIONS.get(name, [{}])]
 every_algorithm = pytest.mark.parametrize(("name", "options"), CASES, ids=str)
@@ -230,7 +231,8 @@ def test_what_acts_is_a_part_of_it(name, options):
     own = {id(p) for p in learner.algorithm.parameters()}
     assert all(id(p) in own for p in policy.actor.parameters())
     horizon = learner.algorithm.horizon
-    obs, noise = torch.randn(5, SIZES.state + SIZES.goal), torch.randn(5, horizon * SIZES.action)
+    seen = SIZES.state + SIZES.goal + policy.clocked
+    obs, noise = torch.rand(5, seen), torch.randn(5, horizon * SIZES.action)
     assert policy.horizon == horizon and policy.plan(obs).shape == (5, horizon, SIZES.action)
     for action in (learner.act(obs), learner.act(obs, noise)):
         assert action.shape == (5, SIZES.action) and action.abs().max() <= 1 and not action.requires_grad
