@@ -90,7 +90,7 @@ class CRL(Algorithm):
         actor_reads="old",
         layers="4 D",
     )
-    passes: tuple[Pass, ...] = (Pass("psi"), Pass("actor"), Pass("phi", weights=False), Pass("phi"))
+    passes: tuple[Pass, ...] = (Pass("psi"), Pass("phi"), Pass("actor"), Pass("phi", weights=False))
 
     def build(self, networks: Networks) -> dict[str, Group]:
         options = self.options
@@ -109,8 +109,7 @@ class CRL(Algorithm):
         if options.survival_bonus:
             self.survival = survival.head(networks, state + action)
             groups["survival"] = Group(list(self.survival.parameters()), options.critic_lr)
-            *before, phi = CRL.passes
-            self.passes = (*before, Pass("survival", weights=False), phi, Pass("survival"))
+            self.passes = (*CRL.passes, Pass("survival", weights=False), Pass("survival"))
         return groups
 
     @property
