@@ -58,8 +58,8 @@ class Schedule:
     total_steps: int = option(100_000_000, least=1, resume=True)
     """Environment steps of the whole run, all environments together; of a run from `data`, gradient steps."""
     data: str | None = option(None)
-    """Learn from what is recorded, without acting: the folder of a finished run, whose ring is read. `env_steps` in
-    its logs then counts gradient steps."""
+    """Learn from what is recorded, without acting: a data set of episodes (.npz, `deepres data make`), or the folder
+    of a finished run, whose ring is read. `env_steps` in its logs then counts gradient steps."""
     record: Literal["needed", "all"] = option("needed")
     """What the ring keeps of each step: what the algorithm asks for, or everything, for others to learn from."""
     unroll_length: int = option(62, least=1)

@@ -190,7 +190,10 @@ class Hindsight(Sampler):
         self.share, self.strategy, self.dense, self.truncation = share, strategy, dense, truncation
         self._published = bool(share) and strategy == "published"
         cut = ("truncations",) if truncation or self._published else ()
-        self.columns = ("goals", "next_states", "rewards" if dense else "successes", "terminals", *cut)
+        commanded = (
+            () if share == 1 and not self._published else ("goals", "rewards" if dense else "successes")
+        )
+        self.columns = (*commanded, "next_states", "terminals", *cut)
 
     def draw_rows(
         self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
@@ -225,12 +228,17 @@ class Hindsight(Sampler):
         self, ring: ReplayBuffer, draw: Draw, state: Tensor, next_state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Goal [B, G] and reward [B] of the rows."""
+        if self.share and ring.reached is None:
+            raise ValueError("Hindsight needs the task's verdict; make the ring with reached=")
+        if "goals" not in self.columns:
+            assert ring.reached is not None
+            goal = ring.take("next_states", draw["later"], ring.goal_slice)
+            return goal, ring.reached(next_state, goal).float()
         goal = ring.take("goals", draw["now"])
         reward = ring.take("rewards" if self.dense else "successes", draw["now"])
         if not self.share:
             return goal, reward
-        if ring.reached is None:
-            raise ValueError("Hindsight needs the task's verdict; make the ring with reached=")
+        assert ring.reached is not None
         relabelled, later = draw["relabelled"], draw["later"]
         if self._published:
             relabelled = relabelled & ring.take("truncations", later).bool()

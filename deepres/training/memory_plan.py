@@ -21,6 +21,7 @@ import torch
 from deepres.algorithms.base import Algorithm
 from deepres.config import Config
 from deepres.data.batch import COLUMNS, Sizes
+from deepres.data.datasets import member_bytes
 from deepres.data.replay import DTYPES, row_bytes
 from deepres.kernels.residual_stack.cpu import pooled_bytes
 from deepres.kernels.residual_stack.memory import AUTO, saved_bytes
@@ -69,7 +70,7 @@ def plan(
         algorithm = build_algorithm(config, sizes)
     step = StepMemory(config, algorithm, device, free)
     columns = tuple(COLUMNS) if config.schedule.record == "all" else algorithm.sampler.columns
-    buffer = _ring_rows(config) * row_bytes(sizes, columns, DTYPES[config.system.buffer_dtype])
+    buffer = _ring_bytes(config, sizes, columns)
     environments = ENV_WORKSPACE * sizes.env_bytes * (config.env.num_envs + config.schedule.eval_envs)
     if device == "cpu":
         parts = {
@@ -90,11 +91,14 @@ def plan(
     return Plan(device, parts, host, CONTEXT + step.peak + (0 if on_host else buffer))
 
 
-def _ring_rows(config: Config) -> int:
-    """Steps that the ring holds, of all environments: its own, or those of the run that `data` names."""
+def _ring_bytes(config: Config, sizes: Sizes, columns: tuple[str, ...]) -> int:
+    """Of the ring: its own, or what `data` names, a run's ring or a file's rows."""
     data = config.schedule.data
+    if data is not None and data.endswith(".npz"):
+        return member_bytes(Path(data), ("observations", "actions"))
     of = config if data is None else RunFolder(Path(data)).read_config()
-    return of.env.num_envs * of.schedule.buffer_steps
+    row = row_bytes(sizes, columns, DTYPES[config.system.buffer_dtype])
+    return of.env.num_envs * of.schedule.buffer_steps * row
 
 
 class StepMemory:

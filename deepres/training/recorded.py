@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from deepres.config import Config
+from deepres.data import datasets
 from deepres.data.batch import Sizes
 from deepres.data.environments import Environments
+from deepres.data.episodes import Episodes
 from deepres.data.replay import ReplayBuffer
 from deepres.ranks import ALONE, Ranks
 from deepres.runs import checkpoint as checkpoints
@@ -28,10 +31,23 @@ class RecordedRun(Run):
         """For the sizes and the task's verdict on goals; nothing acts in it."""
         return open_for(self.config.env, 1, seed=self.config.schedule.seed, device=self.device)
 
-    def _open_buffer(self) -> ReplayBuffer:
+    def _open_buffer(self) -> Any:
         assert self.config.schedule.data is not None
-        folder = RunFolder(Path(self.config.schedule.data))
-        return ring_of(folder, self.env, self.sizes, self.sampler.columns, device=self._buffer_device())
+        path, columns, device = Path(self.config.schedule.data), self.sampler.columns, self._buffer_device()
+        if path.suffix != ".npz":
+            return ring_of(RunFolder(path), self.env, self.sizes, columns, device=device)
+        return Episodes(
+            datasets.read(path, self.sizes.state, self.sizes.action),
+            self.env.goal_slice,
+            columns,
+            reached=self.env.reached,
+            threshold=self.env.threshold,
+            device=device,
+        )
+
+    @property
+    def _window(self) -> int:
+        return int(self.buffer.size) if isinstance(self.buffer, Episodes) else super()._window
 
     def round(self) -> dict[str, float]:
         """A round of gradient steps; returns its figures."""

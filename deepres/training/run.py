@@ -94,7 +94,7 @@ class Run:
         """What the ring keeps beside states, actions and trajectories."""
         return tuple(COLUMNS) if self.config.schedule.record == "all" else self.sampler.columns
 
-    def _open_buffer(self) -> ReplayBuffer:
+    def _open_buffer(self) -> Any:
         where = self._buffer_device()
         return ReplayBuffer(
             self.share.env.num_envs,
