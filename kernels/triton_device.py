@@ -19,6 +19,15 @@ def unavailable() -> str | None:
         return None
     if torch.version.hip is not None or not torch.cuda.is_available():
         return "Triton needs an NVIDIA GPU, and PyTorch sees none; check torch.cuda.is_available()"
+    try:
+        import triton
+
+        triton.runtime.driver.active.get_current_target()  # built by a C compiler, as each kernel's launcher is
+    except Exception as error:  # of whatever kind: auto then goes on to the next backend
+        said = str(error).strip().partition("\n")[0]
+        return (
+            f"Triton cannot launch kernels here ({type(error).__name__}: {said}); it takes gcc or clang ($CC)"
+        )
     return None
 
 

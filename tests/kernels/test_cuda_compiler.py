@@ -125,6 +125,13 @@ def test_a_cupy_that_lacks_something_is_told(with_a_gpu, monkeypatch) -> None:
     assert deepres.residual_stack(*_small()).shape == (2, 64)
 
 
+def test_a_triton_that_cannot_launch_is_told(with_a_gpu) -> None:
+    """As it cannot here: there is no driver."""
+    assert "Triton cannot launch kernels here" in deepres.backends()["info_nce"]["triton"]
+    phi = torch.randn(3, 8)
+    assert deepres.info_nce(phi, phi)[0].isfinite()
+
+
 def test_a_probe_is_compiled_loaded_and_looked_up(with_a_gpu, monkeypatch) -> None:
     cupy = FakeCuPy()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
