@@ -37,7 +37,7 @@ class NetworkOptions:
     """The networks of a run (arXiv 2503.14858, section 3)."""
 
     depth: int = option(64, least=1)
-    """Dense layers in the blocks of every network, stem and head not counted."""
+    """Dense layers in the blocks of every network, stem and head not counted; fewer than skip_every are plain ones."""
     actor_depth: int | None = option(None, least=1)
     """The same for the actor alone, None as the others; the paper keeps it at 512 beside 1024 layers."""
     width: int = option(256, least=1)
@@ -63,10 +63,10 @@ class NetworkOptions:
             )
         for name in ("depth", "actor_depth"):
             depth = getattr(self, name)
-            if depth is not None and self.skip_every and depth % self.skip_every:
+            if depth is not None and self.skip_every and depth > self.skip_every and depth % self.skip_every:
                 raise ValueError(
                     f"{name} must be a multiple of skip_every={self.skip_every}, got {depth}; "
-                    f"use {max(self.skip_every, depth - depth % self.skip_every)}"
+                    f"use {depth - depth % self.skip_every}"
                 )
 
 
@@ -189,7 +189,9 @@ class Trunk(nn.Module):
         self.activation = options.get("activation", "swish")
         self.stem = _dense(in_dim, width, generator, members)
         self.norm = _layer_norm(width, members) if options.get("norm", True) else nn.Identity()
-        self.stack = ResidualStack(width, depth, members=members, generator=generator, **options)
+        self.stack: nn.Module = nn.Identity()
+        if depth:
+            self.stack = ResidualStack(width, depth, members=members, generator=generator, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(self.stem(x))
@@ -293,48 +295,50 @@ class Networks:
 
     def actor(self, in_dim: int, action_dim: int) -> Actor:
         """The policy's network: obs [B, in_dim] -> mean and log_std, each [B, action_dim]."""
-        actor = self._started(Actor(in_dim, action_dim, depth=self._actor_depth, **self._shape()))
+        actor = self._started(Actor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
         self._scale_heads(actor.mean, actor.log_std)
         return actor
 
     def deterministic_actor(self, in_dim: int, action_dim: int) -> DeterministicActor:
         """The network of a policy without spread: obs [B, in_dim] -> actions [B, action_dim]."""
-        actor = self._started(
-            DeterministicActor(in_dim, action_dim, depth=self._actor_depth, **self._shape())
-        )
+        actor = self._started(DeterministicActor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
         self._scale_heads(actor.head)
         return actor
 
-    def encoder(self, in_dim: int, out_dim: int) -> Encoder:
-        """[B, in_dim] -> [B, out_dim]."""
-        return self._started(Encoder(in_dim, out_dim, depth=self.options.depth, **self._shape()))
+    def encoder(self, in_dim: int, out_dim: int, depth: int | None = None) -> Encoder:
+        """[B, in_dim] -> [B, out_dim]. depth: by default that of the options."""
+        return self._started(Encoder(in_dim, out_dim, **self._shape(depth)))
+
+    def linear(self, in_dim: int, out_dim: int) -> nn.Module:
+        """[B, in_dim] -> [B, out_dim], one Dense layer."""
+        return _dense(in_dim, out_dim, self.generator)
+
+    @property
+    def half_depth(self) -> int:
+        """Half the depth, in whole blocks where it is enough for one."""
+        half, block = max(1, self.options.depth // 2), max(1, self.options.skip_every)
+        return half if half < block else half - half % block
 
     def value(self, in_dim: int) -> Value:
         """[B, in_dim] -> [B]."""
-        return self._started(Value(in_dim, depth=self.options.depth, **self._shape()))
+        return self._started(Value(in_dim, **self._shape()))
 
     def _started(self, network: Made) -> Made:
         """`network` with its blocks as `init` says."""
         if self.options.init != "published":
             for stack in network.modules():
-                if isinstance(stack, ResidualStack):
+                if isinstance(stack, ResidualStack) and stack.options["skip_every"]:
                     assert stack.gamma is not None
                     start_blocks_(stack.gamma, self.options.skip_every, self.options.init)
         return network
 
     def encoders(self, in_dim: int, out_dim: int, members: int) -> Encoder:
         """[B, in_dim] or [E, B, in_dim] -> [E, B, out_dim], E = members."""
-        return self._started(
-            Encoder(in_dim, out_dim, members=members, depth=self.options.depth, **self._shape())
-        )
+        return self._started(Encoder(in_dim, out_dim, members=members, **self._shape()))
 
     def values(self, in_dim: int, members: int = 2, outputs: int = 1) -> Values:
         """[B, in_dim] or [E, B, in_dim] -> [E, B], or [E, B, outputs] of several outputs; E = members."""
-        return self._started(Values(in_dim, members, outputs, depth=self.options.depth, **self._shape()))
-
-    @property
-    def _actor_depth(self) -> int:
-        return self.options.depth if self.options.actor_depth is None else self.options.actor_depth
+        return self._started(Values(in_dim, members, outputs, **self._shape()))
 
     @torch.no_grad()
     def _scale_heads(self, *heads: nn.Module) -> None:
@@ -342,9 +346,12 @@ class Networks:
             assert isinstance(head.weight, Tensor)
             head.weight.mul_(self.options.actor_head_scale)
 
-    def _shape(self) -> dict[str, Any]:
+    def _shape(self, depth: int | None = None) -> dict[str, Any]:
         one = self.options
-        blocks = {"skip_every": one.skip_every, "activation": one.activation, "norm": one.norm}
+        depth, skip_every = one.depth if depth is None else depth, one.skip_every
+        if depth < skip_every:  # plain layers: the first of them is where a stem would be
+            depth, skip_every = depth - 1, 0
+        blocks = {"depth": depth, "skip_every": skip_every, "activation": one.activation, "norm": one.norm}
         return {"width": one.width, "generator": self.generator, **blocks, **self.stack}
 
 

@@ -33,11 +33,13 @@ RESERVED = frozenset(OLD_WORDS) | {
 
 _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "c51": "deepres.algorithms.categorical:C51",
+    "chrono": "deepres.algorithms.chrono:Chrono",
     "crl": "deepres.algorithms.crl:CRL",
     "gcbc": "deepres.algorithms.gcbc:GCBC",
     "gcsl": "deepres.algorithms.gcsl:GCSL",
     "hl_gauss": "deepres.algorithms.categorical:HLGauss",
     "sac": "deepres.algorithms.sac:SAC",
+    "srl": "deepres.algorithms.srl:SRL",
     "td3": "deepres.algorithms.td3:TD3",
     "td_mse": "deepres.algorithms.categorical:TDMSE",
     "two_hot": "deepres.algorithms.categorical:TwoHot",

@@ -54,12 +54,14 @@ class Pass:
     """One network's way through a gradient step, for the memory plan.
 
     network: name of the algorithm's module. weights: whether its weights get gradients from it. backward: whether
-    anything is kept for a backward; a target network's pass keeps nothing.
+    anything is kept for a backward; a target network's pass keeps nothing. turn: the yield of `losses` that it is for,
+    0 the first; what one turn kept is gone before the next begins.
     """
 
     network: str
     weights: bool = True
     backward: bool = True
+    turn: int = 0
 
 
 class Exchange:

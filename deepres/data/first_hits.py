@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.data.batch import Batch
-from deepres.data.relabel import Draw, Sampler, truncated_geometric
+from deepres.data.relabel import Draw, Sampler, taken_actions, truncated_geometric
 from deepres.data.replay import ReplayBuffer, Rows
 
 NEVER = 2**62  # a lag beyond all others
@@ -63,14 +63,16 @@ class FirstHits(Sampler):
 
         lag        [B] int64, of the first hit, at most K - 1; of a row without one that until which nothing was
         event      [B] bool, whether there was a hit
-        falls      [B] float32, 1 where the row's trajectory ends for good later in the window
         valid      [B] float32, with H > 1: 1 where the row's chunk lies in its trajectory and window; else its actions
                    are 0
         sequence   [B, m * G], with m > 1
         occupancy  [B, bins] with edges: of each bin's observed lags the share spent inside the goal, where inside is
                    the mean of 1[distance <= radius], 1[<= radius / 2], 1[<= radius / 4]
-        observed   [B, bins] with edges: 1 where the bin has an observed lag. Lags after a fall are observed, as
+        observed   [B, bins] bool, with edges: whether the bin has an observed lag. Lags after a fall are observed, as
                    nothing; those after a time limit or the window's end are not
+        falls      [B] bool, with edges: whether the row's trajectory ends for good later in the window
+        apart      [B, B] bool, with edges: whether the goals of two rows lie further apart than the radius, those of
+                   sequences at any step
     """
 
     columns = ("terminals",)
@@ -119,13 +121,14 @@ class FirstHits(Sampler):
             censored = torch.where(falls, censored, (reach + 1).clamp(max=self.bins))
         draw = {
             "now": ring.index(rows),
-            "left": rows.left,
             "goal": ring.index(Rows(rows.env, goal, rows.left, rows.start, rows.length)),
             "span": span,
             "lag": torch.where(event, first.clamp(max=self.bins - 1), censored),
             "event": event,
             "falls": falls,
         }
+        if self.horizon > 1:
+            draw["whole"] = rows.left >= self.horizon - 1
         if inside is not None:
             draw["inside"] = inside
             draw["seen"] = torch.where(falls, self.bins, (reach + 1).clamp(max=self.bins))
@@ -206,22 +209,21 @@ class FirstHits(Sampler):
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
         now, goal = draw["now"], draw["goal"]
-        extra = {"lag": draw["lag"], "event": draw["event"], "falls": draw["falls"].float()}
-        action = ring.take("actions", now)
-        if self.horizon > 1:
-            valid = draw["left"] >= self.horizon - 1
-            steps = torch.arange(self.horizon, device=now.device)
-            chunk = ring.take("actions", ring.ahead(now[:, None], steps).flatten()).view(len(now), -1)
-            action, extra["valid"] = torch.where(valid[:, None], chunk, 0.0), valid.float()
+        state, goals = ring.take("states", now), ring.take("states", goal, ring.goal_slice)
+        action, extra = taken_actions(ring, draw, self.horizon)
+        extra |= {"lag": draw["lag"], "event": draw["event"]}
+        points = goals[:, None]
         if self.sequence > 1:
             steps = torch.minimum(torch.arange(self.sequence, device=now.device), draw["span"][:, None])
             points = ring.take("states", ring.ahead(goal[:, None], steps).flatten(), ring.goal_slice)
-            extra["sequence"] = points.view(len(now), -1)
+            points = points.view(len(now), self.sequence, -1)
+            extra["sequence"] = points.flatten(1)
         if self.edges:
             edges = torch.tensor(self.edges, device=now.device)
             seen = (torch.minimum(draw["seen"][:, None], edges[1:]) - edges[:-1]).clamp_min(0)
             extra["occupancy"] = draw["inside"].float() / (len(LEVELS) * seen.clamp_min(1))
-            extra["observed"] = (seen > 0).float()
-        return Batch(
-            ring.take("states", now), action, ring.take("states", goal, ring.goal_slice), extra=extra
-        )
+            extra |= {"observed": seen > 0, "falls": draw["falls"]}
+            steps = points.transpose(0, 1)
+            between = torch.cdist(steps, steps, compute_mode="donot_use_mm_for_euclid_dist")
+            extra["apart"] = (between > self._radius(ring)).any(dim=0)
+        return Batch(state, action, goals, extra=extra)

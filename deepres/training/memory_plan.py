@@ -11,7 +11,7 @@ from the last to the first: each one's gradients come as its activations go.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class StepMemory:
                     batch,
                     width,
                     m.depth,
-                    options,
+                    replace(options, skip_every=m.options["skip_every"]),
                     members=m.members or 1,
                     impl=system.impl,
                     device=device,
@@ -139,17 +139,25 @@ class StepMemory:
             return sum(kept for kept, _ in each), max((again for _, again in each), default=0)
 
         rows = 4 * batch * width  # a stem keeps three such, and a stack's output is one
+
+        def kept_by(network: str) -> tuple[int, int]:
+            kept, again = saved(network)
+            return kept + 4 * sum(m.members or 1 for m in stacks_of(network)) * rows, again
+
         backward = [one for one in reversed(algorithm.passes) if one.backward]
-        # in the order of backward: (kept, computed again, gradients)
-        stacks = [
-            (*saved(one.network), 4 * _numbers(getattr(algorithm, one.network)) if one.weights else 0)
-            for one in backward
+        # of each turn, in the order of its backward: (kept, computed again, gradients)
+        turns = [
+            [
+                (*kept_by(one.network), 4 * _numbers(getattr(algorithm, one.network)) if one.weights else 0)
+                for one in backward
+                if one.turn == turn
+            ]
+            for turn in sorted({one.turn for one in backward})
         ]
         learned = 4 * sum(p.numel() for group in algorithm.groups.values() for p in group.parameters)
         fixed = 4 * _numbers(algorithm) - learned
-        members = sum(m.members or 1 for one in backward for m in stacks_of(one.network))
-        kept = sum(kept for kept, _, _ in stacks) + 4 * members * rows
-        again = max((again for _, again, _ in stacks), default=0)
+        kept = max((sum(kept for kept, _, _ in turn) for turn in turns), default=0)
+        again = max((again for turn in turns for _, again, _ in turn), default=0)
         copied = 4 * _numbers(algorithm.policy().actor) if system.overlap else 0
         rounded = 0  # operands in 16 bits: of one stack at a time
         if system.precision in ("bf16", "fp16"):
@@ -164,11 +172,13 @@ class StepMemory:
             "activations kept for backward": kept,
             "computed again in backward": again,
         }
-        most, alive, made = 0, kept, 0
-        for held, computed, gradients in stacks:
-            made += gradients
-            most = max(most, alive + computed + made)
-            alive -= held
+        most = made = 0
+        for turn in turns:
+            alive = sum(held for held, _, _ in turn)
+            for held, computed, gradients in turn:
+                made += gradients
+                most = max(most, alive + computed + made)
+                alive -= held
         # what the CPU kernels free stays theirs, up to a limit; PyTorch's allocator on a GPU hands it on to the next
         self.pooled = 0 if device == "cuda" else min(pooled_bytes(), max(0, kept + again + learned - most))
         self.peak = 3 * learned + fixed + copied + rounded + most + self.pooled

@@ -5,11 +5,14 @@ The sizes are the humanoid's. What the process held before (interpreter, PyTorch
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from deepres import Batch, Config, Learner, Sizes
+from deepres.data.batch import Unroll
+from deepres.data.replay import ReplayBuffer
 from deepres.training.learner import build_algorithm
 from deepres.training.memory_plan import StepMemory
 
@@ -21,10 +24,24 @@ def status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def drawn(learner: Learner, generator: torch.Generator) -> Iterator[Batch]:
+    """Two batches as the algorithm's sampler draws them from a small ring of random numbers."""
+    sampler, shape = learner.algorithm.sampler, (100, 8)
+    ring = ReplayBuffer(8, 100, SIZES, slice(0, SIZES.goal), sampler.columns, threshold=1.0)
+    states, actions = (torch.randn(*shape, n, generator=generator) for n in (SIZES.state, SIZES.action))
+    columns = {name: torch.zeros(shape) for name in sampler.columns}
+    ring.insert(Unroll(states, torch.tanh(actions), torch.zeros(shape).int(), columns, 0.0))
+    return sampler.batches(ring, 2, learner.config.schedule.batch_size, window=100, generator=generator)
+
+
 def two_steps(config: Config) -> None:
     generator = torch.Generator().manual_seed(0)
     learner = Learner(config, SIZES, generator=generator)
     rows = config.schedule.batch_size
+    if config.algorithm_name in ("srl", "chrono"):
+        for batch in drawn(learner, generator):
+            learner.update(batch, learner.noise(batch, generator))
+        return
     for _ in range(2):
         state, there = torch.randn(rows, SIZES.state), torch.randn(rows, SIZES.state)
         action, goal = (

@@ -29,6 +29,8 @@ DEEP = Config("crl", env="humanoid_u_maze", depth=1024, actor_depth=512)
         ("sac", {}),
         ("c51", {}),
         ("gcbc", {"actor_depth": 128}),
+        ("srl", {}),
+        ("chrono", {"actor_reads": "old"}),
     ],
 )
 def test_the_plan_is_what_a_gradient_step_takes(algorithm, options, tmp_path):
