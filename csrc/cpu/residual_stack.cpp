@@ -55,13 +55,14 @@ const StackKernels& stack_kernels(int precision) {
 
 void bind_residual_stack(py::module_& m) {
   py::class_<StackShape>(m, "StackShape", "The sizes and options of one call of the residual stack.")
-      .def(py::init([](std::array<int64_t, 3> sizes, int64_t skip_every, bool norm, bool swish, float eps,
+      .def(py::init([](std::array<int64_t, 4> sizes, int64_t skip_every, bool norm, bool swish, float eps,
                        int64_t recompute, bool bf16) {
-             const auto [batch, width, depth] = sizes;
+             const auto [members, batch, width, depth] = sizes;
              const int64_t padded = (width + kPad - 1) / kPad * kPad;
-             return StackShape{batch, width, padded, depth, skip_every, norm, swish, eps, recompute, bf16};
+             return StackShape{members, batch, width, padded,    depth, skip_every,
+                               norm,    swish, eps,   recompute, bf16};
            }),
-           "sizes: (batch, width, depth).")
+           "sizes: (members, batch, width, depth).")
       .def_readonly("padded", &StackShape::padded, "Columns of the saved activations.")
       .def_property_readonly("span", &stack_span, "Layers between the inputs that are saved.")
       .def_property_readonly("segment", &stack_segment,

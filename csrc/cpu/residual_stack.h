@@ -20,6 +20,7 @@ constexpr int64_t kPad = 32;       // columns are padded to a multiple of this: 
 constexpr int64_t kRowBlock = 32;  // rows whose column sums are added up together, whatever the threads
 
 struct StackShape {
+  int64_t members;  // stacks side by side, each with rows and parameters of its own
   int64_t batch, width, padded, depth, skip_every;
   bool norm, swish;
   float eps;
@@ -103,20 +104,40 @@ int64_t stack_stretch(const StackShape& shape);
 int64_t stack_span(const StackShape& shape);
 int64_t stack_segment(const StackShape& shape);
 
+// Of the k-th of things that are `size` values each; null stays null.
+template <class T>
+T* nth(T* first, int64_t k, int64_t size) {
+  return first ? first + k * size : nullptr;
+}
+
+// Pointers are to the first member's; `of` gives the k-th's.
 struct StackParameters {
   const float *weight, *bias, *gamma, *beta;
+
+  StackParameters of(const StackShape& shape, int64_t k) const {
+    const int64_t size = shape.depth * shape.width;
+    return {nth(weight, k, size * shape.width), nth(bias, k, size), nth(gamma, k, size), nth(beta, k, size)};
+  }
 };
 
 struct StackGradients {
   float *dx, *dweight, *dbias, *dgamma, *dbeta;  // null where nobody asked
+
+  StackGradients of(const StackShape& shape, int64_t k) const {
+    const int64_t size = shape.depth * shape.width;
+    return {nth(dx, k, shape.batch * shape.width), nth(dweight, k, size * shape.width), nth(dbias, k, size),
+            nth(dgamma, k, size), nth(dbeta, k, size)};
+  }
 };
 
 // What forward leaves for backward. Without recomputation: n [depth, batch, padded], rstd [depth, batch] and
 // the inputs of the spans, streams [spans, batch, padded]. With it: the inputs of the segments in streams,
-// and nothing else.
+// and nothing else. rstd and streams of a member lie side by side.
 struct StackSaved {
   char* n;
   float *rstd, *streams;
+
+  StackSaved of(const StackShape& shape, int64_t k) const;
 };
 
 // saved.streams may be null: nothing is saved.

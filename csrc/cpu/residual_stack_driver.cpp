@@ -3,6 +3,7 @@
 // to stretch, and the operands of its weight gradients from panel to panel.
 
 #include <algorithm>
+#include <exception>
 
 #include "cpu/memory.h"
 #include "cpu/residual_stack.h"
@@ -259,8 +260,41 @@ int64_t stack_segment(const StackShape& shape) {
   return shape.recompute ? std::min(shape.recompute * shape.skip_every, shape.depth) : shape.depth;
 }
 
-void stack_forward(const StackShape& shape, const StackParameters& parameters, const float* x, float* y,
-                   const StackSaved& saved, int threads) {
+StackSaved StackSaved::of(const StackShape& shape, int64_t k) const {
+  const int64_t inside = shape.batch * shape.padded;
+  if (shape.recompute)
+    return {nullptr, nullptr, nth(streams, k, divided_up(shape.depth, stack_segment(shape)) * inside)};
+  const int64_t statistics = shape.depth * shape.batch + divided_up(shape.depth, stack_span(shape)) * inside;
+  return {nth(n, k, shape.depth * inside * stack_kernels(shape.precision).saved_bytes),
+          nth(rstd, k, statistics), nth(streams, k, statistics)};
+}
+
+namespace {
+
+// run(k, threads) for every member: one after another by all threads, or, where a member has too few rows for
+// them, each by a thread of its own. The bits are the same: no sum depends on the threads.
+template <class Run>
+void each_member(const StackShape& shape, int threads, const Run& run) {
+  const int64_t teams = std::min<int64_t>(shape.members, threads);
+  if (teams == 1 || divided_up(shape.batch, kRowBlock) > teams) {
+    for (int64_t k = 0; k < shape.members; ++k) run(k, threads);
+    return;
+  }
+  std::exception_ptr error;  // nothing may leave a parallel region
+#pragma omp parallel for num_threads(static_cast<int>(teams)) schedule(static)
+  for (int64_t k = 0; k < shape.members; ++k) {
+    try {
+      run(k, 1);
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+void forward_member(const StackShape& shape, const StackParameters& parameters, const float* x, float* y,
+                    const StackSaved& saved, int threads) {
   const Run run(shape, parameters, threads);
   const int64_t segment = stack_segment(shape), inside = shape.batch * shape.padded;
 #pragma omp parallel num_threads(threads)
@@ -275,8 +309,8 @@ void stack_forward(const StackShape& shape, const StackParameters& parameters, c
   }
 }
 
-void stack_backward(const StackShape& shape, const StackParameters& parameters, const float* dy,
-                    const StackSaved& saved, const StackGradients& gradients, int threads) {
+void backward_member(const StackShape& shape, const StackParameters& parameters, const float* dy,
+                     const StackSaved& saved, const StackGradients& gradients, int threads) {
   const BackwardRun run(shape, parameters, gradients, threads);
   const int64_t segment = stack_segment(shape), inside = shape.batch * shape.padded;
   const int64_t bytes = stack_kernels(shape.precision).saved_bytes, again = shape.recompute ? segment : 0;
@@ -294,6 +328,25 @@ void stack_backward(const StackShape& shape, const StackParameters& parameters, 
       run.backward(first, last, dy, shape.recompute ? computed : saved);
     }
   }
+}
+
+}  // namespace
+
+void stack_forward(const StackShape& shape, const StackParameters& parameters, const float* x, float* y,
+                   const StackSaved& saved, int threads) {
+  const int64_t rows = shape.batch * shape.width;
+  each_member(shape, threads, [&](int64_t k, int own) {
+    forward_member(shape, parameters.of(shape, k), x + k * rows, y + k * rows, saved.of(shape, k), own);
+  });
+}
+
+void stack_backward(const StackShape& shape, const StackParameters& parameters, const float* dy,
+                    const StackSaved& saved, const StackGradients& gradients, int threads) {
+  const int64_t rows = shape.batch * shape.width;
+  each_member(shape, threads, [&](int64_t k, int own) {
+    backward_member(shape, parameters.of(shape, k), dy + k * rows, saved.of(shape, k), gradients.of(shape, k),
+                    own);
+  });
 }
 
 }  // namespace deepres

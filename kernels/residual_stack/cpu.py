@@ -44,10 +44,11 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
     return None
 
 
-def _shape(batch: int, width: int, depth: int, options: StackOptions):
+def _shape(x: Tensor, depth: int, options: StackOptions):
+    members, (batch, width) = math.prod(x.shape[:-2]), x.shape[-2:]
     return _C.StackShape(
-        (batch, width, depth), options.skip_every, options.norm, options.activation == "swish", options.eps,
-        options.recompute, options.precision == "bf16",
+        (members, batch, width, depth), options.skip_every, options.norm, options.activation == "swish",
+        options.eps, options.recompute, options.precision == "bf16",
     )  # fmt: skip
 
 
@@ -79,20 +80,19 @@ def span_of(batch: int, padded: int, depth: int, options: StackOptions) -> int:
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = (x.shape[-2], x.shape[-1], weight.shape[-3], options)
+    members, (batch, width), depth = x.shape[:-2], x.shape[-2:], weight.shape[-3]
     y = torch.empty_like(x)
-    members = tuple(x.shape[:-2])
-    saved = [_pooled((*members, *shape), dtype) for shape, dtype in saved_spec(*sizes)] if save else []
+    specs = saved_spec(batch, width, depth, options) if save else []
+    saved = [_pooled((*members, *shape), dtype) for shape, dtype in specs]
     activations, statistics = saved or (x.new_empty(0), x.new_empty(0))
-    shape, threads = _shape(*sizes), torch.get_num_threads()
-    for k in range(math.prod(members)):
-        _C.residual_stack_forward(
-            shape,
-            _addresses(k, members, weight, bias, gamma, beta),
-            *_addresses(k, members, x, y),
-            _addresses(k, members, activations, statistics),
-            threads,
-        )
+    _C.residual_stack_forward(
+        _shape(x, depth, options),
+        _addresses(weight, bias, gamma, beta),
+        x.data_ptr(),
+        y.data_ptr(),
+        _addresses(activations, statistics),
+        torch.get_num_threads(),
+    )
     return y, activations, statistics
 
 
@@ -104,17 +104,14 @@ def backward(
         _pooled(tuple(t.shape), t.dtype) if need else None
         for t, need in zip((x, weight, bias, gamma, beta), needs, strict=True)
     ]
-    members = tuple(x.shape[:-2])
-    shape, threads = _shape(x.shape[-2], x.shape[-1], weight.shape[-3], options), torch.get_num_threads()
-    for k in range(math.prod(members)):
-        _C.residual_stack_backward(
-            shape,
-            _addresses(k, members, weight, bias, gamma, beta),
-            *_addresses(k, members, dy),
-            _addresses(k, members, activations, statistics),
-            _addresses(k, members, *grads),
-            threads,
-        )
+    _C.residual_stack_backward(
+        _shape(x, weight.shape[-3], options),
+        _addresses(weight, bias, gamma, beta),
+        dy.data_ptr(),
+        _addresses(activations, statistics),
+        _addresses(*grads),
+        torch.get_num_threads(),
+    )
     return tuple(grads)
 
 
@@ -130,7 +127,5 @@ def _pooled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)[:count].view(shape)
 
 
-def _addresses(k: int, members: tuple[int, ...], *tensors: Tensor | None) -> tuple[int, ...]:
-    """Of the k-th member's part of each tensor; members: (E,), or () of one stack alone."""
-    count = math.prod(members)
-    return tuple(0 if t is None else t.data_ptr() + k * (t.nbytes // count) for t in tensors)
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if t is None else t.data_ptr() for t in tensors)

@@ -73,6 +73,22 @@ def test_a_group_is_a_call_for_each_member_to_the_bit(impl, shape, options):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("options", [{}, {"recompute": 1}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("batch", [0, 5, 70])
+def test_threads_that_take_members_change_no_bit(batch, options):
+    """Of two threads, each takes members where a batch of up to 64 rows has too few for both."""
+    args, before = arguments(3, batch, 20, 8), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(outputs(args, torch.float32, impl="cpu", **options))
+    finally:
+        torch.set_num_threads(before)
+    for again in found[1:]:
+        assert all(map(torch.equal, found[0], again))
+
+
 def test_rows_for_all_members_are_those_of_each():
     args = arguments(3, 7, 12, 4, shared=True)
     own = [args[0].expand(3, 7, 12).contiguous(), *args[1:]]

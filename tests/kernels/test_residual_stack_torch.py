@@ -190,7 +190,7 @@ def test_shapes_in_python_are_the_kernels_own(skip_every: int, precision: str) -
             for recompute in (0, 1, 5) if skip_every else (0,):
                 options = StackOptions(skip_every, precision=precision, recompute=recompute)
                 own = _C.StackShape(
-                    (batch, width, 24), skip_every, True, True, 1e-6, recompute, precision == "bf16"
+                    (1, batch, width, 24), skip_every, True, True, 1e-6, recompute, precision == "bf16"
                 )
                 [(n, _), (statistics, _)] = cpu.saved_spec(batch, width, 24, options)
                 assert n[-1] == own.padded
