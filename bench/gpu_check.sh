@@ -17,7 +17,14 @@ if [ "${1:-}" = --keep ]; then
 fi
 out=${OUT:-$folder}
 python=${PYTHON:-python3}
-asked=" ${*:-versions collect smoke tests micro check memcheck synccheck initcheck racecheck} "
+known=" versions collect smoke tests micro check memcheck synccheck initcheck racecheck throughput rivals profile "
+asked=" ${*:-${known% throughput*}} "
+for name in $asked; do
+  if [[ $known != *" $name "* ]]; then
+    echo "gpu_check.sh: STEP must be one of$known, got $name" >&2
+    exit 2
+  fi
+done
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 mkdir -p "$out"
@@ -40,11 +47,15 @@ step() {  # step SECONDS NAME COMMAND...: runs it, keeps its words, goes on what
   shift 2
   [[ $asked == *" $name "* ]] || return 0
   echo "== $name"
-  timeout -k 5 "$seconds" "$@" 2>&1 | tee "$out/running.log" | tail -n 40
-  local code=${PIPESTATUS[0]}
+  timeout -k 5 "$seconds" "$@" > "$out/running.log" 2>&1  # a file: a pipe waits for whoever still holds it
+  local code=$?
+  tail -n 40 "$out/running.log"
   if [ "$code" -ne 0 ]; then
     status=1
-    [ "$code" -ge 124 ] && echo "== $name was ended after $seconds s" || echo "== $name failed"
+    case $code in
+      124 | 137) echo "== $name was ended after $seconds s" ;;
+      *) echo "== $name failed, exit status $code" ;;
+    esac
   fi
   mv "$out/running.log" "$logs/$name.log"
   tar -cf "$out/logs.tar.part" -C "$logs" . && mv "$out/logs.tar.part" "$out/logs.tar"

@@ -94,7 +94,7 @@ def test_a_whole_run_leaves_results_and_one_file_of_logs(machine) -> None:
 
 def test_a_step_that_fails_does_not_keep_the_others_from_running(machine) -> None:
     done = run(machine | {"FAIL": STEPS["tests"]})
-    assert done.returncode == 1 and "== tests failed" in done.stdout
+    assert done.returncode == 1 and "== tests failed, exit status 3" in done.stdout
     assert logs(Path(machine["OUT"])) == set(STEPS)
 
 
@@ -121,6 +121,9 @@ def test_only_the_steps_asked_for(machine) -> None:
     done = run(machine, "smoke", "racecheck")
     assert re.findall("== (.*)", done.stdout) == ["smoke", "racecheck"]
     assert logs(Path(machine["OUT"])) == {"smoke", "racecheck"}
+    done = run(machine, "smok")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("got smok\n")
 
 
 def test_without_a_gpu_a_sentence_for_each_step(machine, tmp_path) -> None:
