@@ -27,26 +27,32 @@ def each(
 ) -> Iterator[tuple[tuple[Any, ...], Outcome]]:
     """(task, what became of it) as they end: `question` is asked of a desk in a process of its own.
 
-    desk: "module:class" (see harness/workers.py). task: the question's arguments. limit_s: of one task, its process's
-    start included.
+    desk: "module:class" (see harness/workers.py). task: the question's arguments. limit_s: of one task. The next
+    process starts, and imports what it needs, while the ones before it work.
     """
     waiting, running = deque(tasks), dict[Future[Any], tuple[tuple[Any, ...], Worker]]()
+    ready: list[Worker] = []
+
+    def start() -> None:  # in this thread: a worker's start sets how signals are handled
+        ready.append(Worker(question, {}, None, desk))
+
     with ThreadPoolExecutor(at_once) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    task = waiting.popleft()
-                    worker = Worker(
-                        " ".join(map(str, task)), {}, None, desk
-                    )  # in this thread: it sets signals
+                    if not ready:
+                        start()
+                    task, worker = waiting.popleft(), ready.pop()
                     running[pool.submit(worker.ask, question, *task, limit_s=limit_s)] = task, worker
+                if waiting and not ready:
+                    start()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     task, worker = running.pop(future)
                     worker.close()
                     yield task, _outcome(future)
         finally:
-            for _, worker in running.values():
+            for worker in [*ready, *(worker for _, worker in running.values())]:
                 worker.close()
 
 
