@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from deepres.commands import configured, experiments, listing, runs
+from deepres.commands import configured, data, experiments, listing, runs
 from deepres.commands.arguments import Defaults, import_modules
 from deepres.runs.streams import lasting_output
 from deepres.training.stopping import Stopped, exit_status
@@ -40,6 +40,12 @@ CONFIGURED: dict[str, Callable[[list[str], Defaults], None]] = {
 """Commands that take a run's options: `deepres train sac --env reacher`; without an algorithm's name it is crl."""
 
 
+NESTED: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "data": ("Make data sets of episodes, and look at them: make, info.", data.COMMANDS),
+}
+"""Commands that have commands of their own."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command. argv: the arguments, by default the process's own."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -53,8 +59,14 @@ def _run(words: list[str]) -> None:
         if words and words[0] in CONFIGURED:
             given = Defaults.read(words[1:], imported)
             CONFIGURED[words[0]](given.rest, given)
+        elif words and words[0] in NESTED:
+            about, commands = NESTED[words[0]]
+            tyro.extras.subcommand_cli_from_dict(
+                commands, prog=f"deepres {words[0]}", description=about, args=words[1:]
+            )
         else:
-            commands = {**{name: _listed(one) for name, one in CONFIGURED.items()}, **PLAIN}
+            parsed_elsewhere = [*CONFIGURED.items(), *((name, _group(*one)) for name, one in NESTED.items())]
+            commands = {**{name: _listed(one) for name, one in parsed_elsewhere}, **PLAIN}
             tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=ABOUT, args=words)
     except (ValueError, TypeError, OSError) as error:
         _fail(_sentence(error), 2)
@@ -64,6 +76,13 @@ def _run(words: list[str]) -> None:
         _fail(_sentence(error), 1)
     except KeyboardInterrupt:
         _fail("stopped at once by Ctrl-C; what was saved before is whole", exit_status("SIGINT"))
+
+
+def _group(about: str, _: Any) -> Callable[[], None]:
+    def command() -> None: ...
+
+    command.__doc__ = about
+    return command
 
 
 def _listed(command: Any) -> Callable[[], None]:
