@@ -25,6 +25,7 @@ ABOUT = (
 PLAIN: dict[str, Callable[..., None]] = {
     "eval": runs.evaluate,
     "render": runs.render,
+    "grow": runs.grow,
     "compare": runs.compare,
     "demo": runs.demo,
     "experiment": experiments.experiment,

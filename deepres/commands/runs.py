@@ -55,6 +55,23 @@ def render(
         print(picture)
 
 
+def grow(run: Folder, depth: int, out: Path, actor_depth: int | None = None, seed: int = 0) -> None:
+    """Make a deeper run of a trained one: blocks are appended that change nothing yet, and learn from there.
+
+    Args:
+        run: Folder of the run.
+        depth: Layers that its networks are to have.
+        out: New folder for the deeper run.
+        actor_depth: The actor's, where it has a depth of its own.
+        seed: Draws the new blocks' weights.
+    """
+    from deepres.training.grow import grow as run_deeper
+
+    print(
+        f"go on with it: deepres train --resume {run_deeper(run, depth, out, actor_depth=actor_depth, seed=seed)}"
+    )
+
+
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("compare.png")) -> None:
     """Put runs side by side: a table, and learning curves with the seeds' spread.
 

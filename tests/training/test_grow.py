@@ -1,0 +1,75 @@
+"""A grown run computes what it did, to the bit, and learns on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepres.commands.main import main
+from deepres.config import Config
+from deepres.policy import Policy
+from deepres.runs.files import read_run
+from deepres.training.grow import grow
+from deepres.training.loop import load_run, train
+from helpers.tiny_runs import SIZES
+
+SHORT = {**SIZES, "total_steps": 4 * 40, "eval_every": 100}
+
+
+@pytest.mark.parametrize("name", ["crl", "sac"])
+def test_growing_changes_nothing_and_learning_goes_on(tmp_path, name):
+    config = Config(name, **SHORT)
+    train(config, tmp_path / "small", progress=False)
+    grow(tmp_path / "small", 8, tmp_path / "large", actor_depth=12)
+    small, large = load_run(tmp_path / "small"), load_run(tmp_path / "large")
+    assert (large.config.network.depth, large.config.network.actor_depth) == (8, 12)
+    obs = torch.randn(64, small.sizes.state + small.sizes.goal, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(small.learner.act(obs), large.learner.act(obs))
+    rows = torch.randn(64, obs.shape[1] + small.sizes.action)
+    for network, width in (("q", obs.shape[1] + 2), ("q_slow", obs.shape[1] + 2)) if name == "sac" else (
+        ("phi", small.sizes.state + 2), ("psi", small.sizes.goal),
+    ):  # fmt: skip
+        parts = (getattr(run.learner.algorithm, network)(rows[:, :width]) for run in (small, large))
+        assert torch.equal(*parts), network
+    before, after = small.learner.state_tensors(), large.learner.state_tensors()
+    for key, tensor in before.items():
+        kept = after[key][tuple(slice(0, n) for n in tensor.shape)] if tensor.ndim else after[key]
+        assert torch.equal(kept, tensor), key
+    assert torch.equal(small.generator.get_state(), large.generator.get_state())
+    weight = large.learner.parameters()["actor.trunk.stack.weight"].clone()
+    train(large.config.replace(total_steps=4 * 60), tmp_path / "large", resume=True, progress=False)
+    learned = load_run(tmp_path / "large")
+    assert read_run(tmp_path / "large").env_steps == 240
+    moved = (learned.learner.parameters()["actor.trunk.stack.gamma"][7::4]).abs().amax(dim=1)
+    assert (moved > 0).all()  # every new block has begun to add something
+    assert not torch.equal(learned.learner.parameters()["actor.trunk.stack.weight"], weight)
+
+
+def test_what_cannot_grow_is_told(tmp_path):
+    config = Config("crl", **SHORT)
+    train(config, tmp_path / "run", progress=False)
+    for depth, sentence in (
+        (4, "must grow from 4 and 4, got 4 and 4"),
+        (6, "multiple of skip_every=4, got 6"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            grow(tmp_path / "run", depth, tmp_path / "no")
+    with pytest.raises(ValueError, match="actor_depth must be"):
+        grow(tmp_path / "run", 8, tmp_path / "no", actor_depth=0)
+    train(config.replace(norm=False), tmp_path / "bare", progress=False)
+    with pytest.raises(ValueError, match="end in LayerNorm; this run has norm=False"):
+        grow(tmp_path / "bare", 8, tmp_path / "no")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        grow(tmp_path / "run", 8, tmp_path / "bare")
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        grow(tmp_path / "nowhere", 8, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_run_is_grown_by_command(tmp_path, capsys):
+    train(Config("crl", **SHORT), tmp_path / "run", progress=False)
+    main(["grow", str(tmp_path / "run"), "--depth", "8", "--out", str(tmp_path / "deep")])
+    assert f"deepres train --resume {tmp_path / 'deep'}" in capsys.readouterr().out
+    obs = torch.randn(3, 6)
+    shallow, deep = (Policy.load(tmp_path / name) for name in ("run", "deep"))
+    assert torch.equal(shallow.act(obs), deep.act(obs)) and deep.config.network.depth == 8
