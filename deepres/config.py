@@ -92,6 +92,8 @@ class Schedule:
     """Rounds between checkpoints (ours); one is also written at the end."""
     keep_checkpoints: int = option(2, least=1, resume=True, aside=True)
     """Newest checkpoints kept (ours)."""
+    instruments_every: int = option(0, least=0, resume=True, aside=True)
+    """Rounds between measurements of every block (ours; `deepres report`); 0 has none."""
     save_buffer: bool = option(True, resume=True, aside=True)
     """Write the replay buffer into checkpoints (ours): a resumed run then repeats the one not stopped, bit for bit."""
     seed: int = option(0, least=0, most=2**31 - 1, aside=True)

@@ -26,6 +26,7 @@ PLAIN: dict[str, Callable[..., None]] = {
     "eval": runs.evaluate,
     "render": runs.render,
     "grow": runs.grow,
+    "report": runs.report,
     "compare": runs.compare,
     "demo": runs.demo,
     "experiment": experiments.experiment,

@@ -55,6 +55,22 @@ def render(
         print(picture)
 
 
+def report(run: Folder, out: Path | None = None) -> None:
+    """Show what every block of a run did as it was trained (--instruments-every): a table and a picture.
+
+    Args:
+        run: Folder of the run.
+        out: The picture; by default RUN/instruments.png.
+    """
+    from deepres.report import instruments
+    from deepres.report.tables import console, table
+
+    columns = ("network", "blocks", "stream", "varying", "last / first gradient", "dormant", "effective rank")
+    rows = instruments.summary(run)
+    console().print(table(f"{run}: every network at its last measurement", columns, rows))
+    print(instruments.report(run, out))
+
+
 def grow(run: Folder, depth: int, out: Path, actor_depth: int | None = None, seed: int = 0) -> None:
     """Make a deeper run of a trained one: blocks are appended that change nothing yet, and learn from there.
 

@@ -41,6 +41,10 @@ class RunFolder:
         return self.path / "evaluations.csv"
 
     @property
+    def instruments(self) -> Path:
+        return self.path / "instruments.csv"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

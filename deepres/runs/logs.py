@@ -84,6 +84,7 @@ class RunLog:
             "train": CsvLog(folder.metrics, env_steps),
             "eval": CsvLog(folder.evaluations, env_steps if evaluated is None else evaluated),
         }
+        self._instruments = CsvLog(folder.instruments, env_steps)
         self._events = _Events(folder, env_steps)
         self._told = False
 
@@ -93,6 +94,11 @@ class RunLog:
         self._try(lambda: self._events.write(kind, row))
         if self._wandb:
             self._try(lambda: self._wandb.write(kind, row))  # type: ignore[union-attr]
+
+    def measured(self, env_steps: int, rows: list[dict[str, Any]]) -> None:
+        """Log what the instruments told, a row for each block; a file of their own, nothing else."""
+        for row in rows:
+            self._try(lambda row=row: self._instruments.write({"env_steps": env_steps, **row}))  # type: ignore[misc]
 
     def _try(self, write: Callable[[], None]) -> None:
         try:

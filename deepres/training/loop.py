@@ -128,6 +128,7 @@ class _Training:
                     continue
                 if self._log:
                     self._log.write("train", row)
+                    self._log.measured(run.env_steps, run.measured)
                 self._bar.round(row)
                 # asked to end, it saves before it evaluates: batch systems kill some seconds later
                 if run.due and not self._asked():

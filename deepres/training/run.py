@@ -29,6 +29,7 @@ from deepres.training.cuda_graph import gradient_steps
 from deepres.training.environments import open_for, require_like, sizes_of
 from deepres.training.evaluate import EVAL_SEED, Evaluation, Paths, evaluate
 from deepres.training.faults import drop_broken
+from deepres.training.instruments import measure
 from deepres.training.learner import Learner
 from deepres.training.stability import Diverged, Rollbacks, check_round
 
@@ -76,6 +77,8 @@ class Run:
         self.dealt_from = ranks.size
         """Processes that this run's environments and buffers were dealt from; its own number unless resumed."""
         self.seconds = 0.0
+        self.measured: list[dict[str, Any]] = []
+        """What the instruments told in the last round (see instruments.py)."""
         self.before: Evaluation | None = None
         self.latest: Evaluation | None = None
         """The figures of the newest evaluation, which was at `evaluated` env steps; none yet at -1."""
@@ -232,7 +235,12 @@ class Run:
         if self.buffer.device.type != self.device.type:
             batches = uploaded(batches, self.device)
         for batch in batches:
-            self.steps(batch, self.learner.noise(batch, self.generator))
+            noise = self.learner.noise(batch, self.generator)
+            self.steps(batch, noise)
+        every = schedule.instruments_every
+        self.measured = (
+            measure(self.learner, batch, noise) if every and (self.rounds + 1) % every == 0 else []
+        )
         self.gradient_steps += schedule.gradient_steps
         return self.steps.read()
 
