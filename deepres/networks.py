@@ -10,8 +10,6 @@ Source: arXiv 2503.14858, section 3.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -23,12 +21,13 @@ from torch.func import functional_call
 from deepres.acting import ActorPolicy as ActorPolicy
 from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.initialisation import start_blocks_
-from deepres.kernels import residual_stack
+from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
+from deepres.modules import Network, ResidualStack, dense, layer_norm
+from deepres.modules import lecun_uniform_ as lecun_uniform_
 from deepres.options import check, option
 
 Made = TypeVar("Made", bound=nn.Module)
 
-LAYER_NORM_EPS = 1e-6
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
@@ -70,106 +69,7 @@ class NetworkOptions:
                 )
 
 
-def lecun_uniform_(tensor: Tensor, fan_in: int, generator: torch.Generator | None = None) -> Tensor:
-    """Fill with U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the published networks start."""
-    bound = 1 / math.sqrt(fan_in)
-    return nn.init.uniform_(tensor, -bound, bound, generator=generator)
-
-
-class Linears(nn.Module):
-    """E linear layers side by side: x [B, in] for all of them, or [E, B, in], -> [E, B, out].
-
-    Parameters: weight [E, out, in] (LeCun uniform), bias [E, out] (0).
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, members: int, *, generator: torch.Generator | None = None):
-        super().__init__()
-        if members < 1:
-            raise ValueError(f"members must be a number of networks >= 1, got {members!r}")
-        self.weight = nn.Parameter(lecun_uniform_(torch.empty(members, out_dim, in_dim), in_dim, generator))
-        self.bias = nn.Parameter(torch.zeros(members, out_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        members = zip(_rows_of_each(x, len(self.weight)), self.weight, self.bias, strict=True)
-        return torch.stack([F.linear(rows, weight, bias) for rows, weight, bias in members])
-
-    def extra_repr(self) -> str:
-        members, out_dim, in_dim = self.weight.shape
-        return f"in_features={in_dim}, out_features={out_dim}, members={members}"
-
-
-class LayerNorms(nn.Module):
-    """E LayerNorms side by side: x [E, B, W] -> [E, B, W]. Parameters: weight (1), bias (0) [E, W]."""
-
-    def __init__(self, width: int, members: int, eps: float):
-        super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.ones(members, width)),
-            nn.Parameter(torch.zeros(members, width)),
-        )
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        members = zip(x, self.weight, self.bias, strict=True)
-        return torch.stack(
-            [F.layer_norm(rows, rows.shape[-1:], scale, shift, self.eps) for rows, scale, shift in members]
-        )
-
-    def extra_repr(self) -> str:
-        members, width = self.weight.shape
-        return f"{width}, members={members}, eps={self.eps}"
-
-
-class ResidualStack(nn.Module):
-    """D layers of [Dense, LayerNorm, activation] with skips, in one call: x [B, W] -> y [B, W].
-
-    Parameters: weight [D, W, W] (LeCun uniform), bias [D, W] (0), gamma [D, W] (1), beta [D, W] (0).
-    members: E stacks side by side, x [E, B, W] -> y [E, B, W]; each parameter then has E as its first dimension.
-    options: keyword arguments of `deepres.residual_stack` (skip_every, activation, norm, precision, ...).
-    """
-
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        *,
-        members: int | None = None,
-        generator: torch.Generator | None = None,
-        **options: Any,
-    ):
-        super().__init__()
-        self.options = options
-        layers = (depth, width) if members is None else (members, depth, width)
-        self.weight = nn.Parameter(lecun_uniform_(torch.empty(*layers, width), width, generator))
-        self.bias = nn.Parameter(torch.zeros(layers))
-        norm = options.get("norm", True)  # without LayerNorm its scale and shift do not exist
-        self.gamma = nn.Parameter(torch.ones(layers)) if norm else None
-        self.beta = nn.Parameter(torch.zeros(layers)) if norm else None
-
-    @property
-    def width(self) -> int:
-        return self.weight.shape[-1]
-
-    @property
-    def depth(self) -> int:
-        return self.weight.shape[-3]
-
-    @property
-    def members(self) -> int | None:
-        """Stacks side by side, None if it is one alone."""
-        return None if self.weight.ndim == 3 else self.weight.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return residual_stack(x, self.weight, self.bias, self.gamma, self.beta, **self.options)
-
-    def extra_repr(self) -> str:
-        sizes = {"depth": self.depth, "width": self.width}
-        if self.members is not None:
-            sizes["members"] = self.members
-        return ", ".join(f"{k}={v!r}" for k, v in {**sizes, **self.options}.items())
-
-
-class Trunk(nn.Module):
+class Trunk(Network):
     """Stem and stack, without a head: x [B, in_dim] -> features [B, W].
 
     members: E trunks side by side, x [B, in_dim] for all of them, or [E, B, in_dim], -> [E, B, W].
@@ -183,22 +83,25 @@ class Trunk(nn.Module):
         *,
         members: int | None = None,
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ):
         super().__init__()
         self.activation = options.get("activation", "swish")
-        self.stem = _dense(in_dim, width, generator, members)
-        self.norm = _layer_norm(width, members) if options.get("norm", True) else nn.Identity()
+        made: dict[str, Any] = {"members": members, "device": device, "dtype": dtype}
+        self.stem = dense(in_dim, width, generator=generator, **made)
+        self.norm = layer_norm(width, **made) if options.get("norm", True) else nn.Identity()
         self.stack: nn.Module = nn.Identity()
         if depth:
-            self.stack = ResidualStack(width, depth, members=members, generator=generator, **options)
+            self.stack = ResidualStack(width, depth, generator=generator, **made, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(self.stem(x))
         return self.stack(F.silu(z) if self.activation == "swish" else F.relu(z))
 
 
-class Encoder(nn.Module):
+class Encoder(Network):
     """A critic encoder: phi over concat(state, action) or psi over the goal, [B, in_dim] -> [B, out_dim].
 
     members: E encoders side by side, x [B, in_dim] for all of them, or [E, B, in_dim], -> [E, B, out_dim]; each
@@ -214,17 +117,20 @@ class Encoder(nn.Module):
         width: int = 256,
         depth: int = 64,
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ):
         super().__init__()
-        self.trunk = Trunk(in_dim, width, depth, members=members, generator=generator, **options)
-        self.head = _dense(width, out_dim, generator, members)
+        made: dict[str, Any] = {"members": members, "generator": generator, "device": device, "dtype": dtype}
+        self.trunk = Trunk(in_dim, width, depth, **made, **options)
+        self.head = dense(width, out_dim, **made)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.trunk(x))
 
 
-class Actor(nn.Module):
+class Actor(Network):
     """The policy over concat(state, goal): obs [B, in_dim] -> (mean, log_std), each [B, action_dim].
 
     log_std = -5 + 0.5 * (2 - -5) * (tanh(raw) + 1) lies in [-5, 2]; an action is tanh(mean + std * noise).
@@ -238,12 +144,15 @@ class Actor(nn.Module):
         width: int = 256,
         depth: int = 64,
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ):
         super().__init__()
-        self.trunk = Trunk(in_dim, width, depth, generator=generator, **options)
-        self.mean = _dense(width, action_dim, generator)
-        self.log_std = _dense(width, action_dim, generator)
+        made: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+        self.trunk = Trunk(in_dim, width, depth, **made, **options)
+        self.mean = dense(width, action_dim, **made)
+        self.log_std = dense(width, action_dim, **made)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(obs)
@@ -265,7 +174,7 @@ class Value(Encoder):
         super().__init__(in_dim, 1, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, 0]
+        return super().forward(x)[..., 0]
 
 
 class Values(Encoder):
@@ -311,7 +220,7 @@ class Networks:
 
     def linear(self, in_dim: int, out_dim: int) -> nn.Module:
         """[B, in_dim] -> [B, out_dim], one Dense layer."""
-        return _dense(in_dim, out_dim, self.generator)
+        return dense(in_dim, out_dim, generator=self.generator, dtype=torch.float32)
 
     @property
     def half_depth(self) -> int:
@@ -352,39 +261,12 @@ class Networks:
         if depth < skip_every:  # plain layers: the first of them is where a stem would be
             depth, skip_every = depth - 1, 0
         blocks = {"depth": depth, "skip_every": skip_every, "activation": one.activation, "norm": one.norm}
-        return {"width": one.width, "generator": self.generator, **blocks, **self.stack}
+        # float32 whatever the process's default is: what is learned from is
+        made: dict[str, Any] = {"width": one.width, "generator": self.generator, "dtype": torch.float32}
+        return {**made, **blocks, **self.stack}
 
 
 def call_frozen(module: nn.Module, *inputs: Tensor) -> Any:
     """`module(*inputs)` with its parameters held constant: gradients reach the inputs, no weight gradient is made."""
     constants = {name: p.detach() for name, p in module.named_parameters()}
     return functional_call(module, constants, inputs)
-
-
-def _dense(
-    in_dim: int, out_dim: int, generator: torch.Generator | None, members: int | None = None
-) -> nn.Module:
-    if members is not None:
-        return Linears(in_dim, out_dim, members, generator=generator)
-    layer = nn.Linear(in_dim, out_dim)
-    with torch.no_grad():
-        lecun_uniform_(layer.weight, in_dim, generator)
-        layer.bias.zero_()
-    return layer
-
-
-def _layer_norm(width: int, members: int | None) -> nn.Module:
-    if members is None:
-        return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-    return LayerNorms(width, members, LAYER_NORM_EPS)
-
-
-def _rows_of_each(x: Tensor, members: int) -> Sequence[Tensor]:
-    """x [B, in] for all members, or [E, B, in], as E tensors [B, in]."""
-    if x.ndim == 2:
-        return [x] * members
-    if x.ndim != 3 or len(x) != members:
-        raise ValueError(
-            f"x must have shape [B, in] for all {members} members, or [{members}, B, in], got {list(x.shape)}"
-        )
-    return x.unbind()

@@ -144,8 +144,8 @@ def test_files_stay_readable(folder):
 LAYERS = (
     ("options", "testing", "_version", "initialisation"),
     ("kernels", "envs"),
-    ("machine", "acting"),
-    ("networks",),
+    ("machine", "acting", "modules"),
+    ("networks", "parameters"),
     ("data",),
     ("algorithms",),
     ("config",),

@@ -32,7 +32,6 @@ For the others, op.py calls member after member.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -45,7 +44,7 @@ from torch import Tensor
 from deepres.kernels import dispatch
 from deepres.kernels.residual_stack import reference
 from deepres.kernels.residual_stack.memory import planned_recompute
-from deepres.kernels.residual_stack.options import ACTIVATIONS, AUTO, PRECISIONS, StackOptions
+from deepres.kernels.residual_stack.options import AUTO, StackOptions, checked_options
 
 P = ParamSpec("P")
 
@@ -112,10 +111,15 @@ def residual_stack(
     Raises: TypeError or ValueError, one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
+    _check_tensors(x, weight, bias, gamma, beta)
     if _autocasts(x):
         x, weight, bias = _widened(x), _widened(weight), _widened(bias)
         gamma, beta = gamma if gamma is None else _widened(gamma), beta if beta is None else _widened(beta)
-    options = _checked(x, weight, bias, gamma, beta, skip_every, activation, norm, eps, precision, recompute)
+    depth = _checked_depth(x, weight, bias, gamma, beta, norm)
+    options = checked_options(
+        depth, skip_every=skip_every, activation=activation, norm=norm, eps=eps, precision=precision,
+        recompute=recompute,
+    )  # fmt: skip
     inside = not torch.compiler.is_compiling() and dispatch.transformed() is not None
     # as an op it would hide from torch.func what it is made of
     call = _served if inside else torch.ops.deepres.residual_stack
@@ -130,20 +134,18 @@ def _widened(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
-def _checked(  # every argument of the public function but impl
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    skip_every: int,
-    activation: str,
-    norm: bool,
-    eps: float,
-    precision: str,
-    recompute: str | int,
-) -> StackOptions:
-    """The options of a call once everything about it fits; one sentence otherwise."""
+def _check_tensors(x: object, weight: object, bias: object, gamma: object, beta: object) -> None:
+    for name, given in {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta}.items():
+        if not isinstance(given, Tensor) and not (given is None and name in ("gamma", "beta")):
+            kind = f"{type(given).__module__}.{type(given).__name__}".removeprefix("builtins.")
+            remedy = "torch.from_numpy(it)" if kind.startswith("numpy.") else "torch.as_tensor(it)"
+            raise TypeError(f"{name} must be a torch.Tensor, got {kind}; pass {remedy}")
+
+
+def _checked_depth(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor | None, beta: Tensor | None, norm: bool
+) -> int:
+    """The depth that the tensors have once they fit each other; one sentence otherwise."""
     grouped = weight.ndim == 4
     if x.ndim != 2 and not (grouped and x.ndim == 3):
         shapes = "[B, W] or [E, B, W]" if grouped else "[B, W]"
@@ -164,7 +166,10 @@ def _checked(  # every argument of the public function but impl
     if norm and (gamma is None or beta is None):
         raise ValueError("gamma and beta must be tensors of shape [D, W] when norm=True, got None")
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32 (or float64 for the reference), got {x.dtype}; call x.float()")
+        hint = ", and pass precision= for products in 16 bits" if x.dtype.itemsize == 2 else ""
+        raise TypeError(
+            f"x must be float32 (or float64 for the reference), got {x.dtype}; call x.float(){hint}"
+        )
     for name, tensor in (("weight", weight), ("bias", bias), ("gamma", gamma), ("beta", beta)):
         if tensor is None:
             continue
@@ -176,34 +181,7 @@ def _checked(  # every argument of the public function but impl
             raise ValueError(
                 f"{name} must be on x's device {x.device}, got {tensor.device}; move one of them"
             )
-    if not isinstance(skip_every, int) or skip_every < 0:
-        raise ValueError(f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}")
-    if skip_every and depth % skip_every:
-        raise ValueError(
-            f"the depth must be a multiple of skip_every={skip_every}, got {depth} layers; "
-            f"use {depth - depth % skip_every or skip_every} or {depth + skip_every - depth % skip_every}"
-        )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be a finite number > 0, got {eps!r}")
-    return StackOptions(
-        skip_every, activation, norm, float(eps), precision, _recompute_blocks(recompute, skip_every)
-    )
-
-
-def _recompute_blocks(recompute: str | int, skip_every: int) -> int:
-    if recompute == "none":
-        return 0
-    if recompute == "auto":
-        return AUTO if skip_every else 0
-    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 1:
-        raise ValueError(f"recompute must be 'none', 'auto' or a number of blocks >= 1, got {recompute!r}")
-    if not skip_every:
-        raise ValueError("recompute counts blocks, and skip_every=0 has none; pass recompute='none'")
-    return recompute
+    return depth
 
 
 # --- The op as PyTorch sees it: the choice of a backend, the fused forward and the fused backward. ---
