@@ -15,6 +15,7 @@ from deepres.experiments.statistics import (
     iqm_interval,
     mean_interval,
     probability_of_improvement,
+    spearman,
     wilson,
 )
 
@@ -85,6 +86,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_wilson_is_scipys(k, n):
     ours, theirs = wilson(k, n), stats.binomtest(k, n).proportion_ci(method="wilson")
     assert (ours.value, ours.low, ours.high) == pytest.approx((k / n, theirs.low, theirs.high), abs=1e-9)
+
+
+def test_rank_correlation_is_scipys():
+    draw = np.random.default_rng(0)
+    x, ties = draw.normal(size=200), draw.integers(5, size=200)
+    for y in (x**3, -x, ties, x + draw.normal(size=200)):
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert np.isnan(spearman(x, np.ones(200)))
 
 
 def test_what_cannot_be_computed_is_told():

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from deepres.commands.main import main
 from deepres.config import Config
@@ -166,3 +167,37 @@ def test_very_deep_starts_are_measured(tmp_path):
     assert published["mean_spread"] > 10 * scaled["mean_spread"] > 10 * small["mean_spread"]
     assert found["published", 4] == found["scaled", 4]  # one block
     assert published["critic_loss"] > 100 * scaled["critic_loss"] and scaled["first_gradient"] > 0
+
+
+def test_a_run_is_looked_at(tmp_path):
+    """A critic that knows the straight line alone ranks places as the line does; pictures are drawn."""
+    from deepres.experiments.looks import look
+    from deepres.training.loop import load_run, train
+
+    train(
+        tiny_runs.TINY.replace(total_steps=80, num_envs=4, eval_every=100), tmp_path / "run", progress=False
+    )
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    numbers = look(tmp_path / "run")
+    assert set(studies.find("depth").also) - {"time_at_goal", "steps_to_half"} == numbers.keys()
+    assert 0.3 < numbers["line_rank"] < 1 and -1 <= numbers["way_rank"] <= 1
+    assert numbers["branch_decay"] > 0 and numbers["varying"] > 0
+    assert (tmp_path / "run" / "energy.png").read_bytes().startswith(b"\x89PNG")
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    run = load_run(tmp_path / "run")
+    run.learner.algorithm.phi = Straight(run.sizes)
+    run.learner.algorithm.psi = torch.nn.Identity()
+    from deepres.experiments import looks
+
+    straight = looks._ranks(run, torch.Generator().manual_seed(0))
+    assert straight["way_rank"] == pytest.approx(straight["line_rank"], abs=1e-3)
+
+
+class Straight(torch.nn.Module):
+    """phi(s, a) = the place, so that the energy is minus the distance to the goal."""
+
+    def __init__(self, sizes):
+        super().__init__()
+
+    def forward(self, x):
+        return x[:, :2]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from deepres.config import Config
+from deepres.experiments.looks import look
 from deepres.experiments.presets import PRESETS, paper
-from deepres.experiments.study import Size, Study, Trial, grid
+from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 
 CPU = Config(
     "crl",
@@ -37,6 +39,11 @@ def _depth(size: Size, seeds: Sequence[int]) -> list[Trial]:
         for env in envs
         for trial in grid(paper(env), {"depth": [4, 8, 16, 32, 64]}, seeds)
     ]
+
+
+def looked(trial: Trial, folder: Path) -> Numbers:
+    """Train, then look at what the run knows of its maze (looks.py)."""
+    return trained(trial, folder) | (look(folder) if trial.config.env.name.startswith("point") else {})
 
 
 def _width(size: Size, seeds: Sequence[int]) -> list[Trial]:
@@ -98,6 +105,16 @@ STUDIES = (
         claim="Success grows with depth, actor and critic alike.",
         refuted="a slope of success on log2 depth whose interval lies at or below 0.",
         trials=_depth,
+        run=looked,
+        also=(
+            "time_at_goal",
+            "steps_to_half",
+            "way_rank",
+            "line_rank",
+            "step_near",
+            "branch_decay",
+            "varying",
+        ),
     ),
     Study(
         name="width",

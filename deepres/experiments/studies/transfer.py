@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, Objective] = {
     "TD3 + HER": Objective("td3", HER),
     "MSE-TD + HER": Objective("td_mse", HER),
     "HL-Gauss + HER": Objective("hl_gauss", HER),
+    "SRL": Objective("srl"),
+    "ChronoSRL": Objective("chrono"),
     "GCBC": Objective("gcbc"),
 }
 """Every objective that can learn from another's ring."""
