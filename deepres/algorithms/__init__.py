@@ -33,6 +33,7 @@ RESERVED = frozenset(OLD_WORDS) | {
 
 _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "c51": "deepres.algorithms.categorical:C51",
+    "c_learning": "deepres.algorithms.c_learning:CLearning",
     "chrono": "deepres.algorithms.chrono:Chrono",
     "crl": "deepres.algorithms.crl:CRL",
     "gcbc": "deepres.algorithms.gcbc:GCBC",
@@ -41,6 +42,7 @@ _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "sac": "deepres.algorithms.sac:SAC",
     "srl": "deepres.algorithms.srl:SRL",
     "td3": "deepres.algorithms.td3:TD3",
+    "td_infonce": "deepres.algorithms.td_infonce:TDInfoNCE",
     "td_mse": "deepres.algorithms.categorical:TDMSE",
     "two_hot": "deepres.algorithms.categorical:TwoHot",
 }

@@ -55,13 +55,15 @@ class Pass:
 
     network: name of the algorithm's module. weights: whether its weights get gradients from it. backward: whether
     anything is kept for a backward; a target network's pass keeps nothing. turn: the yield of `losses` that it is for,
-    0 the first; what one turn kept is gone before the next begins.
+    0 the first; what one turn kept is gone before the next begins. batches: batches of rows that go through it at once.
+    (One pass of two batches makes one gradient of its weights; two passes make two, and their sum.)
     """
 
     network: str
     weights: bool = True
     backward: bool = True
     turn: int = 0
+    batches: int = 1
 
 
 class Exchange:

@@ -14,6 +14,7 @@ less. Policy, temperature and slow critics are SAC's (sac.py). With hit = 1 wher
     first_hit  r = hit, which ends the row             gamma^T, T the steps before the goal is reached, in [0, 1]
     step       r = hit - 1, a hit ends the row         -1 for each step until the goal, in [-1 / (1 - gamma), 0]
 
+The actor weighs Q, with "dwell" Q / (1 - gamma), against its entropy: a reward of 1 is worth as much as in SAC.
 A row that ends for good elsewhere never reaches its goal: 0, with "step" -1 / (1 - gamma), or falling would be worth as
 much as arriving. The policy's entropy is left out of the target, since it would carry values off their support. Bins of
 hl_gauss divide the support evenly; atoms of two_hot and c51 lie evenly over it with one at either end (arXiv
@@ -108,6 +109,10 @@ class TDMSE(SAC):
         actor_reads="old",
         layers="4 D",
     )
+
+    @property
+    def reward_unit(self) -> float:
+        return 1 / (1 - self.options.gamma) if self.options.value == "dwell" else 1.0
 
     def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
         options = self.options

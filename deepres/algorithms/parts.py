@@ -78,11 +78,16 @@ def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Te
     return log_alpha.exp() * (-log_prob.detach() - target_entropy).mean()
 
 
+def mixed_goals(goal: Tensor, random: float) -> Tensor:
+    """`goal` [B, G], with those of other rows in the first `random` * B rows; rows come in random order."""
+    first = torch.arange(len(goal), device=goal.device) < random * len(goal)
+    return torch.where(first[:, None], goal.roll(1, dims=0), goal)
+
+
 @torch.no_grad()
 def average_into(targets: Iterable[Tensor], sources: Iterable[Tensor], tau: float, skip: Tensor) -> None:
     """target += tau * (source - target), parameter by parameter; nothing where skip ([] float32) is 1."""
-    slow: list[Tensor] = list(targets)
-    fast: list[Tensor] = list(sources)
-    change = list(torch._foreach_sub(fast, slow))
-    torch._foreach_mul_(change, tau * (1 - skip))
-    torch._foreach_add_(slow, change)
+    for slow, fast in zip(targets, sources, strict=True):
+        slow.lerp_(
+            fast, (tau * (1 - skip)).to(slow.dtype)
+        )  # in place: a copy of the networks would be a step's peak

@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
-from deepres.algorithms.parts import SecondStream, actor_loss, alpha_loss, average_into, squashed_gaussian
+from deepres.algorithms.base import About, Group, Losses, Pass
+from deepres.algorithms.parts import actor_loss, alpha_loss, average_into
+from deepres.algorithms.soft import SoftActor
 from deepres.algorithms.td import SoftOptions, check_reward, counted, ended, transitions
 from deepres.data.batch import Batch
 from deepres.data.relabel import Hindsight
-from deepres.networks import GaussianPolicy, Networks, call_frozen
+from deepres.networks import Networks, call_frozen
 from deepres.options import option
 
 
@@ -46,7 +47,7 @@ class SACOptions(SoftOptions):
         check_reward(self.reward, self.hindsight)
 
 
-class SAC(Algorithm):
+class SAC(SoftActor):
     """Soft actor-critic: twin critics of concat(state, goal, action).
 
     The methods from `critic_outputs` on are what critics of another kind do otherwise (categorical.py).
@@ -69,19 +70,12 @@ class SAC(Algorithm):
     )  # fmt: skip
 
     def build(self, networks: Networks) -> dict[str, Group]:
-        state, action, goal = self.sizes.state, self.sizes.action, self.sizes.goal
-        options = self.options
-        self.actor = networks.actor(state + goal, action)
-        self.q = networks.values(state + goal + action, outputs=self.critic_outputs())
+        groups = self.build_actor(networks)
+        self.q = networks.values(
+            self.sizes.state + self.sizes.goal + self.sizes.action, outputs=self.critic_outputs()
+        )
         self.q_slow = deepcopy(self.q).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.zeros(()))
-        self.target_entropy = options.target_entropy_per_action * action
-        self._side = SecondStream()
-        return {
-            "actor": Group(list(self.actor.parameters()), options.actor_lr),
-            "critic": Group(list(self.q.parameters()), options.critic_lr),
-            "alpha": Group([self.log_alpha], options.alpha_lr, clip=False),
-        }
+        return groups | {"critic": Group(list(self.q.parameters()), self.options.critic_lr)}
 
     @property
     def sampler(self) -> Hindsight:
@@ -93,16 +87,15 @@ class SAC(Algorithm):
         here, there = noise.unbind()
         obs = torch.cat([batch.state, batch.goal], dim=1)
         alpha = self.log_alpha.exp()
-        with self._side.beside(device):
-            mean, log_std = self.actor(obs)
-            action, log_prob = squashed_gaussian(mean, log_std, here, exact=options.exact_tanh)
+        with self.side.beside(device):
+            action, log_prob = self.sampled(obs, here)
             value = self.values(call_frozen(self.q, torch.cat([obs, action], dim=1))).amin(dim=0)
-            actor = actor_loss(alpha.detach(), log_prob, value)
+            actor = actor_loss(alpha.detach(), log_prob, value * self.reward_unit)
             temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
         target = self._target(batch, alpha.detach(), there)
         out = self.q(torch.cat([obs, batch.action], dim=1))
         critic = counted(self.errors(out, target), batch, options).mean()
-        self._side.join(device)
+        self.side.join(device)
         metrics = {
             "critic_loss": critic,
             "actor_loss": actor,
@@ -119,20 +112,22 @@ class SAC(Algorithm):
     def _target(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:
         assert batch.next_state is not None
         obs = torch.cat([batch.next_state, batch.goal], dim=1)
-        mean, log_std = self.actor(obs)
-        action, log_prob = squashed_gaussian(mean, log_std, noise, exact=self.options.exact_tanh)
-        bonus = -alpha * log_prob if self.options.entropy_in_target else torch.zeros_like(log_prob)
+        action, log_prob = self.sampled(obs, noise)
+        bonus = -alpha * log_prob / self.reward_unit
+        bonus = bonus if self.options.entropy_in_target else torch.zeros_like(bonus)
         return self.target(*self.outcome(batch), self.q_slow(torch.cat([obs, action], dim=1)), bonus)
 
     def after_step(self, skip: Tensor) -> None:
         average_into(self.q_slow.parameters(), self.q.parameters(), self.options.tau, skip)
 
-    def policy(self) -> GaussianPolicy:
-        return GaussianPolicy(self.actor)
-
     def critic_outputs(self) -> int:
         """How many numbers a critic ends in."""
         return 1
+
+    @property
+    def reward_unit(self) -> float:
+        """What a value is multiplied by to be weighed against the policy's entropy, which has the reward's unit."""
+        return 1.0
 
     def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The rows' rewards [B], and the discounts [B] of what follows them."""

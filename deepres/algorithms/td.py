@@ -16,6 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from deepres.algorithms.soft import SoftActorOptions
 from deepres.data.batch import Batch
 from deepres.data.relabel import Hindsight
 from deepres.options import check, option
@@ -45,17 +46,11 @@ class TDOptions:
 
 
 @dataclass(frozen=True)
-class SoftOptions(TDOptions):
+class SoftOptions(TDOptions, SoftActorOptions):
     """And those whose policy is a Gaussian with a temperature of its own."""
 
-    exact_tanh: bool = option(False)
-    """The policy's density as the public SAC has it, without the 1e-6 in the logarithm of its tanh correction."""
     entropy_in_target: bool = option(True)
     """Whether the value of the next state counts the entropy that the policy will have from there on."""
-    alpha_lr: float = option(3e-4, least=0, resume=True)
-    """Adam step size of the temperature."""
-    target_entropy_per_action: float = option(-0.5)
-    """Entropy that the temperature aims at, nats for each action dimension."""
 
 
 def check_reward(reward: str, hindsight: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -163,6 +164,26 @@ def taken_actions(ring: ReplayBuffer, draw: Draw, horizon: int) -> tuple[Tensor,
         return ring.take("actions", draw["now"]), {}
     whole = draw["whole"]
     return ring.take_chunk(draw["now"], horizon, whole), {"valid": whole.float()}
+
+
+class FutureTransitions(FutureGoals):
+    """FutureGoals' pairs with what followed: next_state [B, S] and terminal [B], an episode's true last state where it
+    ended; extra["next_achieved"] [B, G], the goal coordinates of the next state. achieved: extra["achieved"] too, those
+    of the state.
+    """
+
+    def __init__(self, gamma: float | None, *, achieved: bool = False):
+        super().__init__(gamma)
+        self.achieved = achieved
+        self.columns = ("next_states", "terminals")
+
+    def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
+        pairs, now = super().batch(ring, draw), draw["now"]
+        extra = {"next_achieved": ring.take("next_states", now, ring.goal_slice)}
+        if self.achieved:
+            extra["achieved"] = ring.take("states", now, ring.goal_slice)
+        next_state, terminal = ring.take("next_states", now), ring.take("terminals", now)
+        return replace(pairs, next_state=next_state, terminal=terminal, extra=extra)
 
 
 class Hindsight(Sampler):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from deepres.algorithms.base import Algorithm
+from deepres.algorithms.base import Algorithm, Pass
 from deepres.config import Config
 from deepres.data.batch import COLUMNS, Sizes
 from deepres.data.datasets import member_bytes
@@ -122,10 +122,10 @@ class StepMemory:
         def stacks_of(network: str) -> list[ResidualStack]:
             return [m for m in getattr(algorithm, network).modules() if isinstance(m, ResidualStack)]
 
-        def saved(network: str) -> tuple[int, int]:
+        def saved(one: Pass) -> tuple[int, int]:
             each = [
                 saved_bytes(
-                    batch,
+                    one.batches * batch,
                     width,
                     m.depth,
                     replace(options, skip_every=m.options["skip_every"]),
@@ -134,21 +134,22 @@ class StepMemory:
                     device=device,
                     free=free,
                 )
-                for m in stacks_of(network)
+                for m in stacks_of(one.network)
             ]
             return sum(kept for kept, _ in each), max((again for _, again in each), default=0)
 
         rows = 4 * batch * width  # a stem keeps three such, and a stack's output is one
 
-        def kept_by(network: str) -> tuple[int, int]:
-            kept, again = saved(network)
-            return kept + 4 * sum(m.members or 1 for m in stacks_of(network)) * rows, again
+        def kept_by(one: Pass) -> tuple[int, int]:
+            kept, again = saved(one)
+            members = one.batches * sum(m.members or 1 for m in stacks_of(one.network))
+            return kept + 4 * members * rows, again
 
         backward = [one for one in reversed(algorithm.passes) if one.backward]
         # of each turn, in the order of its backward: (kept, computed again, gradients)
         turns = [
             [
-                (*kept_by(one.network), 4 * _numbers(getattr(algorithm, one.network)) if one.weights else 0)
+                (*kept_by(one), 4 * _numbers(getattr(algorithm, one.network)) if one.weights else 0)
                 for one in backward
                 if one.turn == turn
             ]

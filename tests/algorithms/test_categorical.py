@@ -93,6 +93,7 @@ def equations(name: str, value: str):
             critic = -(t * torch.log_softmax(out, -1)).sum(-1).mean()
         action, log_prob = act(p, s, g, noise[0])
         chosen = torch.minimum(*mean(outputs(p, "q", s, g, action)))
+        chosen = chosen / (1 - GAMMA) if value == "dwell" else chosen  # in units of the reward, as SAC's
         return {
             "critic": critic,
             "actor": (alpha.detach() * log_prob - chosen).mean(),
@@ -124,6 +125,23 @@ def test_entropy_does_not_carry_the_target_off_its_support(name):
     assert targets[True, 5.0] != targets[True, 0.0] != targets[False, 0.0]
     if name != "td_mse":
         assert all(0 <= target <= 1 for target in targets.values())
+
+
+def test_time_at_the_goal_is_sacs_value_in_another_unit():
+    """The control with the entropy in its target, its critics 1 - gamma times SAC's."""
+    metrics = {}
+    for name, unit in (("sac", 1.0), ("td_mse", 1 - GAMMA)):
+        options = {"entropy_in_target": True}
+        learner, batch, noise = exact_learner(
+            config_of("td_mse", **options) if name == "td_mse" else small("sac", gamma=GAMMA)
+        )
+        with torch.no_grad():
+            for head in (learner.algorithm.q.head, learner.algorithm.q_slow.head):
+                head.weight.mul_(unit)
+                head.bias.mul_(unit)
+        metrics[name] = learner.losses(batch, noise)[1]
+    assert metrics["td_mse"]["target"].item() == pytest.approx((1 - GAMMA) * metrics["sac"]["target"].item())
+    assert metrics["td_mse"]["actor_loss"].item() == pytest.approx(metrics["sac"]["actor_loss"].item())
 
 
 @pytest.mark.parametrize("name", NAMES[:3])

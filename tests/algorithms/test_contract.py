@@ -40,6 +40,8 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "td_mse": [{"hindsight": 0.8}],
     "srl": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "censor": "observed", "goal_sequence": 3}],
     "chrono": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "goal_sequence": 3, "horizon": 1}],
+    "c_learning": [{}, {"weights": "2020"}],
+    "td_infonce": [{}, {"actor_goals": "future", "entropy": True}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
     "gcsl": [{}],
 }
@@ -188,17 +190,19 @@ def test_passes_are_the_networks_as_a_step_runs_them(name, options):
     ran = []
 
     def note(network: str):
-        def hook(module: nn.Module, inputs: object) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
             weights = any(p.requires_grad for p in module.parameters())
             backward = torch.is_grad_enabled()
-            ran.append((network, weights or not backward, backward))
+            ran.append((network, weights or not backward, backward, inputs[0].shape[-2] // B))
 
         return hook
 
     for network, module in algorithm.named_children():
         module.register_forward_pre_hook(note(network))
     learner.step(*stream(learner, 1)[0])
-    assert ran == [(one.network, one.weights or not one.backward, one.backward) for one in algorithm.passes]
+    assert ran == [
+        (one.network, one.weights or not one.backward, one.backward, one.batches) for one in algorithm.passes
+    ]
     for one in algorithm.passes:
         assert any(isinstance(m, ResidualStack) for m in getattr(algorithm, one.network).modules())
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from deepres import Batch
-from deepres.data.relabel import FutureGoals, Hindsight, Sampler, truncated_geometric
+from deepres.data.relabel import FutureGoals, FutureTransitions, Hindsight, Sampler, truncated_geometric
 from helpers.rings import GAMMA, draw, filled, trajectory
 
 
@@ -124,6 +124,22 @@ def _trajectory(env: int, t: int) -> int:
     return int(trajectory(torch.tensor([env]), torch.tensor([t])))
 
 
+def test_future_transitions_are_future_goals_with_what_followed():
+    sampler = FutureTransitions(GAMMA, achieved=True)
+    ring = filled(columns=sampler.columns, goal_slice=slice(1, 3))
+    whole, pairs = (draw(ring, 4, 64, sampler=one) for one in (sampler, FutureGoals(GAMMA)))
+    for batch, pair in zip(whole, pairs, strict=True):
+        for name in ("state", "action", "goal"):
+            assert torch.equal(getattr(batch, name), getattr(pair, name))
+        env, t, traj = batch.state.T.long()
+        there = torch.stack([env, t + 1, traj], dim=1).float()  # also where an episode ended
+        assert torch.equal(batch.next_state, there)
+        assert torch.equal(batch.extra["next_achieved"], there[:, 1:])
+        assert torch.equal(batch.extra["achieved"], batch.state[:, 1:])
+        ends = trajectory(env, t + 1) != traj
+        assert torch.equal(batch.terminal.bool(), ends & (env == 1)) and (ends & (env != 1)).any()
+
+
 # --- hindsight ---
 
 
@@ -236,7 +252,7 @@ def test_a_sampler_asks_for_what_it_reads_and_no_more():
         Hindsight(0.0, dense=True),
         Hindsight(0.5, truncation=True),
     )
-    for sampler in (FutureGoals(GAMMA), FutureGoals(None, 0.5), *hindsight):
+    for sampler in (FutureGoals(GAMMA), FutureGoals(None, 0.5), FutureTransitions(GAMMA), *hindsight):
         whole = filled(columns=sampler.columns)
         before = {name: ring.clone() for name, ring in whole.rings.items()}
         draw(whole, 3, 16, sampler=sampler)

@@ -59,7 +59,11 @@ def batch_for(learner: Learner, seed: int = 1) -> tuple[Batch, Tensor]:
         next_state=draw(SIZES.state),
         reward=(torch.arange(B) % 3 == 0).float(),
         terminal=(torch.arange(B) % 4 == 1).float(),
-        extra={"truncation": (torch.arange(B) % 6 == 2).float()},
+        extra={
+            "truncation": (torch.arange(B) % 6 == 2).float(),
+            "achieved": draw(SIZES.goal),
+            "next_achieved": draw(SIZES.goal),
+        },
     )
     return batch, learner.noise(batch, g)
 

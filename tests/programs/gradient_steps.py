@@ -6,6 +6,7 @@ The sizes are the humanoid's. What the process held before (interpreter, PyTorch
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,11 +49,13 @@ def two_steps(config: Config) -> None:
             torch.rand(rows, learner.algorithm.horizon * SIZES.action),
             torch.randn(rows, SIZES.goal),
         )
-        whole = Batch(state, action, goal, there, torch.rand(rows), torch.zeros(rows))
         kept = learner.algorithm.sampler.columns
         left = torch.arange(rows)
         extra = {"valid": torch.ones(rows), "left": left, "falls": left % 2 == 0, "lag": left + 1}
-        batch = whole if "next_states" in kept else Batch(state, action, goal, extra=extra)
+        extra |= {name: torch.randn(rows, SIZES.goal) for name in ("achieved", "next_achieved")}
+        batch = Batch(state, action, goal, extra=extra)
+        if "next_states" in kept:
+            batch = replace(batch, next_state=there, reward=torch.rand(rows), terminal=torch.zeros(rows))
         learner.update(batch, learner.noise(batch, generator))
 
 
