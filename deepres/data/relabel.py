@@ -214,7 +214,7 @@ class Hindsight(Sampler):
         commanded = (
             () if share == 1 and not self._published else ("goals", "rewards" if dense else "successes")
         )
-        self.columns = (*commanded, "next_states", "terminals", *cut)
+        self.columns = tuple(sorted((*commanded, "next_states", "terminals", *cut)))
 
     def draw_rows(
         self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
