@@ -32,7 +32,10 @@ class Backend(NamedTuple):
 
 
 BACKENDS = {
-    "triton": Backend([compile_triton.residual_stack, compile_triton.info_nce], compile_triton.versions)
+    "triton": Backend(
+        [compile_triton.residual_stack, compile_triton.info_nce, compile_triton.info_nce_general],
+        compile_triton.versions,
+    )
 }
 
 

@@ -120,6 +120,56 @@ def info_nce() -> Iterator[Entry]:
             yield Entry("info_nce", "info_nce", configuration, compile_for)
 
 
+def info_nce_general() -> Iterator[Entry]:
+    """The kernels of the further options, every gradient asked for: targets and a sigmoid, then labels and softmaxes
+    over state-actions, with every energy at 64 and the largest width, with "norm" at the others.
+    """
+    from deepres.kernels.info_nce import triton as launcher
+    from deepres.kernels.info_nce import triton_general_kernels as kernels
+    from deepres.kernels.info_nce.options import ENERGIES, InfoNCEOptions
+    from deepres.kernels.info_nce.triton_general import constants as constants_of
+
+    floats = (
+        "phi",
+        "psi",
+        "scale",
+        "bias",
+        "weight",
+        "rows",
+        "cols",
+        "by_row",
+        "by_goal",
+        "sums",
+        "dphi",
+        "dpsi",
+    )
+    types = {
+        **dict.fromkeys(floats, "*fp32"),
+        **dict.fromkeys(("B", "M", "D", "left_out"), "i32"),
+        "labels": "*i64",
+    }
+    energies = [energy for energy in ENERGIES if energy != "cosine"]
+    cases = [(width, "norm") for width in (16, 32, 128, 256)]
+    cases += [(width, energy) for width in (64, launcher.LARGEST_WIDTH) for energy in energies]
+    for width, energy in cases:
+        for form, who in (("binary", "targets"), ("symmetric", "labels")):
+            constants = constants_of(InfoNCEOptions(energy=energy, form=form, self_offset=0))
+            held = {"targets": "*fp32"} if who == "targets" else {}
+            for phase in ("statistics", "gradients"):
+                kernel = getattr(kernels, f"info_nce_{phase}_kernel")
+                asked = {**types, **held}
+                fixed = {**constants, **({} if held else {"targets": None})}
+                yield Entry(
+                    "info_nce", "info_nce_general",
+                    {"width": width, "energy": energy, "form": form, "phase": phase},
+                    _compiler(kernel, asked, fixed, launcher.tiles(width, True, "gradients")),
+                )  # fmt: skip
+
+
+def _compiler(kernel, types, constants, tiles) -> Callable[[int], Usage]:
+    return lambda target: compile_triton(kernel, types, constants, tiles, target)
+
+
 def _triton_entry(op: str, tiles, kernel, types, constants, width: int, precision: str) -> Entry:
     """tiles: the launcher's function of (kernel, width, precision, compute capability)."""
     name = kernel.__name__.removesuffix("_kernel")

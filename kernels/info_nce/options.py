@@ -50,12 +50,14 @@ class InfoNCEOptions:
     row_divisor: str = "batch"
     reduction: str = "mean"
 
-    def beyond_the_first(self, operands: InfoNCEOperands) -> str | None:
-        """A clause for the backends that do not serve the newer options, or None."""
-        asked = [name for name, t in zip(operands._fields, operands, strict=True) if t is not None]
-        asked += ['energy="mrn"'] * (self.energy == "mrn") + ["self_offset"] * (self.self_offset >= 0)
-        asked += ['reduction="none"'] * (self.reduction == "none")
-        return f"it does not serve {', '.join(asked)} yet" if asked else None
+    def general(self, operands: InfoNCEOperands) -> bool:
+        """Whether the call asks for more than rows of one weight, each with one goal of its own at an offset."""
+        return (
+            self.energy == "mrn"
+            or self.self_offset >= 0
+            or self.reduction == "none"
+            or any(t is not None for t in operands)
+        )
 
 
 class InfoNCEOperands(NamedTuple):

@@ -13,6 +13,9 @@ Products run in 3xTF32 (three TF32 products for one of fp32). The distance of a 
 (|x|^2 + |y|^2) / 4, comes from products and is within about 2^-20 of itself; tiles that hold a near pair are
 computed again from differences, within (d / 2 + 3) 2^-24, and so are the near pairs' gradients.
 
+Options that change which pairs count for what, or logits that are not energies, have kernels of their own
+(triton_general.py).
+
 Nothing waits for the device, and all memory comes from PyTorch: a CUDA graph may capture it.
 """
 
@@ -33,7 +36,7 @@ def unsupported(phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: In
         return f"phi must be float32, got {phi.dtype}"
     if phi.shape[1] > LARGEST_WIDTH:
         return f"it is built for up to {LARGEST_WIDTH} features, got {phi.shape[1]}"
-    return options.beyond_the_first(operands) or unsupported_device(phi)
+    return unsupported_device(phi)
 
 
 def tiles(width: int, small: bool, phase: str) -> Tiles:
@@ -73,7 +76,13 @@ def forward(
     phi: Tensor, psi: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions, needs: tuple[bool, ...]
 ) -> Results:
     """As op.py asks of a backend."""
+    from deepres.kernels.info_nce import triton_general
     from deepres.kernels.info_nce.triton_kernels import info_nce_kernel
+
+    if options.general(operands):
+        return triton_general.forward(
+            phi, psi, operands, options, needs, tiles(phi.shape[1], True, "gradients")
+        )
 
     (batch, width), goals = phi.shape, psi.shape[0]
     rows, cols, summary = phi.new_empty(8, batch), phi.new_empty(4, goals), phi.new_empty(4)

@@ -10,12 +10,14 @@ from deepres.kernels.info_nce import reference, triton
 from deepres.kernels.info_nce.op import info_nce
 from deepres.kernels.info_nce.options import FORMS
 from deepres.testing import assert_no_worse
+from helpers.info_nce_calls import assert_all_no_worse, call_of
+from helpers.info_nce_calls import everything as all_of
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cpu" if triton.interpreted() else "cuda"
 PARTS = ("loss", "lse", "dphi", "dpsi")
-ENERGIES = ("norm", "l2", "dot", "cosine")  # that the kernel serves
+ENERGIES = ("norm", "l2", "dot", "cosine")  # that the first kernel serves
 SHAPES = ((512, 512, 64), (37, 70, 20), (1, 1, 3))
 
 
@@ -54,6 +56,21 @@ def test_no_worse_than_plain_and_the_same_bits_twice(energy, form, launches, mon
         hair = 2e-7 + largest * 2**-20  # what triton.py promises of a logit whose product is in 3xTF32
         for name, *results in zip(PARTS, fused, plain, truth, strict=True):
             assert_no_worse(f"{name} [{batch}, {goals}, {width}]", *results, hair=hair)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("energy", [*ENERGIES, "mrn"])
+def test_further_options(energy, form) -> None:
+    who = "targets" if form in ("forward", "binary") else "labels"
+    for batch, goals, width in ((200, 300, 64), (5, 9, 4)):
+        call = call_of(batch, goals, width, {"row_weight", "scale", "self", who})
+        call = {name: t.to(DEVICE) if torch.is_tensor(t) else t for name, t in call.items()}
+        largest = (
+            reference.energy_logits(call["phi"].double(), call["psi"].double(), energy).abs().max().item()
+        )
+        assert_all_no_worse(call, "triton", hair=3e-7 + 2 * largest * 2**-20, energy=energy, form=form)
+        first, again = (all_of(call, "triton", energy=energy, form=form, reduction="none") for _ in range(2))
+        assert all(torch.equal(first[part], again[part]) for part in first)
 
 
 def test_a_graph_replays_the_same_bits() -> None:

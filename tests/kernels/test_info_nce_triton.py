@@ -67,11 +67,51 @@ print("passed")
 """
 
 
-def test_through_the_interpreter():
+OPTIONS = """
+import torch
+from helpers import info_nce_calls as shared
+from deepres.kernels import info_nce
+from deepres.kernels.info_nce.options import ENERGIES, FORMS
+
+torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
+for place, energy in enumerate(ENERGIES):
+    for form in FORMS if energy in ("norm", "mrn") else FORMS[place % 4 : place % 4 + 1]:
+        who = "targets" if form in ("forward", "binary") else "labels"
+        call = shared.call_of(5, 9, 4, {"row_weight", "scale", "self", who})
+        shared.assert_all_no_worse(call, "triton", energy=energy, form=form)
+# More than one tile of rows and of goals, fewer goals than rows, gradients of rows, a divisor
+for form, energy, options in (("symmetric", "norm", {"labels"}), ("forward", "mrn", {"targets"})):
+    shared.assert_all_no_worse(
+        shared.call_of(34, 18, 4, options), "triton", energy=energy, form=form, reduction="none"
+    )
+call = shared.call_of(5, 9, 4, {"row_weight"})
+shared.assert_all_no_worse(call, "triton", row_divisor="sum")
+call = shared.call_of(10, 14, 4, {"scale", "labels"}, spread=60.0)
+for energy in ("norm", "mrn"):  # far pairs come from products, within 2^-20 of the largest logit
+    shared.assert_all_no_worse(call, "triton", hair=1e-3, energy=energy, logsumexp_penalty=1e-3)
+
+# Same bits twice; each gradient alone.
+call = shared.call_of(6, 8, 4, {"scale", "labels", "row_weight", "self"})
+first, again = (shared.everything(call, "triton", energy="mrn", form="symmetric") for _ in range(2))
+assert all(torch.equal(first[part], again[part]) for part in first)
+for name in shared.LEAVES:
+    alone = call[name].clone().requires_grad_()
+    loss, _ = info_nce(**{**call, name: alone}, energy="mrn", form="symmetric", impl="triton")
+    loss.backward()
+    weight = shared.numbers(1, seed=5)[0]
+    torch.testing.assert_close(weight * alone.grad, first["d" + name])
+print("passed")
+"""
+
+
+@pytest.mark.parametrize("program", [INSIDE, OPTIONS], ids=["first options", "further options"])
+def test_through_the_interpreter(program):
     here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     run = subprocess.run(
-        [sys.executable, "-c", INSIDE], env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=250
     )
     assert run.returncode == 0 and run.stdout.endswith("passed\n"), run.stdout + run.stderr
