@@ -23,6 +23,18 @@ class SecondStream:
         self._stream: torch.cuda.Stream | None = None
 
     @staticmethod
+    def of_current(device: torch.device) -> SecondStream:
+        """The one that belongs to the current stream: callers on other streams have others."""
+        stream = torch.cuda.current_stream(device) if has_streams(device) else None
+        return _of_stream.setdefault(stream, SecondStream())
+
+    @staticmethod
+    def wait(device: torch.device, event: torch.cuda.Event | None) -> None:
+        """The current stream waits for a `mark`."""
+        if event is not None:
+            torch.cuda.current_stream(device).wait_event(event)
+
+    @staticmethod
     def mark(device: torch.device) -> torch.cuda.Event | None:
         """How far the current stream is now: `beside` may begin from there, whatever follows."""
         if not has_streams(device):
@@ -63,3 +75,6 @@ class SecondStream:
         current.wait_stream(self._stream)
         for tensor in made:
             tensor.record_stream(current)
+
+
+_of_stream: dict[torch.cuda.Stream | None, SecondStream] = {}

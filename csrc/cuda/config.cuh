@@ -56,7 +56,8 @@ constexpr int kOwned = 2 * kTiles;  // consecutive columns of a thread, on each 
 constexpr int kSlabBytes = 512 * kTiles;
 constexpr int kSlabs = kWidth * Operand::kBytes / 64;  // of a layer
 constexpr bool kEarly = kWarps == 4 && DEEPRES_PRECISION != 32;
-constexpr int kCopyBytes = kCluster == 1 ? 4096 : kEarly ? 8192 : 2048;
+constexpr bool kShort = kCluster > 1 && kWarps == 8 && Operand::kBytes == 4;  // of shared memory
+constexpr int kCopyBytes = kCluster > 1 && kEarly ? 8192 : kShort ? 2048 : 4096;
 constexpr int kStageSlabs = kSlabs * kSlabBytes < kCopyBytes ? kSlabs : kCopyBytes / kSlabBytes;
 constexpr int kStageBytes = kStageSlabs * kSlabBytes;
 constexpr int kStages = kSlabs / kStageSlabs;  // of a layer

@@ -17,6 +17,7 @@ from deepres.acting import ActorPolicy
 from deepres.algorithms.base import Algorithm, Group, Losses
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
+from deepres.kernels.packing import packed_once
 from deepres.networks import Networks
 from deepres.ranks import ALONE, Ranks
 from deepres.training.optimizer import Adam, sum_of_squares
@@ -109,6 +110,7 @@ class Learner:
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in metrics.items()}
 
+    @packed_once()
     def step(self, batch: Batch, noise: Tensor) -> Tensor:
         """One gradient step of every group; returns the metrics, [len(metric_names)] in the order of `metric_names`.
 

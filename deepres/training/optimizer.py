@@ -85,6 +85,7 @@ class Adam(torch.optim.Adam):
             grad_scale=self._divisor(grads, squares),
             found_inf=skip,
         )
+        torch.autograd.graph.increment_version(parameters)  # which the fused kernel leaves out
         if skip is not None:
             torch._foreach_sub_(steps, [skip] * len(steps))
 

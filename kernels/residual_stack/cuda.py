@@ -13,21 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deepres.kernels import cuda_program
+from deepres.kernels import cuda_program, packing
 from deepres.kernels.dispatch import beside_gpu
+from deepres.kernels.residual_stack.cuda_geometry import ROWS, WIDTHS, Geometry, choose_cluster
 from deepres.kernels.residual_stack.options import StackOptions
+from deepres.kernels.residual_stack.scaling import scaled_in_fp16
+from deepres.kernels.streams import SecondStream
 
-WIDTHS = (64, 128, 256, 512)
-KERNELS = tuple(f"residual_stack_{name}" for name in ("pack", "forward", "dgrad", "wgrad", "reduce"))
-ROWS = 16  # of a team: a block of threads, or a cluster of blocks that split the columns
+PACKED_BYTES = 2**30  # of one order of one network's weights, the most that is kept beyond a call
 SCRATCH_BYTES = 26 * 2**20  # of a stretch: half of an H100's L2, and little beside what depth 1024 saves
-
-_FORMATS = {"fp32": 32, "tf32": 19, "fp16": 16, "bf16": 116}
 
 
 def unavailable() -> str | None:
@@ -42,98 +40,6 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
     return beside_gpu(x)
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes that one build of the sources has; csrc/cuda/config.cuh computes and checks the same."""
-
-    width: int
-    options: StackOptions
-    cluster: int = 1
-
-    @cached_property
-    def operand_bytes(self) -> int:
-        return 2 if self.options.precision in ("bf16", "fp16") else 4
-
-    @cached_property
-    def saved_dtype(self) -> torch.dtype:
-        return torch.float16 if self.options.norm and self.operand_bytes == 2 else torch.float32
-
-    @cached_property
-    def columns(self) -> int:
-        return self.width // self.cluster
-
-    @cached_property
-    def warps(self) -> int:
-        return 4 if self.columns == 64 else 8
-
-    @cached_property
-    def warp_stage_bytes(self) -> int:
-        """Weights that one copy brings: 4 KB, or in clusters 8 with one warp to a scheduler (but for fp32) and
-        else 2; no more than a warp needs of a layer. A warp alone with its scheduler waits and refills once."""
-        early = self.warps == 4 and self.options.precision != "fp32"
-        copy = 4096 if self.cluster == 1 else 8192 if early else 2048
-        return min(copy, self.columns // self.warps * self.width * self.operand_bytes)
-
-    @cached_property
-    def stage_bytes(self) -> int:
-        """Shared memory of a chain kernel for one stage of all warps' rings: weights and their barriers."""
-        return self.warps * (self.warp_stage_bytes + 8)
-
-    @cached_property
-    def fixed_bytes(self) -> int:
-        """The rest of it: 16 rows of the left operand, two floats of each row and warp, two barriers."""
-        parts = self.cluster * self.warps
-        return ROWS * (self.width * self.operand_bytes + 16) + ROWS * 4 * (2 * parts + 4) + 16
-
-    @cached_property
-    def wgrad_tile(self) -> int:
-        return min(self.width, 128)
-
-    @cached_property
-    def wgrad_bytes(self) -> int:
-        """Shared memory of wgrad: four chunks of 16 rows of both operands."""
-        return 2 * 4 * 16 * (self.wgrad_tile * self.operand_bytes + (16 if self.operand_bytes == 2 else 32))
-
-    def stages(self, shared_limit: int) -> int:
-        """Stages in flight: two layers' worth, at least four; no more than fit.
-
-        Clusters leave room for a second block on an SM if they can: they need not find free SMs side by side.
-        """
-        layer = self.columns // self.warps * self.width * self.operand_bytes // self.warp_stage_bytes
-        alone = (shared_limit - self.fixed_bytes) // self.stage_bytes
-        beside = (shared_limit // 2 - 1024 - self.fixed_bytes) // self.stage_bytes
-        return min(max(4, 2 * layer), beside if self.cluster > 1 and beside >= 2 else alone)
-
-    @property
-    def program(self) -> cuda_program.Program:
-        return cuda_program.Program("residual_stack.cu", tuple(self.macros.items()), KERNELS)
-
-    @property
-    def macros(self) -> dict[str, int]:
-        return {
-            "DEEPRES_WIDTH": self.width,
-            "DEEPRES_PRECISION": _FORMATS[self.options.precision],
-            "DEEPRES_NORM": int(self.options.norm),
-            "DEEPRES_SWISH": int(self.options.activation == "swish"),
-            "DEEPRES_CLUSTER": self.cluster,
-            "DEEPRES_THREADS": 32 * self.warps,
-            "DEEPRES_STAGE_BYTES": self.stage_bytes,
-            "DEEPRES_FIXED_BYTES": self.fixed_bytes,
-            "DEEPRES_WGRAD_BYTES": self.wgrad_bytes,
-        }
-
-
-def choose_cluster(width: int, blocks: int, capability: tuple[int, int], processors: int) -> int:
-    """Thread blocks that split the columns of 16 rows: as many, up to 4, as leave each 64 columns and an SM.
-
-    What a layer costs is bytes through one SM; a cluster divides them. Only sm_90 and newer have clusters.
-    """
-    if capability < (9, 0):
-        return 1
-    fitting = (c for c in (4, 2) if width // c >= 64 and blocks * c <= processors)
-    return next(fitting, 1)
-
-
 class Stack:
     """The kernels over one call's parameters and sizes."""
 
@@ -146,6 +52,7 @@ class Stack:
         self.depth, self.width = bias.shape
         self.batch = x.shape[0]
         self.blocks = -(-self.batch // ROWS)
+        self.padded = self.blocks * ROWS
         device = cuda_program.device_facts(x.device)
         cluster = choose_cluster(self.width, self.blocks, device.capability, device.processors)
         self.geometry = Geometry(self.width, options, cluster)
@@ -159,14 +66,35 @@ class Stack:
     def stretches(self, bytes_per_layer: int) -> list[tuple[int, int]]:
         """[start, stop) of the layers of each launch: as many blocks, or segments, as SCRATCH_BYTES holds."""
         unit = self.segment or self.per_block
-        layers = max(1, SCRATCH_BYTES // (bytes_per_layer * unit)) * unit
+        layers = max(1, SCRATCH_BYTES // max(1, bytes_per_layer * unit)) * unit
         return [(start, min(start + layers, self.depth)) for start in range(0, self.depth, layers)]
+
+    def packing_scratch(self, stretches: list[tuple[int, int]]) -> Tensor:
+        return self.x.new_empty((_longest(stretches), self.layer_bytes), dtype=torch.uint8)
 
     def block_input(self, layer: int, kept: Tensor) -> Tensor:
         """The input of a segment's first layer, under recompute=k."""
         return self.x if layer == 0 else kept[layer // self.segment - 1]
 
-    def pack(self, start: int, stop: int, packed: Tensor, *, transposed: bool) -> None:
+    @property
+    def packs_once(self) -> bool:
+        """Whether the packed weights of all layers outlive this call (deepres.kernels.packing)."""
+        return packing.keeps(self.weight) and self.depth * self.layer_bytes <= PACKED_BYTES
+
+    def packed(self, start: int, stop: int, scratch: Tensor | None, *, transposed: bool) -> Tensor:
+        """The weights of a stretch as a chain takes them, in `scratch` if they are packed for this call alone."""
+        if scratch is None:
+            what = (self.geometry, transposed)
+            return packing.packed(self.weight, what, lambda: self._pack_all(transposed))[start:stop]
+        self._pack(start, stop, scratch, transposed)
+        return scratch
+
+    def _pack_all(self, transposed: bool) -> Tensor:
+        packed = self.x.new_empty((self.depth, self.layer_bytes), dtype=torch.uint8)
+        self._pack(0, self.depth, packed, transposed)
+        return packed
+
+    def _pack(self, start: int, stop: int, packed: Tensor, transposed: bool) -> None:
         vectors = (stop - start) * self.layer_bytes // 16
         self.program.launch(
             "residual_stack_pack", (-(-vectors // 256), 1), 256, 0,
@@ -228,6 +156,51 @@ class Scratch:
     du: Tensor | None
     partials: Tensor | None
 
+    @staticmethod
+    def layer_bytes(stack: Stack, needs: tuple[bool, ...]) -> int:
+        operands = 2 * stack.padded * stack.width * stack.geometry.operand_bytes
+        return operands * needs[1] + stack.blocks * 3 * stack.width * 4 * any(needs[2:])
+
+    @classmethod
+    def of(cls, stack: Stack, layers: int, needs: tuple[bool, ...]) -> Scratch:
+        def operands() -> Tensor | None:
+            shape = (layers, stack.padded, stack.width * stack.geometry.operand_bytes)
+            return stack.x.new_empty(shape, dtype=torch.uint8) if needs[1] else None
+
+        partials = stack.x.new_empty((layers, stack.blocks, 3, stack.width)) if any(needs[2:]) else None
+        return cls(operands(), operands(), partials)
+
+
+class WeightGradients:
+    """The sums over rows of one stretch after another, on a stream beside the chain's, which goes on meanwhile: two
+    stretches have scratch of their own in turns."""
+
+    def __init__(self, stack: Stack, layers: int, stretches: int, needs: tuple[bool, ...]):
+        self._stack, self._device = stack, stack.x.device
+        self._side = SecondStream.of_current(self._device)
+        self._scratch = [Scratch.of(stack, layers, needs) for _ in range(min(2, stretches))]
+        self._done: list[torch.cuda.Event | None] = [None, None]
+        self._turn = 0
+
+    def scratch(self) -> Scratch:
+        """Of the next stretch, once what it held has been summed."""
+        SecondStream.wait(self._device, self._done[self._turn])
+        return self._scratch[self._turn]
+
+    def add(self, start: int, stop: int, dweight: Tensor | None, sums: list[Tensor | None]) -> None:
+        """Sums of what the chain has left in `scratch`."""
+        scratch = self._scratch[self._turn]
+        with self._side.beside(self._device):
+            if dweight is not None:
+                self._stack.wgrad(start, stop, scratch, dweight)
+            if scratch.partials is not None:
+                self._stack.reduce(start, stop, scratch, sums)
+            self._done[self._turn] = SecondStream.mark(self._device)
+        self._turn = (self._turn + 1) % len(self._scratch)
+
+    def join(self) -> None:
+        self._side.join(self._device)
+
 
 def saved_spec(
     batch: int, width: int, depth: int, options: StackOptions
@@ -254,12 +227,13 @@ def forward(
     if x.shape[0] == 0:
         return y, activations, statistics
     stack = Stack(x, weight, bias, gamma, beta, options)
-    stretches = stack.stretches(stack.layer_bytes)
-    packed = x.new_empty((_longest(stretches), stack.layer_bytes), dtype=torch.uint8)
+    once, begun = stack.packs_once, SecondStream.mark(x.device)
+    stretches = [(0, depth)] if once else stack.stretches(stack.layer_bytes)
+    scratch = None if once else stack.packing_scratch(stretches)
     keeps_inputs = save and options.recompute > 0
     source = stack.x
     for start, stop in stretches:
-        stack.pack(start, stop, packed, transposed=False)
+        packed = stack.packed(start, stop, scratch, transposed=False)
         if keeps_inputs:
             out = y if stop == depth else stack.block_input(stop, activations)
             stack.forward(start, stop, source, packed, out, kept=activations[start // stack.segment :])
@@ -271,9 +245,13 @@ def forward(
             out = y
             stack.forward(start, stop, source, packed, y)
         source = out
+    if once and save:  # backward's order, beside the chain
+        with SecondStream.of_current(x.device).beside(x.device, after=begun):
+            stack.packed(0, depth, None, transposed=True)
     return y, activations, statistics
 
 
+@scaled_in_fp16
 def backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
@@ -285,23 +263,15 @@ def backward(
     dx, dweight, *sums = grads
     depth, width = bias.shape
     stack = Stack(x, weight, bias, gamma, beta, options)
-    padded, operand = stack.blocks * ROWS, stack.geometry.operand_bytes
-    recompute = options.recompute > 0
-    bytes_per_layer = (
-        stack.layer_bytes
-        + (2 * padded * width * operand if dweight is not None else 0)
-        + (stack.blocks * 3 * width * 4 if any(needs[2:]) else 0)
+    once, recompute, summed = stack.packs_once, options.recompute > 0, any(needs[1:])
+    stretches = stack.stretches(
+        (0 if once else stack.layer_bytes)
+        + 2 * Scratch.layer_bytes(stack, needs)
         + (stack.batch * (width * stack.geometry.saved_dtype.itemsize + 4) if recompute else 0)
     )
-    stretches = stack.stretches(bytes_per_layer)
     longest = _longest(stretches)
-
-    def operands() -> Tensor | None:
-        return None if dweight is None else x.new_empty((longest, padded, width * operand), dtype=torch.uint8)
-
-    packed = x.new_empty((longest, stack.layer_bytes), dtype=torch.uint8)
-    partials = x.new_empty((longest, stack.blocks, 3, width)) if any(needs[2:]) else None
-    scratch = Scratch(operands(), operands(), partials)
+    packing_scratch = None if once else stack.packing_scratch(stretches)
+    weights = WeightGradients(stack, longest, len(stretches), needs)
     normalized = rstd = None
     if recompute:
         normalized = x.new_empty((longest, stack.batch, width), dtype=stack.geometry.saved_dtype)
@@ -313,28 +283,27 @@ def backward(
         block_input = None
         if recompute:
             source = stack.block_input(start, activations)
-            stack.pack(start, stop, packed, transposed=False)
+            packed = stack.packed(start, stop, packing_scratch, transposed=False)
             stack.forward(start, stop, source, packed, None, normalized, rstd)
         else:
             normalized, rstd = activations[start:stop], statistics[start:stop]
             if start > 0:
                 block_input = torch.empty_like(x) if stop == depth else stream
-        stack.pack(start, stop, packed, transposed=True)
+        packed = stack.packed(start, stop, packing_scratch, transposed=True)
         stack.dgrad(
-            start, stop, packed, scratch,
+            start, stop, packed, weights.scratch(),
             dy=gradient, y=stream, x=source, normalized=normalized, rstd=rstd,
             dx=below if start > 0 else dx, block_input=block_input,
         )  # fmt: skip
-        if dweight is not None:
-            stack.wgrad(start, stop, scratch, dweight)
-        if partials is not None:
-            stack.reduce(start, stop, scratch, sums)
+        if summed:
+            weights.add(start, stop, dweight, sums)
         if start > 0:
             assert below is not None
             gradient = below
             next_stream = source if recompute else block_input
             assert next_stream is not None
             stream = next_stream
+    weights.join()
     return tuple(grads)
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels.residual_stack.options import StackOptions
+from deepres.kernels.residual_stack.scaling import scaled_in_fp16
 from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
 from deepres.kernels.triton_device import unavailable as unavailable
 
@@ -153,6 +154,7 @@ def forward(
     return y, saved, rstd
 
 
+@scaled_in_fp16
 def backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],

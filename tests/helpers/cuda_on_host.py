@@ -10,12 +10,16 @@ import hashlib
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
-from deepres.kernels import cuda_program
+from deepres.kernels import cuda_program, dispatch
+from deepres.kernels.residual_stack import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
@@ -76,3 +80,25 @@ LARGE = cuda_program.DeviceFacts((9, 0), 132, 227 * 1024)
 @cache
 def load_program(program: cuda_program.Program, _device: torch.device) -> HostProgram:
     return HostProgram(dict(program.macros))
+
+
+@contextmanager
+def served(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """impl="cuda" over CPU tensors, on SMALL; what it allocates starts as NaN."""
+    patch.setattr(cuda_program, "load_program", load_program)
+    patch.setattr(cuda_program, "device_facts", lambda _: SMALL)
+    patch.setattr(cuda, "unavailable", lambda: None)
+    patch.setattr(cuda, "unsupported", lambda *_: None)
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        patch.setattr(owner, name, _poisoning(getattr(owner, name)))
+    dispatch._reason.cache_clear()
+    yield
+    dispatch._reason.cache_clear()
+
+
+def _poisoning(allocate):
+    def poison(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0xFF)
+
+    return poison

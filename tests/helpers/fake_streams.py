@@ -80,6 +80,16 @@ class Recorder(TorchDispatchMode):
                 self._made.setdefault(self._key(tensor), (here, now))
         return out
 
+    def launch(self, name: str, reads: list[torch.Tensor], writes: list[torch.Tensor]) -> None:
+        """A kernel on the current stream."""
+        here = self.current
+        here.seen[here] = now = here.seen.get(here, 0) + 1
+        if here not in self.used:
+            self.used.append(here)
+        for tensors, written in ((reads, False), (writes, True)):
+            for tensor in tensors:
+                self._visit(name, self._key(tensor), now, writes=written)
+
     def keep(self, tensor: torch.Tensor, stream: FakeStream) -> None:
         self._kept.add((self._key(tensor), stream))
 
@@ -127,6 +137,7 @@ def recorded(patch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     patch.setattr(torch.cuda, "Stream", new)
     patch.setattr(torch.cuda, "Event", FakeEvent)
     patch.setattr(torch.cuda, "stream", on)
+    patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     patch.setattr(torch.cuda, "current_stream", lambda *_: recorder.current)
     patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: recorder.keep(tensor, stream))
     with recorder:

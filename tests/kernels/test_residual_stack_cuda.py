@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import deepres
-from deepres.kernels import cuda_program, dispatch
+from deepres.kernels import cuda_program
 from deepres.kernels.residual_stack import cuda
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.testing import assert_no_worse
@@ -24,23 +24,8 @@ NAMES = ("x", "weight", "bias", "gamma", "beta")
 @pytest.fixture
 def on_host(monkeypatch: pytest.MonkeyPatch):
     """impl="cuda" over CPU tensors; what it allocates starts as NaN, shared memory too (host/fibers.h)."""
-    monkeypatch.setattr(cuda_program, "load_program", cuda_on_host.load_program)
-    monkeypatch.setattr(cuda_program, "device_facts", lambda _: cuda_on_host.SMALL)
-    monkeypatch.setattr(cuda, "unavailable", lambda: None)
-    monkeypatch.setattr(cuda, "unsupported", lambda *_: None)
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
-    dispatch._reason.cache_clear()
-    yield monkeypatch
-    dispatch._reason.cache_clear()
-
-
-def _poisoning(allocate):
-    def poison(*args, **kwargs):
-        tensor = allocate(*args, **kwargs)
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0xFF)
-
-    return poison
+    with cuda_on_host.served(monkeypatch):
+        yield monkeypatch
 
 
 def arguments(batch: int, width: int, depth: int, device: str = "cpu") -> list[torch.Tensor]:
@@ -145,6 +130,20 @@ def test_stretches_change_nothing(recompute, on_host) -> None:
         assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
     else:
         assert_matches(args, precision="bf16", recompute=recompute)
+
+
+def test_small_gradients_are_as_good_in_fp16(on_host) -> None:
+    """The backward pass is linear in dy: a power of two on it is one on every gradient, to the bit."""
+    tensors = [t.float().requires_grad_() for t in arguments(7, 64, 8)]
+    y = deepres.residual_stack(*tensors, impl="cuda", precision="fp16")
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad(y, tensors, dy, retain_graph=True)
+    for power in (2.0**-17, 2.0**9):  # InfoNCE at batch 512 hands back some 1e-5
+        scaled = torch.autograd.grad(y, tensors, power * dy, retain_graph=True)
+        assert all(torch.equal(power * g, s) for g, s in zip(grads, scaled, strict=True))
+    nothing = torch.autograd.grad(y, tensors, 0 * dy, retain_graph=True)
+    assert all(g.count_nonzero() == 0 for g in nothing)
+    assert torch.autograd.grad(y, tensors, torch.inf * dy)[1].isnan().any()
 
 
 @pytest.mark.parametrize("wanted", range(5), ids=NAMES)

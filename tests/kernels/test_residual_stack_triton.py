@@ -147,6 +147,12 @@ def check_each_gradient_alone(needs) -> None:
         assert a is None if name not in needs else torch.equal(a, b)
 
 
+def check_small_gradients_are_as_good_in_fp16() -> None:
+    *inputs, dy = network(7, 64, 8)
+    grads, small = (run([*inputs, power * dy], precision="fp16") for power in (1.0, 2.0**-17))
+    assert all(torch.equal(2.0**-17 * g, s) for g, s in zip(grads[1:], small[1:], strict=True))
+
+
 def check_frozen_weights_take_no_scratch() -> None:
     """Only the operand copy of a stretch's weights, and dx: nothing as large as the stretch's activations."""
     batch, width, depth = 40, 64, 8
