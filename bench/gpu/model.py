@@ -2,16 +2,17 @@
 
 Every figure is a prediction. What a layer of the chain kernels (csrc/cuda) costs, in one block:
 
-    max(stream, shared, product + epilogue)
+    max(stream, shared, code)
 
 - stream: the block's weights over one SM's rate from L2, or its share of the whole L2's;
 - shared: all that passes shared memory, weights in and out, and the left rows once for each warp;
-- product: the tensor cores' time, or that of what they read from shared memory;
-- epilogue: two barriers with their shuffles, and the special functions of the activation.
+- code: what the machine code takes by its own stall counts and by latencies that others measured, with two exchanges
+  between blocks (`python bench/layer_cycles.py`, gpu/sass.py; kept in bench/results/layer_cycles.json, for sm_90a,
+  and taken for every machine).
 
-The ring keeps weights coming during the epilogue: so stream and shared stand beside the sum. Design A gives a
-block 16 rows; B and C let 2 or 4 blocks split the columns, and pay two exchanges through each other's
-shared memory. `bench/gpu_check.sh` measures what is assumed here, and writes measurement beside prediction.
+The ring keeps weights coming meanwhile. Design A gives a block 16 rows; B and C let 2 or 4 blocks split the columns,
+and pay two exchanges through each other's shared memory. `bench/gpu_check.sh` measures what is assumed here, and writes
+measurement beside prediction. Caches that miss and clusters that must share an SM are in none of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+
+from bench.gpu.sass import EXCHANGES
+from bench.harness.results import KEPT
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Machine:
 
     clock: GHz under load. stream: GB/s from L2 to one SM. l2: GB/s of the whole L2. hbm: GB/s.
     tensor: dense 16-bit operations (2 to a multiply-add) of an SM in a cycle, S. reach: the share of it that
-    mma.sync reaches. barrier, exchange: microseconds of a block's barrier with its shuffles, of a store to a
-    neighbour's shared memory until it is seen there. boundary: microseconds between kernels of a graph.
+    mma.sync reaches. exchange: cycles from a store to a neighbour's shared memory until a warp there goes on.
+    boundary: microseconds between kernels of a graph.
     """
 
     name: str
@@ -40,11 +45,9 @@ class Machine:
     hbm: float
     tensor: int
     reach: float
-    barrier: float = 0.06
-    exchange: float = 0.25
+    exchange: float = 200.0
     boundary: float = 1.3
     shared: int = 128  # bytes of shared memory that an SM moves in a cycle
-    special: int = 16  # special functions that an SM starts in a cycle
     clusters: bool = True  # blocks that read each other's shared memory: from sm_90 on
 
 
@@ -59,7 +62,6 @@ MACHINES = {
 # Operand bytes, and how many times the 16-bit tensor time a product takes (fp32 is three tf32 products).
 PRECISIONS = {"bf16": (2, 1.0), "fp16": (2, 1.0), "tf32": (4, 2.0), "fp32": (4, 6.0)}
 CLUSTERS = {"A": 1, "B": 2, "C": 4}
-SPECIALS = 2  # special functions of swish: exp and reciprocal
 
 
 @dataclass(frozen=True)
@@ -79,29 +81,41 @@ class Size:
         return self.width**2 * self.operand
 
 
-def layer_parts(machine: Machine, size: Size, cluster: int) -> dict[str, float]:
-    """Microseconds of the parts of one layer in one block."""
-    cycle = 1e-3 / machine.clock  # microseconds
-    rows, columns = 16, size.width // cluster
-    warps = 4 if columns <= 64 else 8
-    blocks = -(-size.batch // rows) * cluster
-    rate = min(machine.stream, machine.l2 / min(blocks, machine.sms))
-    weights, left = size.weight_bytes / cluster, rows * size.width * size.operand
-    reads = weights + warps * left
-    operations = 2 * rows * size.width * columns * PRECISIONS[size.precision][1]
-    meeting = machine.barrier if cluster == 1 else machine.exchange
+@cache
+def _kept_cycles() -> dict[tuple[str, int, str, int], tuple[float, ...]]:
+    """By kernel, width, precision and cluster: cycles of a layer at each of EXCHANGES."""
+    rows = json.loads((KEPT / "layer_cycles.json").read_text())["rows"]
     return {
-        "stream": weights / rate * 1e-3,
-        "shared": (weights + reads + left) / machine.shared * cycle,
-        "product": max(operations / (machine.tensor * machine.reach), reads / machine.shared) * cycle,
-        "epilogue": 2 * meeting + rows * columns * SPECIALS / machine.special * cycle,
+        (row["kernel"], row["width"], row["precision"], row["cluster"]): tuple(
+            row[f"cycles_{exchange}"] for exchange in EXCHANGES
+        )
+        for row in rows
     }
 
 
-def layer(machine: Machine, size: Size, cluster: int = 1) -> float:
-    """Microseconds of one dependent layer, either way. Blocks past one to an SM run in waves."""
-    parts = layer_parts(machine, size, cluster)
-    once = max(parts["stream"], parts["shared"], parts["product"] + parts["epilogue"])
+def code_cycles(machine: Machine, size: Size, cluster: int, kernel: str) -> float:
+    """Cycles of a layer of `kernel`, "forward" or "dgrad", along the line through those at EXCHANGES."""
+    (near, far), (low, high) = EXCHANGES, _kept_cycles()[kernel, size.width, size.precision, cluster]
+    return low + (high - low) / (far - near) * (machine.exchange - near)
+
+
+def layer_parts(machine: Machine, size: Size, cluster: int, kernel: str = "forward") -> dict[str, float]:
+    """Microseconds of the parts of one layer in one block."""
+    cycle = 1e-3 / machine.clock  # microseconds
+    warps = 4 if size.width // cluster <= 64 else 8
+    blocks = -(-size.batch // 16) * cluster
+    rate = min(machine.stream, machine.l2 / min(blocks, machine.sms))
+    weights, left = size.weight_bytes / cluster, 16 * size.width * size.operand
+    return {
+        "stream": weights / rate * 1e-3,
+        "shared": (2 * weights + (warps + 1) * left) / machine.shared * cycle,
+        "code": code_cycles(machine, size, cluster, kernel) * cycle,
+    }
+
+
+def layer(machine: Machine, size: Size, cluster: int = 1, kernel: str = "forward") -> float:
+    """Microseconds of one dependent layer. Blocks past one to an SM run in waves."""
+    once = max(layer_parts(machine, size, cluster, kernel).values())
     return once * -(-(-(-size.batch // 16) * cluster) // machine.sms)
 
 
@@ -110,26 +124,27 @@ def packing(machine: Machine, size: Size) -> float:
     return size.depth * size.width**2 * (4 + size.operand) / machine.hbm * 1e-3
 
 
-def launches(size: Size, bytes_per_layer: int, kernels: int) -> int:
-    """Kernels of a walk over all layers: `kernels` to a stretch whose scratch is at most 26 MiB."""
-    return kernels * -(-size.depth * bytes_per_layer // (26 * 2**20))
+def stretches(size: Size, bytes_per_layer: int) -> int:
+    """Of a walk over all layers whose scratch is at most 26 MiB at a time."""
+    return -(-size.depth * bytes_per_layer // (26 * 2**20))
 
 
 def forward(machine: Machine, size: Size, cluster: int = 1) -> float:
-    boundaries = launches(size, size.weight_bytes, 2) * machine.boundary
+    boundaries = 2 * stretches(size, size.weight_bytes) * machine.boundary
     return packing(machine, size) + size.depth * layer(machine, size, cluster) + boundaries
 
 
 def backward(machine: Machine, size: Size, cluster: int = 1) -> float:
-    """Packing again, the chain, and the grouped product at the mma's rate or at memory's, the slower one."""
+    """Packing again and the chain. The grouped product, at the mma's rate or at memory's, the slower one, runs beside
+    the chain; that of the last stretch comes after it. Two stretches have scratch at a time."""
     operations = 2 * size.depth * size.batch * size.width**2 * PRECISIONS[size.precision][1]
     product = operations / (machine.sms * machine.tensor * machine.reach * machine.clock) * 1e-3
     moved = size.depth * (2 * size.batch * size.width * size.operand + 4 * size.width**2) / machine.hbm * 1e-3
     rows = size.batch * size.width
-    scratch = size.weight_bytes + 2 * rows * size.operand + rows * 3 * 4 // 16
-    boundaries = launches(size, scratch, 4) * machine.boundary
-    chain = size.depth * layer(machine, size, cluster)
-    return packing(machine, size) + chain + max(product, moved) + boundaries
+    parts = stretches(size, size.weight_bytes + 2 * (2 * rows * size.operand + rows * 3 * 4 // 16))
+    chain, summing = size.depth * layer(machine, size, cluster, "dgrad"), max(product, moved)
+    boundaries = (2 * parts + 2) * machine.boundary
+    return packing(machine, size) + max(chain, summing) + summing / parts + boundaries
 
 
 def rivals(machine: Machine, size: Size) -> dict[str, float]:
