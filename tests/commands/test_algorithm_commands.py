@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from deepres import algorithms
 from deepres.commands.main import main
 from deepres.config import Config
 from deepres.experiments import grid
+from deepres.experiments.jobs import Outcome
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import read_run
 from helpers import tiny_runs
@@ -98,11 +100,11 @@ def test_every_command_is_listed_with_what_it_does(capsys):
 
 
 def test_algorithms_are_listed(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     main(["algorithms"])
     said = capsys.readouterr().out
     assert all(name in said for name in algorithms.names())
-    assert "goals, next_states, successes, terminals" in said and "Soft actor-critic" in said
+    assert "goals, successes, next_states, terminals" in said and "Soft actor-critic" in said
 
 
 def test_an_algorithm_that_cannot_be_imported_harms_no_command(capsys, monkeypatch):
@@ -151,6 +153,19 @@ def test_an_option_of_another_algorithm_is_one_sentence(capsys, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def stand_in_for_runs(monkeypatch) -> list[Config]:
+    """The options of the runs that sweeps ask for from now on; none is run."""
+    asked: list[Config] = []
+
+    def read(jobs, *_):
+        files = [job.command[job.command.index("--config-file") + 1] for job in jobs]
+        asked.extend(Config.from_file(Path(file)) for file in files)
+        return Outcome([], False)
+
+    monkeypatch.setattr(grid, "run_jobs", read)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -180,12 +195,11 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(text, sentence, tmp_pa
     ],
 )
 def test_a_grids_values_are_of_their_options_type(typed, values, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(grid, "_run", lambda waiting, *rest: (asked.extend(waiting), ([], False))[1])
+    asked = stand_in_for_runs(monkeypatch)
     main(["sweep", "sac", "--grid", typed, "--out", str(tmp_path / "sweep")])
     name = typed.partition("=")[0].replace("-", "_")
-    assert [cell.config.get(name) for cell in asked] == values
-    assert all(cell.config.algorithm_name == "sac" for cell in asked)
+    assert [config.get(name) for config in asked] == values
+    assert all(config.algorithm_name == "sac" for config in asked)
 
 
 def test_values_that_an_option_cannot_have_are_one_sentence(tmp_path, capsys):
@@ -204,10 +218,9 @@ def test_values_that_an_option_cannot_have_are_one_sentence(tmp_path, capsys):
 
 
 def test_a_grid_takes_words_of_version_0_1(tmp_path, capsys, monkeypatch):
-    asked = []
-    monkeypatch.setattr(grid, "_run", lambda waiting, *rest: (asked.extend(waiting), ([], False))[1])
+    asked = stand_in_for_runs(monkeypatch)
     main(["sweep", "--grid", "critic-depth=4,8", "--out", str(tmp_path / "sweep")])
-    assert [cell.config.network.depth for cell in asked] == [4, 8]
+    assert [config.network.depth for config in asked] == [4, 8]
     assert "deepres: critic_depth is called depth now\n" in capsys.readouterr().err
 
 
