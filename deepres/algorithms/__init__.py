@@ -39,6 +39,7 @@ _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "gcbc": "deepres.algorithms.gcbc:GCBC",
     "gcsl": "deepres.algorithms.gcsl:GCSL",
     "hl_gauss": "deepres.algorithms.categorical:HLGauss",
+    "qrl": "deepres.algorithms.qrl:QRL",
     "sac": "deepres.algorithms.sac:SAC",
     "srl": "deepres.algorithms.srl:SRL",
     "td3": "deepres.algorithms.td3:TD3",

@@ -167,23 +167,25 @@ def taken_actions(ring: ReplayBuffer, draw: Draw, horizon: int) -> tuple[Tensor,
 
 
 class FutureTransitions(FutureGoals):
-    """FutureGoals' pairs with what followed: next_state [B, S] and terminal [B], an episode's true last state where it
-    ended; extra["next_achieved"] [B, G], the goal coordinates of the next state. achieved: extra["achieved"] too, those
-    of the state.
+    """FutureGoals' pairs with what followed: next_state [B, S], an episode's true last state where it ended.
+
+    terminal: give terminal [B] and extra["next_achieved"] [B, G], the goal coordinates of the next state; else
+    extra["achieved"] [B, G], those of the state.
     """
 
-    def __init__(self, gamma: float | None, *, achieved: bool = False):
+    def __init__(self, gamma: float | None, *, terminal: bool = True):
         super().__init__(gamma)
-        self.achieved = achieved
-        self.columns = ("next_states", "terminals")
+        self.terminal = terminal
+        self.columns = ("next_states", *(("terminals",) if terminal else ()))
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
         pairs, now = super().batch(ring, draw), draw["now"]
-        extra = {"next_achieved": ring.take("next_states", now, ring.goal_slice)}
-        if self.achieved:
-            extra["achieved"] = ring.take("states", now, ring.goal_slice)
-        next_state, terminal = ring.take("next_states", now), ring.take("terminals", now)
-        return replace(pairs, next_state=next_state, terminal=terminal, extra=extra)
+        next_state = ring.take("next_states", now)
+        if not self.terminal:
+            achieved = {"achieved": ring.take("states", now, ring.goal_slice)}
+            return replace(pairs, next_state=next_state, extra=achieved)
+        extra = {"next_achieved": next_state[:, ring.goal_slice]}
+        return replace(pairs, next_state=next_state, terminal=ring.take("terminals", now), extra=extra)
 
 
 class Hindsight(Sampler):

@@ -41,6 +41,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "srl": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "censor": "observed", "goal_sequence": 3}],
     "chrono": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "goal_sequence": 3, "horizon": 1}],
     "c_learning": [{}, {"weights": "2020"}],
+    "qrl": [{"feature_dim": 16}, {"feature_dim": 16, "distance": "mrn", "actor_goals": "random"}],
     "td_infonce": [{}, {"actor_goals": "future", "entropy": True}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
     "gcsl": [{}],

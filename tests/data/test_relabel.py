@@ -124,8 +124,9 @@ def _trajectory(env: int, t: int) -> int:
     return int(trajectory(torch.tensor([env]), torch.tensor([t])))
 
 
-def test_future_transitions_are_future_goals_with_what_followed():
-    sampler = FutureTransitions(GAMMA, achieved=True)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_future_transitions_are_future_goals_with_what_followed(terminal):
+    sampler = FutureTransitions(GAMMA, terminal=terminal)
     ring = filled(columns=sampler.columns, goal_slice=slice(1, 3))
     whole, pairs = (draw(ring, 4, 64, sampler=one) for one in (sampler, FutureGoals(GAMMA)))
     for batch, pair in zip(whole, pairs, strict=True):
@@ -133,11 +134,13 @@ def test_future_transitions_are_future_goals_with_what_followed():
             assert torch.equal(getattr(batch, name), getattr(pair, name))
         env, t, traj = batch.state.T.long()
         there = torch.stack([env, t + 1, traj], dim=1).float()  # also where an episode ended
-        assert torch.equal(batch.next_state, there)
-        assert torch.equal(batch.extra["next_achieved"], there[:, 1:])
-        assert torch.equal(batch.extra["achieved"], batch.state[:, 1:])
         ends = trajectory(env, t + 1) != traj
-        assert torch.equal(batch.terminal.bool(), ends & (env == 1)) and (ends & (env != 1)).any()
+        assert torch.equal(batch.next_state, there) and (ends & (env != 1)).any()
+        if terminal:
+            assert torch.equal(batch.extra["next_achieved"], there[:, 1:])
+            assert torch.equal(batch.terminal.bool(), ends & (env == 1))
+        else:
+            assert torch.equal(batch.extra["achieved"], batch.state[:, 1:]) and batch.terminal is None
 
 
 # --- hindsight ---

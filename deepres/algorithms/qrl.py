@@ -1,0 +1,142 @@
+"""QRL, quasimetric RL: the number of steps to a goal as a distance that keeps the triangle inequality, pushed apart as
+far as single steps allow (arXiv 2304.01203), online.
+
+With features z = phi(s), z_g = psi(g), a quasimetric d on them, and f a model of what an action does to z
+
+    critic mean 100 softplus(5 - d(z, z_g) / 100)  over goals of other rows, far from the state
+           + lam (mean relu(d(phi(s), phi(s')) - 1)^2 + mean d(phi(s), psi(e(s)))^2)   a step costs 1, being there 0
+    dual   -lam (the bracket - 0.05), lam = exp(log_lam): it grows while the bracket is larger
+    model  mean (d(z', zhat) + d(zhat, z')),   zhat = z + f(z, a), z' = phi(s'), both held constant
+    actor  mean(alpha log pi(a''|s, g) + d(z + f(z, a''), z_g))
+    alpha  exp(log_alpha) * mean(stop_grad(-log pi - target_entropy))
+
+All losses read the parameters from before the step. Ours: a goal is a part e(s) of a state, not a state, so it has
+features of its own, held at distance 0 from states that achieve it. Published is the offline actor with a behaviour
+cloning term; online the entropy takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepres.algorithms.base import About, Group, Losses, Pass
+from deepres.algorithms.parts import actor_loss, alpha_loss
+from deepres.algorithms.quasimetric import PART, iqe, mrn
+from deepres.algorithms.soft import SoftActor, SoftActorOptions
+from deepres.data.batch import Batch
+from deepres.data.relabel import FutureTransitions
+from deepres.networks import Networks, call_frozen
+from deepres.options import option
+
+
+@dataclass(frozen=True)
+class QRLOptions(SoftActorOptions):
+    """Quasimetric RL."""
+
+    distance: Literal["iqe", "mrn"] = option("iqe")
+    """Interval quasimetric embedding (arXiv 2211.15120), or metric residual network (arXiv 2208.08133)."""
+    feature_dim: int = option(512, least=PART)
+    """Numbers of a state's and a goal's features, a multiple of 8."""
+    slack: float = option(0.05, above=0)
+    """What the constraint may be off by."""
+    actor_goals: Literal["random", "future"] = option("future")
+    """Goals that the actor learns for: other rows', or those reached later."""
+    gamma: float = option(0.99, above=0, below=1)
+    """A goal lies d steps ahead with probability proportional to gamma^d."""
+    critic_lr: float = option(3e-4, least=0, resume=True)
+    """Adam step size of features, distance, model and multiplier."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feature_dim % PART:
+            raise ValueError(
+                f"feature_dim must be a multiple of {PART}, got {self.feature_dim}; "
+                f"use {PART * (self.feature_dim // PART)}"
+            )
+
+
+class QRL(SoftActor):
+    """Quasimetric RL: steps to a goal as a distance, as long as single steps allow."""
+
+    Options = QRLOptions
+    options: QRLOptions
+    headline = ("critic_loss", "actor_loss", "violation")
+    noises = 1
+    about = About(
+        source="arXiv 2304.01203",
+        losses="critic: spread under a constraint on steps; model: distance; actor: alpha log pi + d",
+        actor_reads="old",
+        layers="4 D",
+    )
+    passes = (
+        Pass("phi", batches=2), Pass("psi", batches=2), Pass("model"),
+        Pass("actor"), Pass("model", weights=False),
+    )  # fmt: skip
+
+    def build(self, networks: Networks) -> dict[str, Group]:
+        options, sizes = self.options, self.sizes
+        groups = self.build_actor(networks)
+        self.phi = networks.encoder(sizes.state, options.feature_dim)
+        self.psi = networks.encoder(sizes.goal, options.feature_dim)
+        self.model = networks.encoder(options.feature_dim + sizes.action, options.feature_dim)
+        self.log_lam = nn.Parameter(torch.zeros(()))
+        critic = [*self.phi.parameters(), *self.psi.parameters()]
+        if options.distance == "iqe":
+            self.mix = nn.Parameter(torch.zeros(()))
+            critic.append(self.mix)
+        rate = options.critic_lr
+        return groups | {
+            "critic": Group(critic, rate),
+            "model": Group(list(self.model.parameters()), rate),
+            "dual": Group([self.log_lam], rate, clip=False),
+        }
+
+    @property
+    def sampler(self) -> FutureTransitions:
+        return FutureTransitions(self.options.gamma, terminal=False)
+
+    def losses(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
+        assert batch.next_state is not None
+        z, after = self.phi(torch.cat([batch.state, batch.next_state])).chunk(2)
+        goals, achieved = self.psi(torch.cat([batch.goal, batch.extra["achieved"]])).chunk(2)
+        lam = self.log_lam.exp()
+        far = self._distance(z, goals.roll(1, dims=0))
+        spread = (100 * F.softplus(5 - far / 100)).mean()
+        step = F.relu(self._distance(z, after) - 1).square().mean()
+        violation = step + self._distance(z, achieved).square().mean()
+        held, held_after, held_goals = z.detach(), after.detach(), goals.detach()
+        moved = held + self.model(torch.cat([held, batch.action], dim=1))
+        model = self._distance(held_after, moved, held=True) + self._distance(moved, held_after, held=True)
+        ahead = 1 if self.options.actor_goals == "random" else 0
+        obs = torch.cat([batch.state, batch.goal.roll(ahead, dims=0)], dim=1)
+        action, log_prob = self.sampled(obs, noise)
+        led = held + call_frozen(self.model, torch.cat([held, action], dim=1))
+        left = self._distance(led, held_goals.roll(ahead, dims=0), held=True)
+        losses = {
+            "critic": spread + lam.detach() * violation,
+            "dual": -lam * (violation.detach() - self.options.slack),
+            "model": model.mean(),
+            "actor": actor_loss(self.log_alpha.detach().exp(), log_prob, -left),
+            "alpha": alpha_loss(self.log_alpha, log_prob, self.target_entropy),
+        }
+        metrics = {
+            **{f"{name}_loss": loss for name, loss in losses.items()},
+            "violation": violation,
+            "lam": lam,
+            "distance": far.mean(),
+            "alpha": self.log_alpha.exp(),
+            "entropy": -log_prob.mean(),
+        }
+        yield losses, metrics
+
+    def _distance(self, x: Tensor, y: Tensor, *, held: bool = False) -> Tensor:
+        """[B] from x to y, [B, feature_dim] each. held: the distance itself is not learned by it."""
+        if self.options.distance == "mrn":
+            return mrn(x, y)
+        return iqe(x, y, self.mix.detach() if held else self.mix)
