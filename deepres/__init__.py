@@ -9,6 +9,9 @@
 Importing this needs PyTorch alone; what else is needed is asked for where it is used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from deepres import algorithms, envs
 from deepres._version import __version__
 from deepres.config import Config
@@ -21,6 +24,16 @@ from deepres.training.evaluate import Evaluation
 from deepres.training.learner import Learner
 from deepres.training.loop import Result, load_run, train
 from deepres.training.stability import TrainingError
+
+if not TYPE_CHECKING:  # else every name would be one of this module's
+
+    def __getattr__(name: str) -> Any:
+        """deepres.bridge (tensors to JAX and back) and deepres.testing, imported when asked for."""
+        homes = {"bridge": "deepres.data.bridge", "testing": "deepres.testing"}
+        if name not in homes:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module(homes[name])
+
 
 __all__ = [
     "Actor",

@@ -37,7 +37,7 @@ class EnvOptions:
     """Bring back the quirks of the published tasks that are mended otherwise (see each task's class)."""
     num_envs: int = option(512, least=1)
     """Environments stepped side by side, in all processes together."""
-    episode_length: int = option(1000, least=2)
+    episode_length: int = option(1000, least=2, most=2**31 - 1)
     """Steps after which an episode is cut (truncated)."""
     auto_reset: Literal["fresh", "first"] = option("fresh")
     """What follows an episode: a new start and goal, or the first ones for ever (the published runs)."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
-from deepres.kernels.residual_stack.memory import free_bytes as free_bytes
+from deepres.kernels.free_memory import free_bytes as free_bytes
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,6 +28,29 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices; pass device=cpu"
         )
     return device
+
+
+@contextmanager
+def plain_torch(threads: int = 0) -> Iterator[None]:
+    """While it lasts, PyTorch is as it comes, whatever the caller has set: float32 and the CPU by default, gradients,
+    no inference mode, no autocast; and it has `threads` CPU threads, if that is not 0. Afterwards all is as it was."""
+    with ExitStack() as stack:
+        if torch.get_default_dtype() != torch.float32:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if threads and torch.get_num_threads() != threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        yield
 
 
 def cores() -> int:

@@ -16,7 +16,7 @@ from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.data.chunks import Player
 from deepres.data.environments import Environments
-from deepres.machine import pick_device
+from deepres.machine import pick_device, plain_torch
 from deepres.options import flags
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import CheckpointError
@@ -44,6 +44,7 @@ class Policy:
     """Environment steps that it was trained for."""
 
     @classmethod
+    @plain_torch()
     def load(cls, path: str | Path, **changes: Any) -> Policy:
         """The policy of a run's newest checkpoint that reads, or of a file that `save` wrote.
 
@@ -75,6 +76,7 @@ class Policy:
                 p.copy_(saved)
         return cls(network, config, found, env_steps)
 
+    @plain_torch()
     def save(self, path: str | Path) -> Path:
         """Write the policy into the file `path` (.safetensors): weights, options and sizes, a few MB at most depths.
 
@@ -101,6 +103,7 @@ class Policy:
     def device(self) -> torch.device:
         return self.network.device
 
+    @plain_torch()
     def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions [N, A] in [-1, 1] for obs [N, S + G], concat(state, goal): the policy's mean, or sampled with `noise`
         [N, H * A], standard normal. Of a policy that plans H > 1 actions at once these are the first of new plans;
@@ -108,6 +111,7 @@ class Policy:
         the episode after this one. Raises TypeError for what is no tensor, ValueError for another shape."""
         return self.network.act(self._checked(obs), noise)
 
+    @plain_torch()
     def plan(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Chunks [N, H, A], the next H actions for obs [N, S + G]; see `act`."""
         return self.network.plan(self._checked(obs), noise)
@@ -139,6 +143,7 @@ class Policy:
         require_like(env, self.sizes, options)
         return env
 
+    @plain_torch()
     def evaluate(
         self, seed: int | None = None, watch: Callable[[Any], None] | None = None
     ) -> tuple[Evaluation, Paths]:

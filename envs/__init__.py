@@ -10,7 +10,8 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from deepres.envs import xla
-from deepres.envs.registry import check_figures, find, names, register
+from deepres.envs.registry import LARGEST_SEED, check_figures, check_whole, find, names, register
+from deepres.options import plain
 
 if TYPE_CHECKING:
     from deepres.envs.adapter import GymnasiumEnv
@@ -54,9 +55,8 @@ def make(
     Raises: ValueError in one sentence for what does not fit; ImportError without JAX, MuJoCo MJX or the engine.
     Source: arXiv 2503.14858, appendix on environments.
     """
-    for what, value, least in (("num_envs", num_envs, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{what} must be a whole number >= {least}, got {value!r}")
+    check_whole("num_envs", num_envs, 1)
+    check_whole("seed", seed, 0, LARGEST_SEED)
     engine = _renamed(engine, options)
     if find(name).gymnasium is not None:
         if options.get("parity") is False:
@@ -73,6 +73,21 @@ def make(
         from deepres.envs.gymnasium_envs import GymnasiumVector
 
         return GymnasiumVector(make_task(name, **options), num_envs, seed, episode_length)
+    with xla.settled():
+        return _made(name, num_envs, seed, episode_length, auto_reset, engine, goal_sampler, options)
+
+
+def _made(
+    name: str,
+    num_envs: int,
+    seed: int,
+    episode_length: int,
+    auto_reset: str,
+    engine: str,
+    goal_sampler: GoalSampler | None,
+    options: dict[str, Any],
+) -> VectorEnv:
+    """`make` of what JAX computes."""
     task = make_task(name, **options)
     from deepres.envs.engines import pick_engine
     from deepres.envs.engines.mjx import MjxPhysics
@@ -136,6 +151,10 @@ def make_task(name: str, **options: Any) -> Any:
     unknown = sorted(set(given) - set(known)) if len(known) == len(parameters) else []
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}, its options: {', '.join(known) or 'none'}")
+    for option, value in given.items():
+        flag = option in parameters and isinstance(parameters[option].default, bool)
+        if flag and not isinstance(plain(bool, value), bool):
+            raise ValueError(f"{option} must be True or False, got {value!r}")
     task = task_class(**given)
     task.name = name
     if entry.own:

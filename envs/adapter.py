@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from deepres.envs import xla
+from deepres.envs.registry import LARGEST
+
 try:
     from gymnasium.spaces import Box
     from gymnasium.vector import AutoresetMode, VectorEnv
@@ -29,7 +32,8 @@ class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     An episode that ends is followed by the next in the same step (AutoresetMode.SAME_STEP): obs is then the next
     one's first, infos["final_obs"][i] what the ended one reached, with the mask infos["_final_obs"].
     infos also has "success" (0 or 1) and "distance" (metres) of what the step reached, and "traj_id" of the
-    trajectory that obs belongs to.
+    trajectory that obs belongs to. Wrappers of gymnasium's that know another autoreset alone (NormalizeObservation)
+    refuse it.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (gymnasium's own form)
@@ -42,7 +46,7 @@ class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = Box(-1.0, 1.0, (env.action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
-        self._key = jax.random.PRNGKey(env.seed)
+        self._seed, self._resets = env.seed, 0
         self._state: EnvState | None = None
 
     def reset(
@@ -53,9 +57,8 @@ class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if options:
             raise ValueError(f"reset takes no options, got {', '.join(map(str, options))}; pass them to make")
         if seed is not None:
-            self._key = jax.random.PRNGKey(seed)
-        key, self._key = self._key, jax.random.split(self._key)[0]
-        self._state = self.env.reset(key)
+            self._seed, self._resets = int(seed), 0
+        self._state = self.env.reset(self._next_key())
         return np.array(self._state.obs), self._infos(self._state)
 
     def step(
@@ -74,6 +77,25 @@ class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 final[i] = reached[i]
             infos |= {"final_obs": final, "_final_obs": done.copy()}
         return np.array(state.obs), np.array(state.reward), done & ~truncated, truncated, infos
+
+    def render(self) -> None:
+        """Raises NotImplementedError, which says what draws these environments."""
+        raise NotImplementedError(
+            "GymnasiumEnv draws nothing itself; film states of its `env` with deepres.report.video.render_rollout, "
+            "or a run with `deepres render`"
+        )
+
+    def _next_key(self) -> jax.Array:
+        """The seed's own key, and at later resets one that no environment has had: environments draw from what the
+        first key is split into."""
+        with xla.settled():
+            key, rest = jax.random.PRNGKey(self._seed % 2**32), self._seed >> 32
+            while rest:
+                key, rest = jax.random.fold_in(key, rest % 2**32), rest >> 32
+            if self._resets:
+                key = jax.random.fold_in(jax.random.fold_in(key, LARGEST), self._resets)
+        self._resets += 1
+        return key
 
     def _infos(self, state: EnvState) -> dict[str, Any]:
         everywhere = np.ones(self.num_envs, bool)

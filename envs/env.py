@@ -16,6 +16,7 @@ import mujoco
 
 from deepres.envs.draws import unrolled
 from deepres.envs.engines import PhysicsState
+from deepres.envs.registry import check_whole
 from deepres.envs.task import FunctionalTask, Task, needs_engine
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ class GoalEnv:
         physics: MjxPhysics | None = None,
         goal_sampler: GoalSampler | None = None,
     ) -> None:
-        if isinstance(episode_length, bool) or not isinstance(episode_length, int) or episode_length < 1:
-            raise ValueError(f"episode_length must be a number of steps >= 1, got {episode_length!r}")
+        check_whole("episode_length", episode_length, 1)
         if auto_reset not in AUTO_RESETS:
             raise ValueError(f"auto_reset must be one of {', '.join(AUTO_RESETS)}, got {auto_reset!r}")
         self.task = task

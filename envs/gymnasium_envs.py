@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from deepres.envs.registry import check_whole
+
 try:
     import gymnasium
     from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
@@ -237,7 +239,7 @@ class _Flat(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _stretched(self, action: np.ndarray) -> np.ndarray:
         """[-1, 1] over the bounds, float64 in between: a span of small whole numbers may pass their type's largest."""
         low, high = self._task.low, self._task.high
-        finite = np.nan_to_num(action)  # of a broken policy, which the learner finds by itself
+        finite = np.nan_to_num(action)  # of a broken policy, which GymnasiumVector.step shows
         share = (np.clip(finite, -1.0, 1.0).astype(np.float64).reshape(low.shape) + 1) / 2
         given = low + share * (high.astype(np.float64) - low)
         given = np.rint(given) if _whole_numbers(low) else given
@@ -282,8 +284,7 @@ class GymnasiumVector:
     engine = "gymnasium"
 
     def __init__(self, task: GymnasiumTask, num_envs: int, seed: int = 0, episode_length: int = 1000) -> None:
-        if isinstance(episode_length, bool) or not isinstance(episode_length, int) or episode_length < 1:
-            raise ValueError(f"episode_length must be a number of steps >= 1, got {episode_length!r}")
+        check_whole("episode_length", episode_length, 1)
         self.task = task
         self.name = task.name
         self.num_envs = num_envs
@@ -320,11 +321,14 @@ class GymnasiumVector:
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
                 f"for {self.name}, got {list(action.shape)}"
             )
-        obs, reward, terminated, truncated, infos = self._vector.step(np.asarray(action, np.float32))
+        given = np.asarray(action, np.float32)
+        obs, reward, terminated, truncated, infos = self._vector.step(given)
         done = terminated | truncated
         reached = obs.copy()
         for i in np.flatnonzero(done):
             reached[i] = infos["final_obs"][i]
+        broken = ~np.isfinite(given).all(axis=1)  # they got 0 for it: it is to show, as elsewhere
+        obs[broken], reached[broken] = np.nan, np.nan
         arrived = self._arrived(obs, state.traj_id + done, reached)
         self._state = replace(
             arrived,

@@ -23,6 +23,16 @@ REQUIRED = (
 )  # of a task; a FunctionalTask has an action_dim, too
 
 
+LARGEST = 2**31 - 1  # steps and environments are counted in int32
+LARGEST_SEED = 2**32 - 1  # JAX takes a seed modulo 2^32
+
+
+def check_whole(what: str, value: Any, least: int, most: int = LARGEST) -> None:
+    """Raises ValueError unless `value` is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{what} must be a whole number from {least} to {most}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a name stands for: a task's class with the arguments of this variant, or what makes a gymnasium one.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepres.envs import xla
 from deepres.envs.engines.c_step import CStep
 from deepres.envs.env import EnvState, GoalEnv
 
@@ -45,9 +46,7 @@ class VectorEnv:
         self.auto_reset = functional.auto_reset
         self.dt = task.dt
         # Said outright: else arrays from torch, which are tied to their device, cost another compile.
-        place = jax.sharding.SingleDeviceSharding(
-            jax.local_devices(backend="cpu" if engine == "c" else None)[0]
-        )
+        place = jax.sharding.SingleDeviceSharding(_home(engine))
         # What is left to XLA beside the C engine is so little that optimizing it costs more than it gains.
         options = {"xla_backend_optimization_level": 1} if engine == "c" else None
         jit = partial(jax.jit, in_shardings=place, out_shardings=place, compiler_options=options)
@@ -59,7 +58,8 @@ class VectorEnv:
     def reset(self, key: jax.Array | None = None) -> EnvState:
         """First states of all environments, each from its own share of `key` (by default the seed's key)."""
         if key is None:
-            key = jax.random.PRNGKey(self.seed)
+            with xla.settled():
+                key = jax.random.PRNGKey(self.seed)
         elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
         if key.shape != (2,) or key.dtype != jnp.uint32:
@@ -67,7 +67,8 @@ class VectorEnv:
                 f"key must be one JAX key, as jax.random.PRNGKey(seed) makes it, "
                 f"got {key.dtype} {list(key.shape)}"
             )
-        return self._reset(key)
+        with xla.settled():
+            return self._reset(key)
 
     def step(self, state: EnvState, action: jax.Array | np.ndarray) -> EnvState:
         """All environments one control period later; where an episode ended, at the start of its next.
@@ -79,11 +80,25 @@ class VectorEnv:
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
                 f"for {self.name}, got {list(action.shape)}"
             )
-        if self.engine == "c":
-            action = np.asarray(action, np.float32)
-        elif not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
-            action = jnp.asarray(action, jnp.float32)  # another type would be compiled for anew
-        return self._step(state, action)
+        with xla.settled():
+            if self.engine == "c":
+                action = np.asarray(action, np.float32)
+            elif not isinstance(action, jax.Array) or action.weak_type or action.dtype != jnp.float32:
+                action = jnp.asarray(action, jnp.float32)  # another type would be compiled for anew
+            return self._step(state, action)
 
     def __repr__(self) -> str:
         return f"VectorEnv({self.name!r}, num_envs={self.num_envs}, seed={self.seed})"
+
+
+def _home(engine: str) -> jax.Device:
+    """Where the environments' arrays are: with the C engine on a CPU, else on JAX's first device."""
+    if engine != "c":
+        return jax.local_devices()[0]
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"engine='c' needs JAX's CPU platform, which is not there ({error}); let JAX_PLATFORMS have cpu as "
+            "well, as in JAX_PLATFORMS=cuda,cpu, or pass engine='jax'"
+        ) from None

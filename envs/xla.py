@@ -19,7 +19,7 @@ import os
 import platform
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,37 @@ def prepare() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+# What the environments are computed with: name in jax.config -> (its context manager in jax, the value).
+_SETTINGS = {
+    "jax_enable_x64": ("enable_x64", False),
+    "jax_default_prng_impl": ("default_prng_impl", "threefry2x32"),
+    "jax_enable_custom_prng": ("enable_custom_prng", False),
+    "jax_threefry_partitionable": ("threefry_partitionable", True),
+    "jax_numpy_dtype_promotion": ("numpy_dtype_promotion", "standard"),
+    "jax_numpy_rank_promotion": ("numpy_rank_promotion", "allow"),
+}
+
+
+def settled() -> AbstractContextManager[Any]:
+    """While it lasts, JAX has the settings that environments are written for; what a project has set for itself, before
+    or after importing them, is as it was afterwards. Nothing else reads or draws otherwise."""
+    import jax
+
+    config = jax.config
+    others = [
+        (context, value) for name, (context, value) in _SETTINGS.items() if getattr(config, name) != value
+    ]
+    if not others:
+        return _AS_IT_IS
+    stack = ExitStack()
+    for context, value in others:
+        stack.enter_context(getattr(jax, context)(value))
+    return stack
+
+
+_AS_IT_IS: AbstractContextManager[Any] = nullcontext()
+
+
 @cache
 def keep_compiled() -> None:
     """Let JAX keep what it compiles in the user's cache folder, unless the user has set a cache already.
@@ -82,12 +113,12 @@ def keep_compiled() -> None:
     choice = os.environ.get("DEEPRES_COMPILE_CACHE", "")
     if choice == "0" or config.jax_compilation_cache_dir is not None:
         return
-    root = Path(choice or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepres").expanduser()
-    folder = root / f"xla-{_processor()}"
     try:
+        root = Path(choice or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepres").expanduser()
+        folder = root / f"xla-{_processor()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         ours = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return
     if ours and os.access(folder, os.W_OK):
         config.update("jax_compilation_cache_dir", str(folder))

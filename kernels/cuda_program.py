@@ -86,7 +86,11 @@ def cached_program(source: str, macros: dict[str, int], arch: str) -> bytes:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepres" / "cuda"
+    """Where programs are kept; of a user without a home, nowhere."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepres" / "cuda"
+    except RuntimeError:
+        return Path(os.devnull) / "deepres"
 
 
 def _key(source: str, macros: dict[str, int], arch: str) -> str:

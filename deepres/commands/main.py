@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from deepres._version import __version__
 from deepres.commands import configured, data, experiments, listing, runs
 from deepres.commands.arguments import Defaults, import_modules
 from deepres.runs.streams import lasting_output
@@ -56,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
+    if words == ["--version"]:
+        print(f"deepres {__version__}")
+        return
     try:
         words, imported = import_modules(words)
         if words and words[0] in CONFIGURED:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from deepres.envs.registry import LARGEST_SEED, check_whole
+from deepres.envs.xla import settled
+
 if TYPE_CHECKING:
     import jax
 
@@ -166,7 +169,10 @@ class JaxEnvironments(_Shared):
     def reset(self, seed: int | None = None) -> Step:
         import jax
 
-        return self._step(self.env.reset(None if seed is None else jax.random.key(seed)))
+        if seed is not None:
+            check_whole("seed", seed, 0, LARGEST_SEED)
+        with settled():
+            return self._step(self.env.reset(None if seed is None else jax.random.PRNGKey(seed)))
 
     def step(self, step: Step, action: Tensor) -> Step:
         return self._step(self.env.step(step.raw, self._to_jax(action)))
@@ -177,14 +183,16 @@ class JaxEnvironments(_Shared):
         import jax
 
         at, ids = where.cpu().numpy(), traj_ids.cpu().numpy()
-        fresh = self.env.reset(jax.random.PRNGKey(seed))
-        fresh = replace(fresh, traj_id=step.raw.traj_id.at[at].set(ids))
-        return self._step(jax.tree.map(lambda old, new: old.at[at].set(new[at]), step.raw, fresh))
+        with settled():
+            fresh = self.env.reset(jax.random.PRNGKey(seed))
+            fresh = replace(fresh, traj_id=step.raw.traj_id.at[at].set(ids))
+            return self._step(jax.tree.map(lambda old, new: old.at[at].set(new[at]), step.raw, fresh))
 
     def reached(self, state: Tensor, goal: Tensor) -> Tensor:
         if self._success is None:
             return super().reached(state, goal)
-        reached = self._success(self._to_jax(state), self._to_jax(goal))
+        with settled():
+            reached = self._success(self._to_jax(state), self._to_jax(goal))
         return self._to_torch(reached, state.device).bool()
 
     def state_tensors(self, step: Step) -> dict[str, Tensor]:
@@ -201,13 +209,17 @@ class JaxEnvironments(_Shared):
                 f"what was saved must be a state of {self.name} as it is now, got another: {', '.join(odd)} in one "
                 "of them alone; resume with the environment and options that the run was started with"
             )
-        loaded = [_from_tensor(tensors[name], leaf, name) for name, leaf in zip(names, leaves, strict=True)]
+        with settled():
+            loaded = [
+                _from_tensor(tensors[name], leaf, name) for name, leaf in zip(names, leaves, strict=True)
+            ]
         return self._step(jax.tree.unflatten(structure, loaded))
 
     def bytes_per_env(self) -> int:
         import jax
 
-        leaves = jax.tree.leaves(jax.eval_shape(self.env.functional.reset, jax.random.PRNGKey(0)))
+        with settled():
+            leaves = jax.tree.leaves(jax.eval_shape(self.env.functional.reset, jax.random.PRNGKey(0)))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

@@ -279,4 +279,4 @@ def report(cells: list[Cell], folder: Path) -> None:
     )
     out = console()
     out.print(table(f"{env}: score against {first.replace('_', ' ')}", columns, rows))
-    out.print(str(plot_scores(first, lines, env, folder / f"{first}.png")))
+    print(plot_scores(first, lines, env, folder / f"{first}.png"))

@@ -28,6 +28,9 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
     out.print(
         table("runs side by side (mean over seeds, least to largest)", columns, [_row(g) for g in groups])
     )
+    for one in groups:
+        if one.differing:
+            out.print(f"{one.label}: {one.differing}")
     for run in runs:
         if not run.finished:
             out.print(
@@ -37,7 +40,7 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
     if not any(run.evaluations for run in runs):
         raise ValueError("no run here has been evaluated yet; let one finish its first evaluation")
     path = plot_groups(groups, picture)
-    out.print(str(path))
+    print(path)
     return path
 
 

@@ -14,11 +14,6 @@ from deepres.runs.folder import RunFolder
 
 def plot_curves(run_dir: Path, path: Path) -> Path:
     """Draw evaluations.csv and metrics.csv of `run_dir` over environment steps into the PNG `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     folder = RunFolder(run_dir)
     evaluations, metrics = _columns(folder.evaluations), _columns(folder.metrics)
     headline = algorithms.find(folder.read_config().algorithm_name).headline
@@ -31,7 +26,7 @@ def plot_curves(run_dir: Path, path: Path) -> Path:
         (metrics, _there(policy, metrics), "nats", None),
     ]
     panels = [panel for panel in panels if panel[1]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.75 * len(panels), 3.4), layout="constrained")
+    figure, axes = _panels(len(panels), (3.75 * len(panels), 3.4))
     for axis, (table, lines, label, limits) in zip(axes, panels, strict=True):
         for column, name in lines.items():
             axis.plot(
@@ -46,9 +41,8 @@ def plot_curves(run_dir: Path, path: Path) -> Path:
         _tidy(axis)
         if len(lines) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(run_dir.name)
+    figure.suptitle(_plain(run_dir.name))
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path
 
 
@@ -65,18 +59,15 @@ def _columns(path: Path) -> dict[str, list[float]]:
 
 def plot_groups(groups: list[Group], path: Path) -> Path:
     """Learning curves of groups of runs into the PNG `path`: the seeds' mean, and a band from least to largest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panels = {"time_at_goal": "time at goal (steps)", "success_any": "goals reached (share of episodes)"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 4.2), layout="constrained")
+    figure, axes = _panels(len(panels), (12, 4.2))
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for one in groups:
             steps, mean, least, largest = one.curve(column)
             name = f"{one.label} ({len(one.runs)} seeds)" if len(one.runs) > 1 else one.label
-            (line,) = axis.plot(steps, mean, label=name, marker="o" if len(steps) < 40 else None, ms=3)
+            (line,) = axis.plot(
+                steps, mean, label=_plain(name), marker="o" if len(steps) < 40 else None, ms=3
+            )
             axis.fill_between(steps, least, largest, color=line.get_color(), alpha=0.18, linewidth=0)
         axis.set(xlabel="environment steps", ylabel=label)
         axis.set_ylim(bottom=0)
@@ -84,7 +75,6 @@ def plot_groups(groups: list[Group], path: Path) -> Path:
         _tidy(axis)
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path
 
 
@@ -93,22 +83,17 @@ def plot_scores(option: str, lines: Mapping[str, Mapping[Any, Group]], title: st
 
     option: its name. lines: label -> value of the option -> its runs.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     values = list(dict.fromkeys(value for line in lines.values() for value in line))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     places = {value: value if numbers else i for i, value in enumerate(values)}
     doubling = numbers and min(values) > 0 and max(values) >= 4 * min(values)
     panels = {"time_at_goal": "time at goal (steps)", "success_any": "goals reached (share of episodes)"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(10, 4), layout="constrained")
+    figure, axes = _panels(len(panels), (10, 4))
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for name, line in lines.items():
             scores = {places[value]: one.last(column) for value, one in line.items()}
             means = [sum(each) / len(each) for each in scores.values()]
-            (drawn,) = axis.plot(list(scores), means, linewidth=2, label=name)
+            (drawn,) = axis.plot(list(scores), means, linewidth=2, label=_plain(name))
             for place, each in scores.items():
                 axis.plot([place] * len(each), each, "o", color=drawn.get_color(), alpha=0.45, ms=5)
         if doubling:
@@ -120,10 +105,22 @@ def plot_scores(option: str, lines: Mapping[str, Mapping[Any, Group]], title: st
         _tidy(axis)
     if len(lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path
+
+
+def _panels(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of its own with `count` axes side by side: what the caller draws with, pyplot's backend say, stays."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _plain(text: str) -> str:
+    """`text` as matplotlib shows it: no mathematics between dollars, and no name that it would leave out."""
+    return text.replace("$", r"\$") if not text.startswith("_") else f" {_plain(text[1:])}"
 
 
 def _tidy(axis: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,6 @@ from deepres.report.tables import console, table
 from deepres.training import memory_plan as memory
 from deepres.training.environments import task_sizes
 from deepres.training.memory_plan import size
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 _PACKAGES = (
     "torch", "triton", "cupy-cuda13x", "cuda-core", "jax", "jaxlib", "mujoco", "mujoco-mjx", "numpy",
@@ -61,7 +58,7 @@ def print_report(config: Config, memory_gb: float | None = None) -> None:
         out.print(f"to make it fit: {memory.typed(*changes)}" if changes else "it fits")
 
 
-def plan_table(config: Config, plan: memory.Plan, limit: int) -> Group:
+def plan_table(config: Config, plan: memory.Plan, limit: int) -> Any:
     """The parts of a plan, its peak, and how much there is."""
     place = "GPU" if plan.device == "cuda" else "memory"
     rows = [(part, place, size(bytes)) for part, bytes in plan.parts.items() if bytes]

@@ -31,7 +31,7 @@ def write_video(path: Path, pictures: Iterator[np.ndarray], fps: float) -> Path:
     os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
     gif = {"duration": 1000 / fps, "loop": 0}
     mp4 = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2}
-    writer: Any = imageio.get_writer(path, **(gif if path.suffix.lower() == ".gif" else mp4))
+    writer: Any = imageio.get_writer(path.absolute(), **(gif if path.suffix.lower() == ".gif" else mp4))
     with writer:
         for picture in pictures:
             writer.append_data(picture)

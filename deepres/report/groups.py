@@ -12,10 +12,15 @@ from deepres.runs.files import RunFiles
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone; label: what tells them from the other groups."""
+    """Runs that differ in their seed alone.
+
+    label: what tells them from the other groups: their options where these are few, else their folder. differing: then
+    all options in which the groups differ; "" where the label has them.
+    """
 
     label: str
     runs: list[RunFiles]
+    differing: str = ""
 
     def curve(self, column: str) -> tuple[list[float], list[float], list[float], list[float]]:
         """(environment steps, mean, least, largest) of an evaluation's figure over the seeds."""
@@ -52,7 +57,26 @@ def group(runs: Sequence[RunFiles]) -> list[Group]:
         )
         for one in settings
     ]
-    return [Group(label, members) for label, members in zip(labels, keyed.values(), strict=True)]
+    members = list(keyed.values())
+    if max(map(len, labels), default=0) <= _LONGEST:
+        return [Group(label, runs) for label, runs in zip(labels, members, strict=True)]
+    names_of = _folders(members)
+    return [Group(*one) for one in zip(names_of, members, labels, strict=True)]
+
+
+_LONGEST = 42  # characters of a label that leave a table of 80 columns room for its figures
+
+
+def _folders(groups: list[list[RunFiles]]) -> list[str]:
+    """A short name for each group: its first run's folder, with as much of the path before it as tells them apart, its
+    end alone where that is long."""
+    paths = [runs[0].folder.absolute().parts for runs in groups]
+    for count in range(1, max(map(len, paths)) + 1):
+        found = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(found)) == len(found):
+            break
+    short = [name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}" for name in found]
+    return short if len(set(short)) == len(short) else found
 
 
 def _label(name: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def show_policy(
         raise ValueError(f"episodes must be 1 to {count} (eval_envs), got {episodes}")
     if format not in ("mp4", "gif"):
         raise ValueError(f"format must be mp4 or gif, got {format!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"pictures cannot be written into {out}; pass another folder (--out)")
     env = policy.environments()
     film = _film_of(env, episodes)
     figures, paths = policy.evaluate(seed, watch=film if isinstance(film, _Camera) else None)

@@ -61,7 +61,13 @@ class RunFolder:
 
     def take(self, *, resume: bool) -> Lock:
         """The right to write here, made a folder of if there is none. Raises FileExistsError if something else is here
-        already, InUse if another process trains here."""
+        already, InUse if another process trains here, ValueError for a path that safetensors cannot be told."""
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"a run's folder must have a name in UTF-8, got {str(self.path)!r}; pass another one"
+            ) from None
         if not resume:
             self._require_empty()
             self.path.mkdir(parents=True, exist_ok=True)

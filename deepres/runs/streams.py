@@ -21,6 +21,9 @@ class _Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:  # a path of bytes that are no text, or a terminal of few characters
+            encoding = self._stream.encoding or "ascii"
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._gone(error)
             return len(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepres.config import Config
+from deepres.machine import plain_torch
 from deepres.ranks import Ranks, join
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint, CheckpointError
@@ -65,10 +66,13 @@ def train(
     ValueError, FileExistsError, MemoryError (before anything large is allocated), CheckpointError, TrainingError,
     InUse (another process trains there), LostRank, each with one sentence.
     """
+    for name, flag in (("resume", resume), ("progress", progress)):
+        if not isinstance(flag, bool):
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
     if resume and run_dir is None:
         raise ValueError("resume needs the run's folder; pass run_dir")
     require_packages()
-    with lasting_output(), join(config) as ranks, ExitStack() as held:
+    with plain_torch(), lasting_output(), join(config) as ranks, ExitStack() as held:
         locks: list[Lock] = []
 
         def take(folder: RunFolder) -> RunFolder:

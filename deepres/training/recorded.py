@@ -14,12 +14,13 @@ from deepres.data.batch import Sizes
 from deepres.data.environments import Environments
 from deepres.data.episodes import Episodes
 from deepres.data.replay import ReplayBuffer
+from deepres.machine import plain_torch
 from deepres.ranks import ALONE, Ranks
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint
 from deepres.runs.folder import RunFolder
 from deepres.training.environments import open_for
-from deepres.training.run import Run
+from deepres.training.run import Run, settled
 
 _BUFFER = "buffer/"
 
@@ -49,6 +50,7 @@ class RecordedRun(Run):
     def _window(self) -> int:
         return int(self.buffer.size) if isinstance(self.buffer, Episodes) else super()._window
 
+    @settled
     def round(self) -> dict[str, float]:
         """A round of gradient steps; returns its figures."""
         began = time.perf_counter()
@@ -134,4 +136,5 @@ def _unrolled(held: dict[str, torch.Tensor], inserted: int) -> dict[str, torch.T
 def open_run(config: Config, *, ranks: Ranks = ALONE, restored: Checkpoint | None = None) -> Run:
     """The run of `config`: one that acts and learns, or one that learns from what its `data` recorded."""
     kind = RecordedRun if config.schedule.data is not None else Run
-    return kind(config, ranks=ranks, restored=restored)
+    with plain_torch():
+        return kind(config, ranks=ranks, restored=restored)

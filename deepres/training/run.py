@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,7 +22,7 @@ from deepres.data.collect import Ahead, collect
 from deepres.data.environments import Environments, Step
 from deepres.data.replay import DTYPES, ReplayBuffer
 from deepres.data.upload import uploaded
-from deepres.machine import pick_device
+from deepres.machine import pick_device, plain_torch
 from deepres.ranks import ALONE, Ranks, deal
 from deepres.runs.checkpoint import Checkpoint, named_leaves
 from deepres.training import memory_plan
@@ -32,6 +33,19 @@ from deepres.training.faults import drop_broken
 from deepres.training.instruments import measure
 from deepres.training.learner import Learner
 from deepres.training.stability import Diverged, Rollbacks, check_round
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def settled(method: Method) -> Method:
+    """A method of a run that computes with the run's threads and PyTorch's own settings, and leaves the caller's."""
+
+    @wraps(method)
+    def call(run: Run, *arguments: Any, **options: Any) -> Any:
+        with plain_torch(run.threads):
+            return method(run, *arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 class Run:
@@ -46,8 +60,7 @@ class Run:
         self.config, self.ranks = config, ranks
         self.share = ranks.share(config)
         self.device = ranks.place(pick_device(config.system.device))
-        if threads := ranks.threads(config.system.threads):
-            torch.set_num_threads(threads)
+        self.threads = ranks.threads(config.system.threads)
         seed = config.schedule.seed
         self.env = self._open_env()
         self.eval_env = open_for(
@@ -136,6 +149,7 @@ class Run:
         scheduled = self.done or self.rounds % self.config.schedule.eval_every == 0
         return scheduled and self.evaluated != self.env_steps
 
+    @settled
     def round(self) -> dict[str, float]:
         """Collect, then learn; returns the round's figures. The first round fills the buffer to its minimum."""
         schedule = self.config.schedule
@@ -249,6 +263,7 @@ class Run:
         """Consecutive steps that a goal and its row lie within."""
         return self.config.env.episode_length
 
+    @settled
     def evaluate(
         self,
         seed: int | None = None,

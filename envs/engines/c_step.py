@@ -35,8 +35,18 @@ class CStep:
         self._arrive = jit(partial(_arrive, functional))
 
     def __call__(self, state: EnvState, action: np.ndarray) -> EnvState:
-        physics = self._physics.step(state.physics, *self._drive(state.physics, action))
-        return self._arrive(state, action, physics)
+        ctrl, mocap_pos = self._drive(state.physics, action)
+        physics = self._physics.step(state.physics, ctrl, mocap_pos)
+        return self._arrive(state, action, _marked(physics, np.asarray(ctrl)))
+
+
+def _marked(physics: PhysicsState, ctrl: np.ndarray) -> PhysicsState:
+    """`physics`, NaN where a control [N, nu] was not finite, as with MJX: the C engine takes 0 for it and goes on."""
+    broken = ~np.isfinite(ctrl).all(axis=1)
+    if broken.any():
+        for field in (physics.qpos, physics.qvel, physics.warmstart, physics.sensors):
+            field[broken] = np.nan
+    return physics
 
 
 def _arrive(functional: GoalEnv, state: EnvState, action: jax.Array, physics: PhysicsState) -> EnvState:

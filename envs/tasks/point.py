@@ -2,7 +2,7 @@
 
 State: x, y, vx, vy. Goal: x, y of a goal cell's centre. The sphere starts at rest but for a little noise in
 the centre of the start cell. Nothing brakes it: an action is an acceleration of at most 3.8 m/s^2, and walls
-stop it.
+stop it. The published point is stepped by springs, with the same motors.
 """
 
 from __future__ import annotations

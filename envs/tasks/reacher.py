@@ -21,14 +21,19 @@ TARGET_RADIUS = 0.2
 class Reacher(Task):
     """The two-link arm; it never terminates.
 
-    Parity: nothing to bring back. Its control period is that of the published runs, 0.04 s, though 0.02 was meant;
-    targets are drawn evenly over the radius, so that they crowd about the middle, as published.
+    Parity: the published velocity entries (7-9) leave the fingertip's place on its link unturned, so that they are the
+    fingertip's only while the arm points along x; by default they are its velocity. Either way the control period is
+    that of the published runs, 0.04 s, though 0.02 was meant, and targets are drawn evenly over the radius, so that
+    they crowd about the middle.
     """
 
     state_dim = 10
     goal_slice = slice(4, 7)
     dt = 0.04
     threshold = 0.05
+
+    def __init__(self, parity: bool = False) -> None:
+        self.parity = parity
 
     def spec(self) -> mujoco.MjSpec:
         return mujoco.MjSpec.from_file(str(ASSETS / "reacher.xml"))
@@ -52,7 +57,8 @@ class Reacher(Task):
         lower = LOWER * jnp.stack([jnp.cos(both), jnp.sin(both)])
         tip = elbow + lower
         # Each link's end turns about its joint: the velocity of (x, y) is speed * (-y, x).
-        tip_velocity = speed * _turned(elbow) + (speed + relative) * _turned(lower)
+        offset = jnp.array([LOWER, 0.0]) if self.parity else lower
+        tip_velocity = speed * _turned(elbow) + (speed + relative) * _turned(offset)
         return jnp.concatenate(
             [jnp.cos(angles), jnp.sin(angles), tip, jnp.array([HEIGHT]), tip_velocity, jnp.zeros(1)]
         )

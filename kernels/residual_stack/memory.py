@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from deepres.kernels import dispatch
+from deepres.kernels.free_memory import free_bytes
 from deepres.kernels.residual_stack.options import AUTO, StackOptions
 
 SHARE = 0.5  # of the free memory, what "auto" lets activations take
@@ -104,34 +103,3 @@ def fitting_recompute(
     blocks = depth // options.skip_every if options.skip_every else 0
     candidates = [0, *(2**i for i in range(blocks.bit_length()))]
     return next((k for k in candidates if total(k) <= room), min(candidates, key=total))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`: of the machine or the container, whichever is less."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    candidates = [_available(), _container_left()]
-    known = [size for size in candidates if size is not None]
-    return min(known) if known else 1 << 62
-
-
-def _available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _container_left() -> int | None:
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):  # no control group, or no limit ("max")
-        return None

@@ -57,6 +57,9 @@ def test_evaluating_and_rendering_change_nothing(run, tmp_path, capsys):
 def test_they_work_where_nothing_can_be_written(sealed, tmp_path, capsys):
     with pytest.raises(OSError):
         (sealed / "new").touch()
+    with pytest.raises(SystemExit):
+        main(["render", str(sealed)])
+    assert "pictures cannot be written into" in capsys.readouterr().err
     main(["eval", str(sealed)])
     main(["render", str(sealed), "--out", str(tmp_path / "out"), "--episodes", "1", "--format", "gif"])
     said = capsys.readouterr().out

@@ -85,3 +85,20 @@ def test_unknown_and_unbegun_runs_get_a_sentence(runs, tmp_path, capsys):
     (runs[0] / "evaluations.csv").unlink()
     assert "no run here has been evaluated yet" in refused(runs[0])
     assert not (tmp_path / "c.png").exists()
+
+
+def test_unlike_runs_have_short_names_and_their_figures(tmp_path, monkeypatch, capsys):
+    """On 80 columns every figure is there, what differs is told below, and any name is a name."""
+    apart = {"num_envs": 16, "width": 64, "batch_size": 32, "gamma": 0.95, "episode_length": 40}
+    folders = [
+        leave_run(tmp_path / "a[b]$c", CONFIG, [0.0, 7.5]),
+        leave_run(tmp_path / "_second", CONFIG.replace(**apart), [0.0, 2.5]),
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["compare", *map(str, folders), "--out", str(tmp_path / "compare.png")])
+    said = capsys.readouterr().out
+    for name, score in (("a[b]$c ", "7.5"), ("_second ", "2.5")):
+        (line,) = [line for line in said.splitlines() if line.startswith(name)]
+        assert score in line
+    assert "_second: point_u_maze" in said and "num envs 16" in " ".join(said.split())
+    assert str(tmp_path / "compare.png") in said

@@ -1,0 +1,57 @@
+"""What a person sees of a run, on any width."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepres.training.evaluate import Evaluation
+from deepres.training.progress import Progress
+
+ROW = {
+    "env_steps": 16_000.0, "env_steps_per_second": 16_462.0, "gradient_steps_per_second": 134.3,
+    "critic_loss": 2.797, "actor_loss": 1.9,
+}  # fmt: skip
+
+
+def seen(monkeypatch, width: int, *, terminal: bool) -> str:
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", str(width))
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress(32_000, Path("runs/[a]"), ("critic_loss", "actor_loss")) as bar:
+        bar.evaluation(0, Evaluation(134.25, 0.5, 3.25, 1000.0))
+        bar.round(ROW)
+        bar.ended("finished: 32,000 steps")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_off_a_terminal_an_evaluation_is_a_line_whatever_the_width(monkeypatch, width):
+    lines = seen(monkeypatch, width, terminal=False).splitlines()
+    assert lines == [
+        "run folder runs/[a]",
+        "          0 env steps  time at goal  134.2  goals reached  50.0%  distance   3.25",
+        "finished: 32,000 steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "figures"),
+    [(80, ["16,462 env/s"]), (200, ["16,462 env/s", "134.3 grad/s", "critic 2.797", "actor 1.900"])],
+)
+def test_on_a_terminal_figures_give_way_to_the_bar_and_the_time_left(monkeypatch, width, figures):
+    lines = seen(monkeypatch, width, terminal=True).splitlines()
+    bar = next(line for line in lines if "16,000 env steps" in line)
+    assert len(bar) <= width and "…" not in bar
+    assert re.search(r"16,000 env steps \S*[━╸╺]{4,}\S* +50% 0:00:0\d left (-:--:--|0:00:0\d)", bar), bar
+    assert [
+        figure for figure in ("16,462 env/s", "134.3 grad/s", "critic 2.797", "actor 1.900") if figure in bar
+    ] == figures
