@@ -30,7 +30,7 @@ def exit_status(name: str) -> int:
 class StopRequest:
     """Turns the first signal into a request to end after the round under way; another, later, is the usual one.
 
-    asked: the signal's name. A signal that is ignored (nohup) stays so. tell: what happens now; "" says nothing.
+    asked: the signal's name. A SIGHUP that is ignored (nohup) stays so. tell: what happens now; "" says nothing.
     """
 
     def __init__(self, tell: str):
@@ -42,7 +42,9 @@ class StopRequest:
         self._since = 0.0
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: another library's in C
+                before = signal.getsignal(number)
+                kept = before is None or (before is signal.SIG_IGN and number == signal.SIGHUP)
+                if not kept:  # None: another library's, in C
                     self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -56,6 +58,8 @@ class StopRequest:
                     print(f"\n{self.asked}: {self._tell}; the same again ends all at once", flush=True)
         elif time.monotonic() - self._since > _AT_ONCE_S:
             self._put_back()
+            if signal.getsignal(number) is signal.SIG_IGN:
+                raise KeyboardInterrupt
             signal.raise_signal(number)
 
     def _put_back(self) -> None:

@@ -189,3 +189,18 @@ def test_what_is_ignored_stays_ignored():
             assert stop.asked is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_in_a_scripts_background_can_be_interrupted():
+    """Shells start it with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest(tell="") as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.asked == "SIGINT"
+            stop._since -= 2
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
