@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from difflib import get_close_matches
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -36,9 +37,8 @@ def widened(t: Tensor) -> Tensor:
 
 def check_features(phi: Tensor, psi: Tensor) -> None:
     """phi and psi, after `widened`."""
-    for name, t in (("phi", phi), ("psi", psi)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}; pass torch.as_tensor({name})")
+    _check_tensor("phi", phi)
+    _check_tensor("psi", psi)
     if phi.ndim != 2 or psi.ndim != 2 or phi.shape[1] != psi.shape[1]:
         raise ValueError(
             f"phi and psi must have shapes [B, d] and [M, d], got {list(phi.shape)} and {list(psi.shape)}"
@@ -73,7 +73,8 @@ def checked(
         raise TypeError(
             "logsumexp_penalty must be a number, got a tensor, which would get no gradient; pass float(it)"
         )
-    if not 0 <= logsumexp_penalty < math.inf:
+    _check_finite("logsumexp_penalty", logsumexp_penalty, "a finite number >= 0")
+    if logsumexp_penalty < 0:
         raise ValueError(f"logsumexp_penalty must be a finite number >= 0, got {logsumexp_penalty!r}")
     row_divisor, reduction = more.get("row_divisor", "batch"), more.get("reduction", "mean")
     for name, value, choices in (
@@ -87,6 +88,9 @@ def checked(
             f'energy="mrn" splits the features into two halves, got an odd number, {phi.shape[1]}; add one'
         )
     labels, targets = more.get("labels"), more.get("targets")
+    for name in ("labels", "targets", "row_weight"):
+        if more.get(name) is not None:
+            _check_tensor(name, more[name])  # type: ignore[literal-required]
     own_by_offset = labels is None and targets is None
     if not own_by_offset and positive_offset != 0:
         raise ValueError(
@@ -121,6 +125,19 @@ def _remedy(name: str) -> str:
     known = ["energy", "form", "impl", "logsumexp_penalty", "positive_offset", *InfoNCEMore.__annotations__]
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+
+
+def _check_finite(name: str, value: float, wanted: str = "a finite number") -> None:
+    number = type(value) in (int, float) or (isinstance(value, Real) and not isinstance(value, bool))
+    if not number:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be {wanted}, got {value!r:.40}")
+
+
+def _check_tensor(name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}; pass torch.as_tensor({name})")
 
 
 def _check_offset(name: str, offset: int, phi: Tensor, psi: Tensor) -> None:
@@ -203,7 +220,8 @@ def _scale(more: InfoNCEMore, phi: Tensor) -> Tensor | None:
         raise TypeError(
             "temperature must be a number, got a tensor; pass scale=1 / temperature, which is differentiable"
         )
-    if not 0 < temperature < math.inf:
+    _check_finite("temperature", temperature, "a finite number > 0")
+    if temperature <= 0:
         raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
     return phi.new_full((), 1 / temperature)
 
@@ -213,8 +231,7 @@ def _number(name: str, value: Tensor | float | None, phi: Tensor) -> Tensor | No
     if value is None:
         return None
     if not isinstance(value, Tensor):
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        _check_finite(name, value)
         return phi.new_full((), value)
     if value.numel() != 1 or not value.is_floating_point():
         raise ValueError(

@@ -208,6 +208,36 @@ def test_reference_gradients_of_all_options_at_once(form):
     assert torch.autograd.gradcheck(loss, (phi, psi, scale, bias))
 
 
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_settings_of_the_process_change_nothing(impl):
+    """Default dtype and device, inference mode, deterministic algorithms."""
+    phi, psi = numbers(6, 4).float().requires_grad_(), numbers(6, 4, seed=1).float()
+    labels = torch.arange(6).roll(1)
+
+    def results():
+        loss, lse = info_nce(
+            phi, psi, energy="mrn", labels=labels, self_offset=0, scale=2.0, row_weight=labels > 0,
+            row_divisor="sum", impl=impl,
+        )  # fmt: skip
+        return loss, lse
+
+    loss, lse = results()
+    (dphi,) = torch.autograd.grad(loss, phi)
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.device("meta"):
+            again = results()
+            assert torch.equal(torch.autograd.grad(again[0], phi)[0], dphi)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
+    with torch.inference_mode():
+        inside = results()
+    for other in (again, inside):
+        assert torch.equal(other[0], loss) and torch.equal(other[1], lse) and other[0].dtype == torch.float32
+
+
 FEATURES = torch.zeros(4, 3)
 BAD = [
     ({"weight": FEATURES[:, 0]}, TypeError, r"no option 'weight'; row_weight=\[B\] weighs the rows"),
@@ -236,6 +266,12 @@ BAD = [
     ({"scale": math.inf}, ValueError, r"scale must be a finite number, got inf"),
     ({"bias": torch.ones(2)}, ValueError, r"bias must be one number, .* got torch.float32 \[2\]"),
     ({"reduction": "sum"}, ValueError, r"reduction must be one of mean, none, got 'sum'"),
+    ({"scale": 10**400}, ValueError, r"scale must be a finite number, got 1000"),
+    ({"temperature": 10**400}, ValueError, r"temperature must be a finite number > 0, got 1000"),
+    ({"logsumexp_penalty": 10**400}, ValueError, r"logsumexp_penalty must be a finite number >= 0, got 1000"),
+    ({"logsumexp_penalty": "0.1"}, TypeError, r"logsumexp_penalty must be a number, got '0.1'"),
+    ({"bias": True}, TypeError, r"bias must be a number, got True"),
+    ({"labels": [0, 1, 2, 3]}, TypeError, r"labels must be a tensor, got list; pass torch.as_tensor"),
     ({"positive_offset": 2**70}, ValueError, r"a goal for every row of phi"),
 ]
 
