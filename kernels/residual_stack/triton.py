@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from deepres.kernels.residual_stack.options import StackOptions
-from deepres.kernels.residual_stack.scaling import scaled_in_fp16
+from deepres.kernels.residual_stack.scaling import scaled
 from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
 from deepres.kernels.triton_device import unavailable as unavailable
 
 WIDTHS = (64, 128, 256, 512)
+GROUPS = True
 # Formats that tensors are rounded to, and the dtype that holds them. The last is for Triton's interpreter,
 # which multiplies bf16 wrongly and rounds to it by truncation: the same values in fp32.
 FORMATS = {
@@ -129,14 +130,30 @@ def _whole_blocks(layers: int, options: StackOptions) -> int:
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    depth = weight.shape[0]
+    members, (batch, width) = x.shape[:-2], x.shape[-2:]
     y = torch.empty_like(x)
     saved, rstd = x.new_empty(0), x.new_empty(0)
     if save:
-        specs = saved_spec(x.shape[0], x.shape[1], depth, options)
-        saved, rstd = (x.new_empty(shape, dtype=dtype) for shape, dtype in specs)
-    if x.shape[0] == 0:
+        specs = saved_spec(batch, width, weight.shape[-3], options)
+        saved, rstd = (x.new_empty((*members, *shape), dtype=dtype) for shape, dtype in specs)
+    if batch == 0:
         return y, saved, rstd
+    results = (saved, rstd) if save else None
+    for k in range(members[0]) if members else (None,):
+        own = _member(k, x, weight, bias, gamma, beta, y)
+        _forward(own, options, results and _member(k, *results))
+    return y, saved, rstd
+
+
+def _member(k: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The k-th stack's part of a group's tensors; the tensors of one alone (None). Placeholders are everyone's."""
+    return tensors if k is None else tuple(t if t.shape == (0,) else t[k] for t in tensors)
+
+
+def _forward(tensors: tuple[Tensor, ...], options: StackOptions, saved: tuple[Tensor, ...] | None) -> None:
+    """One stack's x, weight, bias, gamma, beta into its y, the last of `tensors`; and into what is saved (n, rstd)."""
+    x, weight, bias, gamma, beta, y = tensors
+    depth = weight.shape[0]
     every = options.recompute * options.skip_every
     piece = depth if options.precision == "fp32" else _whole_blocks(ROUNDED_AHEAD, options)
     with torch.cuda.device_of(x):
@@ -145,30 +162,43 @@ def forward(
             layers = slice(start, start + piece)
             part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
             rows = x if start == 0 else y
-            if not save:
+            if saved is None:
                 launch.forward(rows, part, y)
             elif every:
-                launch.forward(rows, part, y, inputs=saved[start // every :], every=every)
+                launch.forward(rows, part, y, inputs=saved[0][start // every :], every=every)
             else:
-                launch.forward(rows, part, y, n=saved[layers], rstd=rstd[layers])
-    return y, saved, rstd
+                launch.forward(rows, part, y, n=saved[0][layers], rstd=saved[1][layers])
 
 
-@scaled_in_fp16
 def backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    need_x, need_weight, *need_vectors = needs
-    new = torch.empty_like if x.shape[0] > 0 else torch.zeros_like
+    members, rows = x.shape[:-2], x.shape[-2]
+    new = torch.empty_like if rows > 0 else torch.zeros_like
     dx = new(x)  # between two stretches, the gradient of the rows there
-    dweight = new(weight) if need_weight else None
-    dvectors = [new(t) if need else None for t, need in zip((bias, gamma, beta), need_vectors, strict=True)]
-    if x.shape[0] == 0:
-        return (dx if need_x else None, dweight, *dvectors)
+    parameters = (weight, bias, gamma, beta)
+    grads = [new(t) if need else None for t, need in zip(parameters, needs[1:], strict=True)]
+    for k in range(members[0] if members else 1) if rows else ():
+        which = k if members else None
+        own = _member(which, dy, x, y, *parameters, activations, statistics, dx)
+        _backward(own, [None if g is None else _member(which, g)[0] for g in grads], options, needs[0])
+    return (dx if needs[0] else None, *grads)
+
+
+def _backward(
+    tensors: tuple[Tensor, ...], grads: list[Tensor | None], options: StackOptions, need_x: bool
+) -> None:
+    """One stack, into dx, the last of its `tensors`, and the gradients of its parameters that there is room for."""
+    dy, x, y, weight, bias, gamma, beta, activations, statistics, dx = tensors
+    dweight, *dvectors = grads
+    need_vectors = any(gradient is not None for gradient in dvectors)
+    unscale = None
+    if options.precision == "fp16":
+        dy, unscale = scaled(dy)  # by each member's own size
     with torch.cuda.device_of(x):
         launch = _Launches(x, options)
-        stream = y.clone() if need_weight else None
+        stream = y.clone() if dweight is not None else None
         dout = dy
         for i, layers in reversed(list(enumerate(stretches(weight.shape[0], options)))):
             part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
@@ -177,7 +207,7 @@ def backward(
             else:
                 n, rstd = activations[layers], statistics[layers]
             chain = launch.dgrad(
-                dout, dx, need_x or i > 0, part, n, rstd, x if i == 0 else None, stream, any(need_vectors)
+                dout, dx, need_x or i > 0, part, n, rstd, x if i == 0 else None, stream, need_vectors
             )  # fmt: skip
             if dweight is not None:
                 launch.wgrad(chain, dweight[layers])
@@ -185,7 +215,9 @@ def backward(
                 if gradient is not None:
                     torch.sum(sums, 0, out=gradient[layers])
             dout = dx
-    return (dx if need_x else None, dweight, *dvectors)
+        if unscale is not None:
+            results = [dx if need_x else None, *grads]
+            torch._foreach_mul_([result for result in results if result is not None], unscale)
 
 
 class _Part(NamedTuple):

@@ -176,6 +176,35 @@ class Allocations(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize(("precision", "options"), [("fp16", {}), ("tf32", {"recompute": 1, "norm": False})])
+def check_a_group_is_a_call_for_each_member_to_the_bit(precision, options) -> None:
+    members = [network(17, 64, 4, seed) for seed in range(2)]
+    group = run([torch.stack(each) for each in zip(*members, strict=True)], precision=precision, **options)
+    alone = [run(member, precision=precision, **options) for member in members]
+    for whole, *parts in zip(group, *alone, strict=True):
+        assert whole is None if parts[0] is None else torch.equal(whole, torch.stack(parts))
+    empty = run([torch.stack([t, t]) for t in network(0, 64, 4)], precision=precision, **options)
+    assert empty[0].shape == (2, 0, 64) and not empty[2].any()
+
+
+def check_a_row_whose_variance_overflows_is_not_finite() -> None:
+    clean = network(20, 64, 4)
+    large = [clean[0].clone(), *clean[1:]]
+    large[0][3] *= 1e22
+    y, dx, dweight, *_ = run(large)
+    others = torch.arange(20) != 3
+    assert y[3].isnan().all() and dx[3].isnan().all() and dweight.isnan().any()
+    assert torch.equal(y[others], run(clean)[0][others]) and dx[others].isfinite().all()
+
+
+def check_the_output_may_be_changed_in_place() -> None:
+    leaves = [t.requires_grad_() for t in network(20, 64, 4)[:5]]
+    y = residual_stack(*leaves, impl="triton")
+    expected = torch.autograd.grad((y + 1).square().sum(), leaves, retain_graph=True)
+    found = torch.autograd.grad(y.add_(1).square().sum(), leaves)
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("recompute", ["none", 1])
 def check_an_empty_batch(recompute) -> None:
     y, dx, *gradients = run(network(0, 64, 8), precision="bf16", recompute=recompute)
