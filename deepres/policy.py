@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepres._version import __version__
 from deepres.acting import ActorPolicy
 from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.data.chunks import Player
 from deepres.data.environments import Environments
+from deepres.deploy.files import WRITERS
+from deepres.deploy.plain import FrozenPolicy, PlainNetwork
+from deepres.deploy.runtime import read_onnx
 from deepres.machine import pick_device, plain_torch
 from deepres.options import flags
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import CheckpointError
+from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder, require_same
 from deepres.training.environments import open_for, require_like, task_sizes
 from deepres.training.evaluate import EVAL_SEED, Evaluation, Paths, evaluate
@@ -42,24 +47,26 @@ class Policy:
     sizes: Sizes
     env_steps: int
     """Environment steps that it was trained for."""
+    evaluation: dict[str, float] | None = None
+    """The figures of its run's last evaluation, at their own env_steps, where it was loaded from a run that has one."""
 
     @classmethod
     @plain_torch()
     def load(cls, path: str | Path, **changes: Any) -> Policy:
         """The policy of a run's newest checkpoint that reads, or of a file that `save` wrote.
 
-        path: a run's folder, or a .safetensors file. changes: options that say how it is computed and evaluated, set
-        otherwise, e.g. device="cpu", eval_envs=512, eval_env="ant_big_maze_eval". Nothing at `path` changes. Raises
-        FileNotFoundError, ValueError or CheckpointError in one sentence.
+        path: a run's folder, a .safetensors file, or a file of `export` (.onnx), which acts through onnxruntime on the
+        CPU. changes: options that say how it is computed and evaluated, set otherwise, e.g. device="cpu",
+        eval_envs=512, eval_env="ant_big_maze_eval". Nothing at `path` changes. Raises FileNotFoundError, ValueError or
+        CheckpointError in one sentence.
         """
         path = Path(path)
-        config, sizes, env_steps, tensors = _from_file(path) if path.is_file() else _from_run(path)
-        learned = {"env": None, **flags(config.network), **flags(config.algorithm)}
-        if fixed := sorted(set(changes) & set(learned)):
-            raise ValueError(
-                f"{', '.join(fixed)} belongs to what was learned and cannot change; leave it out"
-            )
-        config = config.replace(**changes)
+        if path.suffix == ".onnx" and not path.is_dir():
+            return cls._from_onnx(path, changes)
+        config, sizes, env_steps, tensors, evaluation = (
+            _from_file(path) if path.is_file() else _from_run(path)
+        )
+        config = _changed(config, changes)
         device = pick_device(config.system.device)
         found = Sizes(**sizes) if sizes else task_sizes(config.env)
         names, network = _without_memory(config, found)
@@ -74,7 +81,81 @@ class Policy:
                         "restore its config.json, or load it with the version of deepres that wrote it"
                     )
                 p.copy_(saved)
-        return cls(network, config, found, env_steps)
+        return cls(network, config, found, env_steps, evaluation)
+
+    @classmethod
+    def _from_onnx(cls, path: Path, changes: dict[str, Any]) -> Policy:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; pass a file of `deepres export`")
+        network, about = read_onnx(path)
+        asked = "cpu" if changes.get("device", "auto") == "auto" else changes["device"]
+        config = _changed(Config.from_dict(about["config"], str(path)), {**changes, "device": asked})
+        if pick_device(config.system.device).type != "cpu":
+            raise ValueError(
+                f"{path} acts on the CPU, got device={config.system.device}; load the run it was exported from"
+            )
+        return cls(network, config, Sizes(**about["sizes"]), about["env_steps"], about["evaluation"])
+
+    @plain_torch()
+    def export(self, path: str | Path, format: str | None = None) -> Path:
+        """Write what it computes without noise, tanh(mean), in float32, for programs that know nothing of deepres.
+
+        path: the file. format: "onnx" (opset 18, standard operators alone: obs [batch, S + G] -> action [batch, A], of
+        a policy that plans H > 1 actions also plan [batch, H, A]) or "pt2" (torch.export: obs -> [batch, H * A]); by
+        default as the file's suffix says. obs has one column more where the policy is clocked, see `act`.
+
+        Metadata, all text: deepres_version, algorithm, env, eval_env, state_dim, goal_dim, action_dim, horizon,
+        clocked, depth, width, env_steps; goal_slice ("0:2", where a state has what the goal speaks of) and dt (seconds
+        of one action) where the environment can be opened here; success and success_env_steps of the run's last
+        evaluation if it has one; deepres, JSON for `Policy.load`. Raises ImportError without onnx, ValueError, OSError.
+        """
+        path = Path(path)
+        format = path.suffix[1:] if format is None else format
+        if format not in WRITERS:
+            raise ValueError(
+                f"format must be one of {', '.join(WRITERS)}, got {format!r}; name the file policy.onnx"
+            )
+        network = self._plain()
+        WRITERS[format](network, self._metadata(network), path)
+        return path
+
+    def _plain(self) -> PlainNetwork:
+        self._require_network()
+        return PlainNetwork(self.network)
+
+    def _require_network(self) -> None:
+        if isinstance(self.network, FrozenPolicy):
+            raise ValueError(
+                "this policy only acts, its network is not there to be saved, exported or compiled; "
+                "load the run that it came from"
+            )
+
+    def _metadata(self, actor: PlainNetwork) -> dict[str, str]:
+        """See `export`."""
+        config, sizes = self.config, self.sizes
+        said: dict[str, Any] = {
+            "deepres_version": __version__, "algorithm": config.algorithm_name,
+            "env": config.env.name, "eval_env": config.env.eval_env or config.env.name,
+            "state_dim": sizes.state, "goal_dim": sizes.goal, "action_dim": sizes.action,
+            "horizon": actor.horizon, "clocked": actor.clocked, "depth": actor.depth, "width": actor.width,
+            "env_steps": self.env_steps, "deepres": json.dumps(self._about()),
+        }  # fmt: skip
+        try:
+            env = self.environments(1)
+            said |= {"goal_slice": f"{env.goal_slice.start}:{env.goal_slice.stop}", "dt": env.dt}
+        except (ImportError, ValueError):
+            pass  # no physics here, or an environment that nobody registered: the network needs neither
+        if self.evaluation:
+            said["success"] = self.evaluation["success_any"]
+            said["success_env_steps"] = int(self.evaluation["env_steps"])
+        return {name: str(value) for name, value in said.items()}
+
+    def _about(self) -> dict[str, Any]:
+        """What a file says of the policy in it, beside its weights."""
+        return {
+            "config": self.config.to_dict(), "sizes": asdict(self.sizes), "env_steps": self.env_steps,
+            "evaluation": self.evaluation,
+        }  # fmt: skip
 
     @plain_torch()
     def save(self, path: str | Path) -> Path:
@@ -85,14 +166,14 @@ class Policy:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        self._require_network()
         path = Path(path)
         names, _ = _without_memory(self.config, self.sizes)
         tensors = {names[n]: p.detach().cpu().contiguous() for n, p in self.network.actor.named_parameters()}
-        about = {"config": self.config.to_dict(), "sizes": asdict(self.sizes), "env_steps": self.env_steps}
         draft = path.with_name(f".{path.name}.draft")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(tensors, draft, metadata={"deepres": json.dumps(about)})
+            save_file(tensors, draft, metadata={"deepres": json.dumps(self._about())})
         except SafetensorError as error:
             draft.unlink(missing_ok=True)
             raise OSError(f"cannot write the policy to {path}: {error}; save it on another disk") from None
@@ -161,7 +242,15 @@ def _without_memory(config: Config, sizes: Sizes) -> tuple[dict[str, str], Actor
     return {name: full[id(p)] for name, p in network.actor.named_parameters()}, network
 
 
-Parts = tuple[Config, dict[str, int], int, dict[str, Tensor]]
+def _changed(config: Config, changes: dict[str, Any]) -> Config:
+    """`config` with `changes`, of which none may belong to what was learned."""
+    learned = {"env": None, **flags(config.network), **flags(config.algorithm)}
+    if fixed := sorted(set(changes) & set(learned)):
+        raise ValueError(f"{', '.join(fixed)} belongs to what was learned and cannot change; leave it out")
+    return config.replace(**changes)
+
+
+Parts = tuple[Config, dict[str, int], int, dict[str, Tensor], dict[str, float] | None]
 
 
 def _from_run(path: Path) -> Parts:
@@ -172,7 +261,8 @@ def _from_run(path: Path) -> Parts:
         require_same(Config.from_dict(found.config, str(folder.checkpoints)), config)
     except ValueError as error:
         raise ValueError(f"{folder.config} is not that of the policy beside it: {error}") from None
-    return config, found.sizes, found.counters["env_steps"], found.tensors
+    rows = read_rows(folder.evaluations)
+    return config, found.sizes, found.counters["env_steps"], found.tensors, rows[-1] if rows else None
 
 
 def _from_file(path: Path) -> Parts:
@@ -187,4 +277,4 @@ def _from_file(path: Path) -> Parts:
         raise CheckpointError(
             f"{path} is not a policy that deepres saved ({error}); pass a run's folder or a file of Policy.save"
         ) from None
-    return Config.from_dict(config, str(path)), sizes, env_steps, tensors
+    return Config.from_dict(config, str(path)), sizes, env_steps, tensors, about.get("evaluation")

@@ -152,6 +152,7 @@ LAYERS = (
     ("ranks",),
     ("runs",),
     ("training",),
+    ("deploy",),
     ("policy",),
     ("report",),
     ("experiments",),

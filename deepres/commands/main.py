@@ -26,6 +26,7 @@ ABOUT = (
 PLAIN: dict[str, Callable[..., None]] = {
     "eval": runs.evaluate,
     "render": runs.render,
+    "export": runs.export,
     "grow": runs.grow,
     "report": runs.report,
     "compare": runs.compare,

@@ -71,6 +71,20 @@ def report(run: Folder, out: Path | None = None) -> None:
     print(instruments.report(run, out))
 
 
+def export(run: Folder, out: Path | None = None, format: str | None = None) -> None:
+    """Write what a run learned into a file that acts without deepres: ONNX, or a program of torch.export.
+
+    Args:
+        run: Folder of the run.
+        out: The file; by default one of the run's name here.
+        format: onnx or pt2; by default as the file's suffix says, else onnx.
+    """
+    from deepres.policy import Policy
+
+    path = out or Path(f"{run.resolve().name}.{format or 'onnx'}")
+    print(Policy.load(run, device="cpu").export(path, format))
+
+
 def grow(run: Folder, depth: int, out: Path, actor_depth: int | None = None, seed: int = 0) -> None:
     """Make a deeper run of a trained one: blocks are appended that change nothing yet, and learn from there.
 

@@ -1,4 +1,4 @@
-"""`deepres eval` and `deepres render` read a run's folder and change nothing in it."""
+"""`deepres eval`, `render` and `export` read a run's folder and change nothing in it."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def test_evaluating_and_rendering_change_nothing(run, tmp_path, capsys):
     main(["eval", str(run)])
     main(["eval", str(run), "--episodes", "3", "--seed", "7", "--device", "cpu"])
     main(["render", str(run), "--out", str(tmp_path), "--episodes", "1", "--format", "gif"])
+    main(["export", str(run), "--out", str(tmp_path / "policy.onnx")])
     assert state(run) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["paths.png", "policy.gif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["paths.png", "policy.gif", "policy.onnx"]
     assert capsys.readouterr().out.count("at 80 env steps") == 2
 
 
@@ -62,7 +63,9 @@ def test_they_work_where_nothing_can_be_written(sealed, tmp_path, capsys):
     assert "pictures cannot be written into" in capsys.readouterr().err
     main(["eval", str(sealed)])
     main(["render", str(sealed), "--out", str(tmp_path / "out"), "--episodes", "1", "--format", "gif"])
+    main(["export", str(sealed), "--out", str(tmp_path / "policy.onnx")])
     said = capsys.readouterr().out
+    assert (tmp_path / "policy.onnx").stat().st_size > 10_000
     assert "at 80 env steps" in said and str(tmp_path / "out" / "policy.gif") in said
 
 
