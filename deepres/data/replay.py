@@ -155,8 +155,7 @@ class ReplayBuffer:
     def take_chunk(self, index: Tensor, horizon: int, whole: Tensor) -> Tensor:
         """[n, horizon * A] float32: the actions of the step at `index` [n] and of those after it, 0 where not `whole`
         [n] bool (where they leave the row's trajectory or window)."""
-        steps = torch.arange(horizon, device=self.device) * self.num_envs
-        at = (index[:, None] + steps) % (self.capacity * self.num_envs)
+        at = self.ahead(index[:, None], torch.arange(horizon, device=self.device))
         return self.take("actions", at.flatten()).view(len(index), -1) * whole[:, None]
 
     def _draw_windows(self, window: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
