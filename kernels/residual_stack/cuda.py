@@ -19,7 +19,13 @@ from torch import Tensor
 
 from deepres.kernels import cuda_program, packing
 from deepres.kernels.dispatch import beside_gpu
-from deepres.kernels.residual_stack.cuda_geometry import ROWS, WIDTHS, Geometry, choose_cluster
+from deepres.kernels.residual_stack.cuda_geometry import (
+    CLUSTERED,
+    ROWS,
+    WIDTHS,
+    Geometry,
+    choose_cluster,
+)
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.kernels.residual_stack.scaling import scaled_in_fp16
 from deepres.kernels.streams import SecondStream
@@ -35,9 +41,19 @@ def unavailable() -> str | None:
 def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
     if x.dtype != torch.float32:
         return f"it takes float32, got {x.dtype}; call .float()"
-    if x.shape[1] not in WIDTHS:
-        return f"it serves widths {', '.join(map(str, WIDTHS))}, got {x.shape[1]}"
-    return beside_gpu(x)
+    width, served = x.shape[1], (*WIDTHS, *CLUSTERED)
+    if width not in served:
+        return f"it serves widths {', '.join(map(str, served))}, got {width}"
+    elsewhere = beside_gpu(x)
+    if elsewhere is not None or width in WIDTHS:
+        return elsewhere
+    device = cuda_program.device_facts(x.device)
+    geometry = Geometry(width, options, CLUSTERED[width])
+    if device.capability < (9, 0) or geometry.stages(device.shared_limit) < 2:
+        return (
+            f"width {width} takes clusters of blocks and the shared memory of an H100, which this GPU lacks"
+        )
+    return None
 
 
 class Stack:

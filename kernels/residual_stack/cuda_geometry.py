@@ -11,6 +11,7 @@ from deepres.kernels import cuda_program
 from deepres.kernels.residual_stack.options import StackOptions
 
 WIDTHS = (64, 128, 256, 512)
+CLUSTERED = {1024: 4}  # widths for which one block has too few registers, and the blocks that share them
 KERNELS = tuple(f"residual_stack_{name}" for name in ("pack", "forward", "dgrad", "wgrad", "reduce"))
 ROWS = 16  # of a team: a block of threads, or a cluster of blocks that split the columns
 
@@ -112,6 +113,8 @@ def choose_cluster(width: int, blocks: int, capability: tuple[int, int], process
 
     What a layer costs is bytes through one SM; a cluster divides them. Only sm_90 and newer have clusters.
     """
+    if width in CLUSTERED:
+        return CLUSTERED[width]
     if capability < (9, 0):
         return 1
     fitting = (c for c in (4, 2) if width // c >= 64 and blocks * c <= processors)

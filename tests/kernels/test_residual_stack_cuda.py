@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 import deepres
 from deepres.kernels import cuda_program
-from deepres.kernels.residual_stack import cuda
+from deepres.kernels.residual_stack import cuda, cuda_geometry
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.testing import assert_no_worse
 from helpers import cuda_on_host
@@ -91,6 +92,7 @@ def test_error_is_no_worse_than_plain_pytorch(width, depth, batch, options, on_h
         (128, 8, 7, {"precision": "bf16", "recompute": 1}),
         (256, 4, 20, {}),  # 4 blocks
         (256, 4, 7, {"norm": False, "precision": "bf16"}),
+        (1024, 2, 7, {"precision": "bf16", "skip_every": 2}),  # which clusters alone serve
     ],
     ids=str,
 )
@@ -251,6 +253,26 @@ def test_clusters_where_they_pay() -> None:
     assert choose(128, 32, (9, 0), 132) == 2  # 64 columns a block at least
     assert choose(256, 64, (9, 0), 132) == 2  # an SM for each block
     assert choose(256, 100, (9, 0), 132) == 1
+    assert choose(1024, 100, (9, 0), 132) == 4  # registers for no fewer
+
+
+def test_width_1024_takes_clusters_and_their_memory(monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "beside_gpu", lambda _: None)
+    x = torch.zeros(2, 1024)
+    small_memory = cuda_on_host.LARGE._replace(shared_limit=99 * 1024)
+    for facts, served in ((cuda_on_host.LARGE, True), (cuda_on_host.SMALL, False), (small_memory, False)):
+        monkeypatch.setattr(cuda_program, "device_facts", lambda _, facts=facts: facts)
+        for precision in ("bf16", "fp32"):
+            said = cuda.unsupported(x, 4, StackOptions(precision=precision))
+            assert said is None if served else "clusters of blocks" in said
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_width_1024_compiles_without_spills(precision: str) -> None:
+    geometry = cuda.Geometry(1024, StackOptions(precision=precision), 4)
+    _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, "sm_90a")
+    clean = re.findall(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", log)
+    assert len(clean) == log.count("bytes stack frame") == len(cuda_geometry.KERNELS)
 
 
 COMPILE = """
@@ -300,7 +322,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypa
 def test_says_what_it_does_not_serve() -> None:
     options = StackOptions()
     for x, said in (
-        (torch.zeros(2, 96), "widths 64, 128, 256, 512, got 96"),
+        (torch.zeros(2, 96), "widths 64, 128, 256, 512, 1024, got 96"),
         (torch.zeros(2, 64, dtype=torch.float64), "float32"),
         (torch.zeros(2, 64), r"CUDA device, got cpu"),
     ):
