@@ -23,7 +23,7 @@ EVAL_SEED = 1_000_003  # added to a run's seed, so that no training episode is a
 _LOOK_EVERY = 32  # steps: to see whether anybody is still at it waits for the device
 
 
-class NotFinite(TrainingError):
+class NotFiniteError(TrainingError):
     """A policy, or every environment, returned values that are not finite: there is nothing to score."""
 
 
@@ -80,8 +80,8 @@ def evaluate(
 
     env: its num_envs episodes are averaged. watch: called with the environments' own state (`Step.raw`) at the start
     and after every step (a camera, say). abandon: asked before every step whether to raise Abandoned.
-    Raises NotFinite, in one sentence, for a policy whose actions are not finite where its observations are, and where
-    every environment broke; a RuntimeWarning tells of some that did.
+    Raises NotFiniteError, in one sentence, for a policy whose actions are not finite where its observations are, and
+    where every environment broke; a RuntimeWarning tells of some that did.
     """
     device, player = policy.device, Player(policy)
     step = env.reset(seed)
@@ -117,7 +117,7 @@ def evaluate(
         if (watch or t % _LOOK_EVERY == 0) and (not sane or not alive.any()):
             break
     if not sane:
-        raise NotFinite(
+        raise NotFiniteError(
             "the policy's actions are not finite, so there is nothing to score; go on from an earlier checkpoint, with "
             "smaller learning rates"
         )
@@ -154,7 +154,7 @@ class _Nearest:
 
 def _tell_broken(broken: int, num_envs: int) -> None:
     if broken == num_envs:
-        raise NotFinite(
+        raise NotFiniteError(
             f"all {num_envs} environments returned values that are not finite, so there is nothing to score: the "
             "physics diverged; see the task's time step and forces, or evaluate an earlier checkpoint"
         )

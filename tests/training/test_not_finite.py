@@ -12,7 +12,7 @@ import torch
 import deepres
 from deepres.data.batch import Sizes
 from deepres.data.environments import open_environments
-from deepres.training.evaluate import NotFinite, evaluate
+from deepres.training.evaluate import NotFiniteError, evaluate
 from deepres.training.learner import Learner
 from helpers.tiny_runs import TINY
 
@@ -28,7 +28,9 @@ def test_a_policy_that_is_not_finite_has_no_score(engine):
     policy = policy_of(env)
     with torch.no_grad():
         policy.actor.mean.bias.fill_(math.nan)
-    with pytest.raises(NotFinite, match="the policy's actions are not finite, so there is nothing to score"):
+    with pytest.raises(
+        NotFiniteError, match="the policy's actions are not finite, so there is nothing to score"
+    ):
         evaluate(env, policy, seed=0)
 
 
@@ -77,7 +79,7 @@ def test_an_environment_that_breaks_is_told_and_in_no_mean():
     assert whole.broken_envs == 0 and partly.broken_envs == 2
     assert all(math.isfinite(value) for value in partly.as_dict().values())
     assert partly.episode_length == 20 and partly.final_distance != whole.final_distance
-    with pytest.raises(NotFinite, match="all 4 environments returned values that are not finite"):
+    with pytest.raises(NotFiniteError, match="all 4 environments returned values that are not finite"):
         evaluate(Breaking(env, [0, 1, 2, 3]), policy, seed=0)
 
 
