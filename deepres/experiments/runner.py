@@ -27,6 +27,7 @@ from deepres.experiments.statistics import Interval, depth_slope, mean_interval
 from deepres.experiments.study import Size, Study, Trial
 
 Row = dict[str, Any]
+FLAT = 1e-6  # slopes within it are rounding
 FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
 
 
@@ -250,6 +251,8 @@ def verdict(study: Study, drawn: dict[str, list[Setting]]) -> str:
         slope = depth_slope({int(one.labels[study.along]): one.scores for one in line})
         up = slope if study.rising else Interval(-slope.value, -slope.high, -slope.low)
         says = "supports the claim" if up.low > 0 else "contradicts it" if up.high < 0 else "decides nothing"
+        if max(abs(up.low), abs(up.high)) < FLAT:
+            says = "is flat"
         if (seeds := min(len(one.scores) for one in line)) < FEWEST:
             says = f"has too few seeds ({seeds}) to decide"
         told.append(f"{name or study.metric}: {slope.text('{:+.3f}')} for each doubling, which {says}")
@@ -284,11 +287,32 @@ def _markdown(
 
 
 def keep(folder: Path, where: Path) -> Path:
-    """Copy what a document quotes (options, rows, table, figure) to `where`/<study>; returns that folder."""
+    """Copy what a document quotes (options, rows, table, figure) to `where`/<study>, and write `where`/README.md, what
+    all studies kept there say; returns the study's folder."""
     study, _ = StudyFolder(folder).read()
     target = where / study.name
     target.mkdir(parents=True, exist_ok=True)
     for name in ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf"):
         if (folder / name).exists():
             shutil.copyfile(folder / name, target / name)
+    StudyFolder(where).write(where / "README.md", _index(where))
     return target
+
+
+def _index(where: Path) -> str:
+    told = []
+    for name in studies.names():
+        table = where / name / "table.md"
+        if table.exists():
+            title, *parts = [part for part in table.read_text().split("\n\n") if not part.startswith("|")]
+            _, sentence, made, *_ = parts
+            question = title.partition(": ")[2]
+            question = question[:1].upper() + question[1:]
+            told.append(
+                f"## {question}\n\n{sentence}\n\n{made}\n\n![{name}]({name}/figure.png)\n\n[Table]({name}/table.md)"
+            )
+    head = (
+        "# What was learned by depth\n\nEach study is one command, `deepres experiment NAME`; its rows stand beside "
+        "its table."
+    )
+    return "\n\n".join([head, *told]) + "\n"

@@ -46,6 +46,7 @@ def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
         ({4: [0.1, 0.8, 0.4], 16: [0.5, 0.2, 0.9], 64: [0.2, 0.9, 0.3]}, True, "decides nothing"),
         ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, False, "supports the claim"),
         ({4: [0.1, 0.2], 16: [0.4, 0.5], 64: [0.7, 0.8]}, True, "too few seeds (2) to decide"),
+        ({4: [1.0] * 3, 16: [1.0] * 3, 64: [1.0 + 1e-12] * 3}, True, "is flat"),
     ],
 )
 def test_the_sentence_says_what_the_rows_do(by_depth, rising, says):
@@ -137,6 +138,12 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     target = runner.keep(folder, tmp_path / "docs")
     assert sorted(file.name for file in target.iterdir()) == sorted(
         ["figure.pdf", "figure.png", "rows.csv", "study.json", "table.md"]
+    )
+    told = (tmp_path / "docs" / "README.md").read_text()
+    assert (
+        "## Does it grow?" in told
+        and "too few seeds (1) to decide" in told
+        and "2 of 4 trials finished" in told
     )
     with pytest.raises(ValueError, match="holds the study tiny_numbers of size cpu, got depth of size cpu"):
         run_study("depth", out=folder)
