@@ -33,7 +33,12 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     "triton": Backend(
-        [compile_triton.residual_stack, compile_triton.info_nce, compile_triton.info_nce_general],
+        [
+            compile_triton.residual_stack,
+            compile_triton.info_nce,
+            compile_triton.info_nce_general,
+            compile_triton.hazard,
+        ],
         compile_triton.versions,
     )
 }

@@ -41,6 +41,7 @@ BACKENDS: dict[str, dict[str, str]] = {
         "reference": "deepres.kernels.info_nce.reference",
     },
     "hazard": {
+        "triton": "deepres.kernels.hazard.triton",
         "cpu": "deepres.kernels.hazard.cpu",
         "reference": "deepres.kernels.hazard.reference",
     },

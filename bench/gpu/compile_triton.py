@@ -166,6 +166,33 @@ def info_nce_general() -> Iterator[Entry]:
                 )  # fmt: skip
 
 
+def hazard() -> Iterator[Entry]:
+    """The Triton hazards with every gradient, at the widths that their tiles differ for."""
+    from deepres.kernels.hazard import triton as launcher
+    from deepres.kernels.hazard import triton_kernels as kernels
+
+    vectors = (
+        "features", "basis", "bias", "l0", "scale", "discount", "weight", "carried", "nll", "value",
+        "dfeatures", "dbasis", "dbias", "dl0",
+    )  # fmt: skip
+    types = {
+        **dict.fromkeys(vectors, "*fp32"),
+        **dict.fromkeys(("B", "K", "D"), "i32"),
+        "lag": "*i64",
+        "event": "*u8",
+    }
+    needs: dict[str, dict[str, object]] = {
+        "nll": {"NEED_ROWS": True, "NEED_BINS": True},
+        "value": {"NEED_TAILS": True, "NEED_ROWS": True},
+        "bins": {},
+    }
+    for width in (16, 32, 64, launcher.LARGEST_WIDTH):
+        for name, constants in needs.items():
+            kernel, tiles = getattr(kernels, f"{name}_kernel"), launcher.tiles(width)
+            compile_for = _compiler(kernel, types, constants, tiles)
+            yield Entry("hazard", f"hazard_{name}", {"width": width}, compile_for)
+
+
 def _compiler(kernel, types, constants, tiles) -> Callable[[int], Usage]:
     return lambda target: compile_triton(kernel, types, constants, tiles, target)
 

@@ -15,7 +15,7 @@ Gradients need no scan for the first, and one from the front and one from the ba
     dvalue/dl_j  sigmoid(l_j) sum_{k>j} D_k S_k
     dvalue/dl0   -sigmoid(l0) value
 
-A backend module (cpu.py; see dispatch.py) serves the ops with
+A backend module (cpu.py, triton.py; see dispatch.py) serves the ops with
 
     unsupported(hazards) -> str | None
     nll(hazards, lag, event, weight, needs) -> (loss [], nll [B], gradients)

@@ -12,6 +12,7 @@ from bench.gpu import usage
 TIGHT = [
     {"kernel": "dgrad", "width": "512", "precision": "bf16"},
     {"kernel": "info_nce", "width": "64", "energy": "norm", "form": "forward", "phase": "gradients"},
+    {"kernel": "hazard_value", "width": "64"},
 ]
 
 
