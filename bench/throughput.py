@@ -39,10 +39,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--op", nargs="+", metavar="OP", help=f"{', '.join(OP_CHOICES)} (default: all but info_nce)")
+    add("--op", nargs="+", metavar="OP", help=f"{', '.join(OP_CHOICES)} (default: those whose depth varies)")
     add("--depth", nargs="+", type=int, metavar="D", help="layers (default: 4 16 64 256 1024)")
-    add("--batch", nargs="+", type=int, metavar="B", help="rows (512); several for info_nce alone")
-    add("--width", type=int, help="columns (default: 256, and 64 features for info_nce)")
+    add("--batch", nargs="+", type=int, metavar="B", help="rows (512); several for info_nce, hazard")
+    add("--width", type=int, help="columns (default: 256, and 64 features for info_nce, hazard)")
     add("--precision", nargs="+", default=["fp32"], metavar="P", help=f"{', '.join(PRECISIONS)} (fp32)")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where PyTorch sees a GPU")
     add("--threads", type=int, help="CPU threads of each contestant (default: PyTorch's own choice)")
@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.batch and min(arguments.batch) < 1:
         parser.error(f"--batch must be greater than 0, got {min(arguments.batch)}")
     if len(arguments.batch or ()) > 1 and any(OPS[op].axis == "depth" for op in arguments.op):
-        parser.error("--batch takes one number where the depth varies; ask for --op info_nce alone")
+        parser.error("--batch takes one number where the depth varies; ask for --op info_nce or hazard")
     return arguments
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from bench.harness.contestants import CEILING, SINGLE, Case, Implementation, Op
 
 ACTOR_DEPTH_LIMIT = 512  # the paper saw the actor's loss explode beyond
+HAZARD_BINS = 1000
 BROADCAST_BYTES = 4 * 2**30  # of the broadcast form of info_nce: it takes as many rows at a time as fit
 
 
@@ -89,6 +90,11 @@ def info_nce_fused_memory(case: Case) -> int:
 
 def info_nce_broadcast_memory(case: Case) -> int:
     return min(BROADCAST_BYTES, 3 * 4 * case.batch**2 * case.width) + 2**28
+
+
+def hazard_fused_memory(case: Case) -> int:
+    """Inputs and gradients, and the logits of a few rows."""
+    return 2 * 4 * 4 * (case.batch + HAZARD_BINS) * case.width + 2**28
 
 
 def _deepres(
@@ -198,4 +204,23 @@ INFO_NCE = Op(
     width=64,
     precisions=("fp32",),
 )  # fmt: skip
-OPS = {op.name: op for op in (MATRIX_PRODUCT, RESIDUAL_STACK, GRADIENT_STEP, INFO_NCE)}
+HAZARD = Op(
+    name="hazard",
+    modes={"forward_backward": "forward + backward of loss and value"},
+    implementations={
+        "eager": Implementation("eager PyTorch", "bench.ops.hazard:eager", worse=8.0),
+        "compile": Implementation("torch.compile", "bench.ops.hazard:compiled", worse=8.0, option="compile"),
+        **_deepres("bench.ops.hazard:fused", worse=2.0, memory=hazard_fused_memory),
+    },
+    truth="bench.ops.hazard:truth",
+    # products: logits, dfeatures and dbasis of the loss, logits and dfeatures of the value
+    flops=lambda case: 5 * 2 * case.batch * HAZARD_BINS * case.width,
+    bytes=lambda case: 4 * (4 * case.batch + 4 * HAZARD_BINS) * case.width,
+    memory=lambda case: 12 * 4 * case.batch * HAZARD_BINS + 2**28,
+    resident=lambda case: 4 * 4 * (case.batch + HAZARD_BINS) * case.width + 2**28,
+    axis="batch",
+    sizes=(256, 512, 2048, 8192),
+    width=64,
+    precisions=("fp32",),
+)
+OPS = {op.name: op for op in (MATRIX_PRODUCT, RESIDUAL_STACK, GRADIENT_STEP, INFO_NCE, HAZARD)}

@@ -40,6 +40,8 @@ class Preset:
     def config(self) -> Config:
         """Everything that a preset does not name is the published default already (see `Config`)."""
         algorithm, options = _METHODS[self.method]
+        if algorithm in ("srl", "chrono") and self.env.startswith("humanoid"):
+            options = {**options, "goal_sequence": 32, "batch_size": 1024}
         return Config(
             algorithm,
             env=self.env,
@@ -75,6 +77,8 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # word: algorithm, its opti
     "ac-crl": ("crl", {"horizon": 3, "gradient_steps": 999}),  # every batch of a round's rows
     "safe-crl": ("crl", {"survival_rows": True, "survival_bonus": 1.0}),
     "cmd": ("crl", {"energy": "mrn", "form": "backward"}),
+    "srl": ("srl", {}),
+    "chrono": ("chrono", {}),
 }
 
 # method, task: {depth: time at goal after 100M steps}
@@ -88,6 +92,17 @@ _LATER: dict[tuple[str, str], dict[int, float | None]] = {
     ("safe-crl", "humanoid"): {16: None, 64: None},
     ("safe-crl", "humanoid_u_maze"): {64: None},
     ("cmd", "ant_u4_maze"): {4: None, 64: None},
+    ("srl", "ant_u4_maze"): {8: 701, 16: 834, 32: 826, 64: 830},
+    ("srl", "ant_u5_maze"): {8: 389, 16: 693, 32: 738, 64: 768},
+    ("srl", "ant_big_maze"): {16: 789, 32: 800, 64: 799},
+    ("srl", "ant_hardest_maze"): {8: 248, 16: 521, 32: 590, 64: 706},
+    ("srl", "humanoid"): {8: 464, 16: 493, 32: 492, 64: 557},
+    ("chrono", "ant_u4_maze"): {4: 861, 8: 837, 16: 858, 32: 847, 64: 843},
+    ("chrono", "ant_u5_maze"): {1: 354, 2: 665, 4: 796, 8: 779, 16: 796, 32: 786, 64: 757},
+    ("chrono", "ant_big_maze"): {4: 832, 8: 823, 16: 855, 32: 860, 64: 808},
+    ("chrono", "ant_hardest_maze"): {1: 260, 2: 520, 4: 757, 8: 778, 16: 789, 32: 769, 64: 772},
+    ("chrono", "humanoid"): {2: 60, 4: 769, 8: 823, 16: 830, 32: 843, 64: 804},
+    ("chrono", "humanoid_u_maze"): {4: 20, 8: 35, 16: 76, 32: 77, 64: 187},
 }
 
 PRESETS: dict[str, Preset] = {

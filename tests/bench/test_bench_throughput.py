@@ -7,8 +7,9 @@ import pytest
 
 from bench import throughput
 from bench.harness import contest, plot, table, turns, workers
-from bench.harness.contestants import Implementation, Prepared
+from bench.harness.contestants import Case, Implementation, Prepared
 from bench.ops import registry
+from deepres.testing import worst_error
 from helpers.benches import bench
 
 # not tinier: the worst of a few hundred errors is luck, and the check before the clock compares worst errors
@@ -76,7 +77,10 @@ def test_tables_come_from_the_file_and_name_their_command(run):
     "arguments, sentence",
     [
         (["--depth", "6"], "--depth must be multiples of 4 (four layers to a block), got 6"),
-        (["--op", "softmax"], "--op must be of residual_stack, gradient_step, info_nce, got 'softmax'"),
+        (
+            ["--op", "softmax"],
+            "--op must be of residual_stack, gradient_step, info_nce, hazard, got 'softmax'",
+        ),
         (["--precision", "int8"], "--precision must be of fp32, tf32, bf16, got 'int8'"),
         (
             ["--precision", "tf32", "--device", "cpu"],
@@ -86,7 +90,7 @@ def test_tables_come_from_the_file_and_name_their_command(run):
         (["--op", "info_nce", "--precision", "bf16"], "--precision must be of fp32 for info_nce, got 'bf16'"),
         (
             ["--batch", "64", "128"],
-            "--batch takes one number where the depth varies; ask for --op info_nce alone",
+            "--batch takes one number where the depth varies; ask for --op info_nce or hazard",
         ),
     ],
 )
@@ -214,8 +218,17 @@ def test_info_nce_is_an_op_whose_batch_varies(tmp_path):
     assert "**info_nce, forward + backward, fp32**, width 16" in markdown and "| 128 |" in markdown
 
 
+def test_the_hazards_contestants_compute_the_same():
+    from bench.ops import hazard
+
+    case = Case("hazard", "forward_backward", 1, 40, 8, "fp32", "cpu")
+    exact, plain = hazard.truth(case)
+    for prepared in (hazard.eager(case, ""), hazard.fused(case, "cpu"), hazard.fused(case, "reference")):
+        for name, result in prepared.named(prepared.run()).items():
+            assert worst_error(result, exact[name]) <= 8 * worst_error(plain[name], exact[name]) + 2e-6, name
+
+
 def test_the_broadcast_form_in_parts_is_the_whole(monkeypatch):
-    from bench.harness.contestants import Case
     from bench.ops import info_nce
 
     phi, psi = info_nce.inputs(Case("info_nce", "forward_backward", 1, 40, 8, "fp32", "cpu"))

@@ -14,7 +14,7 @@ def test_every_row_of_the_papers_tables_is_there():
     papers = [one for one in presets.PRESETS.values() if one.method == "crl"]
     assert len({one.env for one in papers}) == 10
     for one in presets.PRESETS.values():
-        assert one.depth in (4, 8, 16, 32, 64, 1024)
+        assert one.depth in (1, 2, 4, 8, 16, 32, 64, 1024)
     scored = [one for one in papers if one.time_at_goal is not None]
     assert len(scored) == 20
     timed = {name: one.hours for name, one in presets.PRESETS.items() if one.hours is not None}
@@ -47,6 +47,17 @@ def test_a_later_method_is_its_options_on_the_same_run(name, options):
     )
     assert config == plain.replace(**options) and config != plain
     assert presets.PRESETS["humanoid-ac-crl-d16"].time_at_goal == 803
+
+
+def test_survival_presets_are_the_published_defaults_and_humanoids_hold_their_goal():
+    for name, algorithm in (("ant-u4-maze-srl-d64", "srl"), ("ant-u4-maze-chrono-d8", "chrono")):
+        config = presets.preset(name)
+        published = Config(algorithm, env="ant_u4_maze", depth=config.network.depth)
+        assert config.algorithm_name == algorithm and config.algorithm == published.algorithm
+        assert config.schedule.batch_size == 512 and config.schedule.total_steps == 100_000_000
+    humanoid = presets.preset("humanoid-u-maze-chrono-d64")
+    assert humanoid.algorithm.goal_sequence == 32 and humanoid.schedule.batch_size == 1024
+    assert presets.PRESETS["humanoid-u-maze-chrono-d64"].time_at_goal == 187
 
 
 def test_every_preset_names_a_task_that_is_there():
