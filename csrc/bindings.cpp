@@ -13,6 +13,7 @@ namespace deepres {
 void bind_hazard(pybind11::module_& m);
 void bind_isa(pybind11::module_& m);
 void bind_info_nce(pybind11::module_& m);
+void bind_policy(pybind11::module_& m);
 void bind_residual_stack(pybind11::module_& m);
 }  // namespace deepres
 
@@ -35,5 +36,6 @@ PYBIND11_MODULE(_C, m) {
   deepres::bind_isa(m);
   deepres::bind_hazard(m);
   deepres::bind_info_nce(m);
+  deepres::bind_policy(m);
   deepres::bind_residual_stack(m);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.data.chunks import Player
 from deepres.data.environments import Environments
+from deepres.deploy.compiled import CompiledActor
 from deepres.deploy.files import WRITERS
-from deepres.deploy.plain import FrozenPolicy, PlainNetwork
+from deepres.deploy.plain import FrozenPolicy, PlainNetwork, frozen
 from deepres.deploy.runtime import read_onnx
 from deepres.machine import pick_device, plain_torch
 from deepres.options import flags
@@ -118,6 +119,18 @@ class Policy:
         network = self._plain()
         WRITERS[format](network, self._metadata(network), path)
         return path
+
+    @plain_torch()
+    def compiled(self, precision: str = "fp32") -> Policy:
+        """This policy for one observation at a time: on one thread of the CPU, without noise, weights packed once.
+
+        A row reads every weight once and in order; many rows are done one after another. precision: fp32, or bf16,
+        which rounds the weights alone. `network.actor.act_into(obs, actions)` acts without allocating. Later changes
+        of this policy's weights do not reach it. Raises ImportError without deepres._C, ValueError.
+        """
+        network = self._plain()
+        actor = CompiledActor(network, precision)
+        return replace(self, network=frozen(actor, network.horizon, network.clocked))
 
     def _plain(self) -> PlainNetwork:
         self._require_network()
