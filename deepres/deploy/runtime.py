@@ -26,12 +26,9 @@ class OnnxActor(nn.Module):
         return torch.from_numpy(found).flatten(1)
 
 
-def read_onnx(path: Path, threads: int | None = None) -> tuple[FrozenPolicy, dict[str, Any]]:
-    """The policy in `path`, and what `Policy.export` says about it in "deepres": config, sizes, env_steps.
-
-    threads: that one call may use, by default as many as PyTorch's. Raises ImportError without onnxruntime,
-    CheckpointError in one sentence for a file that `Policy.export` did not write.
-    """
+def open_session(path: Path, threads: int | None = None) -> Any:
+    """An onnxruntime session on the CPU. threads: that one call may use, by default as many as PyTorch's. Raises
+    ImportError without onnxruntime, and its own exceptions for a file that it cannot read."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -39,15 +36,24 @@ def read_onnx(path: Path, threads: int | None = None) -> tuple[FrozenPolicy, dic
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
     options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def read_onnx(path: Path) -> tuple[FrozenPolicy, dict[str, Any]]:
+    """The policy in `path`, and what `Policy.export` says about it in "deepres": config, sizes, env_steps, evaluation.
+
+    Raises ImportError without onnxruntime, CheckpointError in one sentence for a file that `Policy.export` did not
+    write.
+    """
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         about = json.loads(session.get_modelmeta().custom_metadata_map["deepres"])
         shapes = {one.name: one.shape for one in session.get_outputs()}
-        if PLAN in shapes:
-            output, horizon = PLAN, shapes[PLAN][1]
-        else:
-            output, horizon = OUTPUT, 1
+        output = PLAN if PLAN in shapes else OUTPUT
+        horizon = shapes[PLAN][1] if PLAN in shapes else 1
         clocked = session.get_inputs()[0].shape[1] - about["sizes"]["state"] - about["sizes"]["goal"]
+    except ImportError:
+        raise
     except Exception as error:  # onnxruntime raises classes of its own, which share no name
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
