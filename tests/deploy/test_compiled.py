@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 
 import pytest
@@ -13,7 +12,7 @@ from deepres.deploy.compiled import CompiledActor
 from deepres.deploy.plain import PlainNetwork
 from deepres.kernels.residual_stack import cpu
 from deepres.testing import assert_no_worse, worst_error
-from helpers.policies import observations, untrained
+from helpers.policies import doubled, observations, untrained
 
 ISAS = cpu._C.isas()
 RAGGED = {"width": 45, "depth": 6, "actor_depth": 6, "skip_every": 3}
@@ -25,15 +24,6 @@ def isa(request):
     cpu._C.use_isa(request.param)
     yield request.param
     cpu._C.use_isa(before)
-
-
-def doubled(network: PlainNetwork) -> PlainNetwork:
-    """The same in float64: the truth."""
-    double = copy.copy(network)
-    for name, value in vars(network).items():
-        if isinstance(value, torch.Tensor):
-            setattr(double, name, value.double())
-    return double
 
 
 @pytest.mark.parametrize("activation", ["swish", "relu"])

@@ -15,10 +15,19 @@ import deepres
 from deepres import CheckpointError, Policy
 from deepres.commands.main import main
 from deepres.deploy import files
-from helpers.policies import TASK, observations, untrained
+from deepres.deploy.plain import PlainNetwork
+from deepres.testing import assert_no_worse
+from helpers.policies import TASK, doubled, observations, untrained
 from helpers.tiny_runs import TINY, contents
 
-SHAPES = [(4, 4), (64, 4), (6, 0), (4, 8)]  # depth, skip_every; the last has plain layers alone
+SHAPES = [
+    (4, 4),
+    (64, 4),
+    (4, 0),
+    (64, 0),
+    (64, 8),
+    (4, 8),
+]  # depth, skip_every; the last has plain layers alone
 
 
 @pytest.mark.parametrize(("depth", "skip_every"), SHAPES)
@@ -30,8 +39,12 @@ def test_a_file_acts_as_the_policy(tmp_path, depth, skip_every, activation, norm
     )
     read = Policy.load(policy.export(tmp_path / "policy.onnx"))
     obs = observations(policy, 1000)
-    difference = (read.act(obs) - policy.act(obs)).abs().max()
-    assert difference <= 1e-5
+    network = PlainNetwork(policy.network)
+    assert_no_worse("actions", read.act(obs), network(obs), doubled(network)(obs.double()))
+    if (
+        skip_every or depth < 64
+    ):  # deep ones without skips magnify rounding itself: PyTorch is as far from float64
+        assert (read.act(obs) - policy.act(obs)).abs().max() <= 1e-5
     assert (read.sizes, read.env_steps, read.config.network) == (TASK, 120, policy.config.network)
 
 

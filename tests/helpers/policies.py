@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 
 from deepres import Config, Policy, Sizes
+from deepres.deploy.plain import PlainNetwork
 from deepres.training.learner import build_algorithm
 from helpers.tiny_runs import SIZES
 
@@ -31,3 +33,12 @@ def observations(policy: Policy, count: int) -> torch.Tensor:
     if policy.network.clocked:
         obs = torch.cat([obs, torch.randint(0, 25, (count, 1)).float()], dim=1)
     return obs
+
+
+def doubled(network: PlainNetwork) -> PlainNetwork:
+    """The same in float64: the truth."""
+    double = copy.copy(network)
+    for name, value in vars(network).items():
+        if isinstance(value, torch.Tensor):
+            setattr(double, name, value.double())
+    return double
