@@ -340,7 +340,7 @@ def test_every_options_type_and_bounds_are_checked(group):
         ({"gamma": float("nan")}, "gamma must lie strictly between 0 and 1, got nan"),
         ({"batch_size": 1}, "batch_size must be a whole number >= 2, got 1"),
         ({"num_envs": 2.5}, "num_envs must be a whole number >= 1, got 2.5"),
-        ({"energy": "manhattan"}, "energy must be one of norm, l2, dot, cosine, got 'manhattan'"),
+        ({"energy": "manhattan"}, "energy must be one of norm, l2, dot, cosine, mrn, got 'manhattan'"),
         ({"precision": "int8"}, "precision must be one of fp32, tf32, bf16, fp16, got 'int8'"),
         ({"min_buffer_steps": 20_000}, "min_buffer_steps must not exceed buffer_steps=10000, got 20000"),
         ({"recompute": "0"}, "recompute must be none, auto or a number of blocks >= 1, got '0'"),

@@ -216,7 +216,7 @@ def main() -> int:
     sizes = [model.Size(DEPTHS[0], arguments.batch, arguments.width, p) for p in arguments.precision]
     tasks = [(mechanism, size) for mechanism in MECHANISMS for size in sizes]
     for (mechanism, size), outcome in children.each(DESK, "measure", tasks, limit_s=LIMIT_S):
-        predicted = model.predictions(machine, size) if machine else "no entry in bench/gpu/model.py"
+        predicted = _predicted(machine, size)
         row = {"mechanism": mechanism, **dataclasses.asdict(size), "predicted_us": predicted}
         row |= {"status": outcome.status, "reason": outcome.reason, "measured": outcome.answer}
         results["rows"].append(row)
@@ -225,6 +225,16 @@ def main() -> int:
     results["complete"] = True
     files.save(results, path)
     return 0 if all(row["status"] == "measured" for row in results["rows"]) else 1
+
+
+def _predicted(machine: model.Machine | None, size: model.Size) -> object:
+    """What the model says, or why it says nothing."""
+    if machine is None:
+        return "no entry in bench/gpu/model.py"
+    try:
+        return model.predictions(machine, size)
+    except ValueError as error:
+        return str(error)
 
 
 def begun(arguments: argparse.Namespace) -> files.Row | None:

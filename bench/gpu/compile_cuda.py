@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from bench.harness.results import Row
 from deepres.kernels import cuda_program
 from deepres.kernels.residual_stack.cuda import WIDTHS, Geometry
+from deepres.kernels.residual_stack.cuda_geometry import fewest_blocks
 from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
 # Shared memory that one block may ask for (CUDA C++ programming guide, technical specifications), in bytes.
@@ -27,6 +28,8 @@ def report(
         for precision in precisions:
             for target, cluster in itertools.product(targets, CLUSTERS):
                 if cluster > 1 and (target == "sm_80" or width // cluster < 64):
+                    continue
+                if cluster < fewest_blocks(width, _capability(target)):
                     continue
                 geometry = Geometry(width, StackOptions(precision=precision), cluster)
                 _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, target)
@@ -47,6 +50,11 @@ def report(
                         | ({"stages": stages} if short in ("forward", "dgrad") else {})
                     )
     return rows
+
+
+def _capability(target: str) -> tuple[int, int]:
+    number = int(re.sub(r"\D", "", target))
+    return number // 10, number % 10
 
 
 def _usage(log: str) -> Iterable[tuple[str, dict[str, int]]]:

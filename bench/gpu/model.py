@@ -95,7 +95,13 @@ def _kept_cycles() -> dict[tuple[str, int, str, int], tuple[float, ...]]:
 
 def code_cycles(machine: Machine, size: Size, cluster: int, kernel: str) -> float:
     """Cycles of a layer of `kernel`, "forward" or "dgrad", along the line through those at EXCHANGES."""
-    (near, far), (low, high) = EXCHANGES, _kept_cycles()[kernel, size.width, size.precision, cluster]
+    kept = _kept_cycles().get((kernel, size.width, size.precision, cluster))
+    if kept is None:
+        raise ValueError(
+            f"layer_cycles.json has no {kernel} of width {size.width} in {size.precision} on {cluster} blocks; "
+            "python bench/layer_cycles.py --keep counts them"
+        )
+    (near, far), (low, high) = EXCHANGES, kept
     return low + (high - low) / (far - near) * (machine.exchange - near)
 
 

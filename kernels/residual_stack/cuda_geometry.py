@@ -118,4 +118,9 @@ def choose_cluster(width: int, blocks: int, capability: tuple[int, int], process
     if capability < (9, 0):
         return 1
     fitting = (c for c in (4, 2) if width // c >= 64 and blocks * c <= processors)
-    return next(fitting, 1)
+    return next(fitting, fewest_blocks(width, capability))
+
+
+def fewest_blocks(width: int, capability: tuple[int, int]) -> int:
+    """Blocks that a row takes at least: on sm_120 512 columns of fp32 are 20 bytes more than one block's registers."""
+    return 2 if width == 512 and capability >= (12, 0) else 1

@@ -121,7 +121,7 @@ def test_the_check_runs_each_mechanism_and_keeps_its_rows(on_host, monkeypatch, 
         (
             sys,
             "argv",
-            ["check.py", "--width", "128", "--batch", "7", "--precision", "bf16", "--out", str(tmp_path)],
+            ["check.py", "--width", "256", "--batch", "7", "--precision", "bf16", "--out", str(tmp_path)],
         ),
     ):
         monkeypatch.setattr(owner, name, value)
@@ -136,6 +136,10 @@ def test_the_check_runs_each_mechanism_and_keeps_its_rows(on_host, monkeypatch, 
             for what in ("depth 4", "depth 8", "us a layer")
         }
         assert row["status"] == "measured" and row["predicted_us"]["C/layer"] > 0
+    h100 = check.machine_of("NVIDIA H100 80GB HBM3")
+    assert "layer_cycles.json has no forward of width 96" in check._predicted(
+        h100, model.Size(4, 7, 96, "bf16")
+    )
     assert len(graphs) == 2 * 2 * 2  # forward and backward of two depths, ours and eager in a graph
     assert set(on_host) == {2}
 

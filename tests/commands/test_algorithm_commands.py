@@ -104,7 +104,7 @@ def test_algorithms_are_listed(capsys, monkeypatch):
     main(["algorithms"])
     said = capsys.readouterr().out
     assert all(name in said for name in algorithms.names())
-    assert "goals, successes, next_states, terminals" in said and "Soft actor-critic" in said
+    assert "goals, next_states, successes, terminals" in said and "Soft actor-critic" in said
 
 
 def test_an_algorithm_that_cannot_be_imported_harms_no_command(capsys, monkeypatch):

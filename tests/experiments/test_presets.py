@@ -73,7 +73,8 @@ def test_unknown_names_get_the_nearest_ones():
         presets.preset("zzz")
 
 
-def test_the_command_lists_them(capsys):
+def test_the_command_lists_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     main(["presets"])
     listed = capsys.readouterr().out
     assert all(name in listed for name in presets.names()) and "134.15" in listed

@@ -149,7 +149,8 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
         run_study("depth", out=folder)
 
 
-def test_what_cannot_be_run_is_told(tmp_path, capsys):
+def test_what_cannot_be_run_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit):
         main(["experiment", "dept"])
     assert "there is no study 'dept'; did you mean depth?" in capsys.readouterr().err
