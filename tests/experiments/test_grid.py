@@ -71,18 +71,17 @@ def test_any_options_vary(tmp_path, in_checkout, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     folder, options = tmp_path / "sweep", tmp_path / "options.json"
     options.write_text(TINY.replace(total_steps=80).to_json())
-    grid = ["--grid", "gamma=0.9,0.99", "seed=0,1"]
+    grid = ["--grid", "gamma=0.9,0.99", "seed=1"]
     main(["sweep", "--config-file", str(options), *grid, "--out", str(folder)])
     said = " ".join(capsys.readouterr().out.split())
     assert "point_u_maze: score against gamma gamma seeds finished" in said
     for gamma in (0.9, 0.99):
-        for seed in (0, 1):
-            run = read_run(folder / f"gamma_{gamma}-s{seed}")
-            assert (run.config.algorithm.gamma, run.config.schedule.seed, run.env_steps) == (gamma, seed, 80)
-            assert run.config.network == TINY.network
+        run = read_run(folder / f"gamma_{gamma}-s1")
+        assert (run.config.algorithm.gamma, run.config.schedule.seed, run.env_steps) == (gamma, 1, 80)
+        assert run.config.network == TINY.network
     assert (folder / "gamma.png").read_bytes().startswith(b"\x89PNG")
     asked = json.loads((folder / "sweep.json").read_text())
-    assert asked["grid"] == {"gamma": [0.9, 0.99], "seed": [0, 1]}
+    assert asked["grid"] == {"gamma": [0.9, 0.99], "seed": [1]}
     main(["compare", str(folder), "--out", str(tmp_path / "c.png")])
     said = capsys.readouterr().out
     assert "point_u_maze, gamma 0.9" in said and "point_u_maze, gamma 0.99" in said
