@@ -11,8 +11,8 @@ FOLDER/study.json      which study, size and seeds
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from deepres.experiments import studies
 from deepres.experiments.jobs import Job, run_jobs
 from deepres.experiments.statistics import Interval, depth_slope, mean_interval
 from deepres.experiments.study import Size, Study, Trial
+from deepres.runs.folder import write_whole
 
 Row = dict[str, Any]
 FLAT = 1e-6  # slopes within it are rounding
@@ -53,9 +54,7 @@ class StudyFolder:
     def write(self, file: Path, text: str) -> None:
         """Whole or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.draft")
-        draft.write_text(text)
-        os.replace(draft, file)
+        write_whole(file, text)
 
     def read(self) -> tuple[Study, list[Trial]]:
         """The study that is run here, and its trials. Raises FileNotFoundError or ValueError in one sentence."""
@@ -151,12 +150,11 @@ def write_rows(folder: StudyFolder, trials: list[Trial]) -> list[Row]:
             rows.append({**found["labels"], **found["numbers"], **found["made"]})
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        draft = folder.path / ".rows.csv.draft"
-        with open(draft, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(draft, folder.path / "rows.csv")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        folder.write(folder.path / "rows.csv", text.getvalue())
     return rows
 
 

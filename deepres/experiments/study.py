@@ -6,7 +6,6 @@ config to the end. See runner.py for the folder that a study leaves.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepres.config import Config
-from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import RunFiles, read_run
 from deepres.runs.folder import RunFolder
 
@@ -49,10 +47,7 @@ def trained(trial: Trial, folder: Path) -> Numbers:
     from deepres.training.loop import train
     from deepres.training.stability import TrainingError
 
-    resume = bool(checkpoints.steps(RunFolder(folder).checkpoints))
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)  # it ended before its first checkpoint
-    diverged = 0.0
+    resume, diverged = RunFolder(folder).config.exists(), 0.0
     try:
         result = train(trial.config, folder, resume=resume, progress=False)
         if result.interrupted:
