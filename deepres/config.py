@@ -74,6 +74,9 @@ class Schedule:
     """Steps of each environment collected before learning starts."""
     warmup_steps: int = option(0, least=0, resume=True)
     """Gradient steps over which the learning rates grow from 0 to their value (ours)."""
+    lr_depth: int | None = option(None, least=1, resume=True)
+    """Layers up to which a network's learning rate holds: one of D layers has sqrt(lr_depth / D) of it (ours); None is
+    the same for all."""
     max_grad_norm: float | None = option(None, above=0, resume=True)
     """Bound on the Euclidean norm of each network group's gradient (ours); None has none."""
     max_skipped: float = option(0.01, least=0, below=1, share=True, resume=True)

@@ -41,12 +41,14 @@ from deepres.networks import Networks
 @dataclass(frozen=True)
 class Group:
     """Parameters that one optimiser steps. lr: Adam's step size. every: steps it at every so manieth gradient step
-    only (TD3's delayed actor); skipped gradient steps count too. clip: whether `max_grad_norm` bounds its gradient."""
+    only (TD3's delayed actor); skipped gradient steps count too. clip: whether `max_grad_norm` bounds its gradient.
+    bound: every step ends with the parameters clamped to [-bound, bound]; None leaves them."""
 
     parameters: list[nn.Parameter]
     lr: float
     every: int = 1
     clip: bool = True
+    bound: float | None = None
 
 
 @dataclass(frozen=True)

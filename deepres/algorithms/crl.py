@@ -59,6 +59,8 @@ class CRLOptions:
     """Adam step size of the critic."""
     alpha_lr: float = option(3e-4, least=0, resume=True)
     """Adam step size of the temperature."""
+    log_alpha_bound: float | None = option(None, above=0, resume=True)
+    """Holds the temperature's logarithm within plus and minus this (ours), lest it grow for ever; None does not."""
     target_entropy_per_action: float = option(-0.5)
     """Entropy that the temperature aims at, nats for each action dimension."""
     exact_tanh: bool = option(False)
@@ -104,7 +106,7 @@ class CRL(Algorithm):
         groups = {
             "actor": Group(list(self.actor.parameters()), options.actor_lr),
             "critic": Group([*self.phi.parameters(), *self.psi.parameters()], options.critic_lr),
-            "alpha": Group([self.log_alpha], options.alpha_lr, clip=False),
+            "alpha": Group([self.log_alpha], options.alpha_lr, clip=False, bound=options.log_alpha_bound),
         }
         if options.survival_bonus:
             self.survival = survival.head(networks, state + action)

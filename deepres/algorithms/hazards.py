@@ -64,6 +64,8 @@ class SurvivalOptions:
     """Adam step size of the critic."""
     alpha_lr: float = option(3e-4, least=0, resume=True)
     """Adam step size of the temperature."""
+    log_alpha_bound: float | None = option(None, above=0, resume=True)
+    """Holds the temperature's logarithm within plus and minus this (ours), lest it grow for ever; None does not."""
     target_entropy_per_action: float = option(-0.5)
     """Entropy that the temperature aims at, nats for each number of an action or of a chunk of actions."""
 
@@ -148,7 +150,7 @@ class Survival(Algorithm):
         return {
             "critic": Group(critic, options.critic_lr),
             "actor": Group(list(self.actor.parameters()), options.actor_lr),
-            "alpha": Group([self.log_alpha], options.alpha_lr, clip=False),
+            "alpha": Group([self.log_alpha], options.alpha_lr, clip=False, bound=options.log_alpha_bound),
         }
 
     def _sampler(self, edges: tuple[int, ...] = ()) -> FirstHits:

@@ -6,6 +6,7 @@ waits for the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from deepres.algorithms.base import Algorithm, Group, Losses
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
 from deepres.kernels.packing import packed_once
-from deepres.networks import Networks
+from deepres.networks import Networks, ResidualStack
 from deepres.ranks import ALONE, Ranks
 from deepres.training.optimizer import Adam, sum_of_squares
 
@@ -92,7 +93,15 @@ class Learner:
     def _optimizer(self, group: Group, parameters: list[nn.Parameter]) -> Adam:
         schedule = self.config.schedule
         bound = schedule.max_grad_norm if group.clip else None
-        return Adam(parameters, group.lr, warmup_steps=schedule.warmup_steps, max_grad_norm=bound)
+        lr = group.lr * self._share_of_lr(parameters)
+        return Adam(parameters, lr, warmup_steps=schedule.warmup_steps, max_grad_norm=bound)
+
+    def _share_of_lr(self, parameters: list[nn.Parameter]) -> float:
+        """min(1, sqrt(lr_depth / D)) for a group whose deepest stack has D layers; 1 without `lr_depth` or stack."""
+        full, own = self.config.schedule.lr_depth, {id(p) for p in parameters}
+        stacks = (m for m in self.algorithm.modules() if isinstance(m, ResidualStack) and id(m.weight) in own)
+        depth = max((stack.depth for stack in stacks), default=0)
+        return min(1.0, math.sqrt(full / depth)) if full and depth else 1.0
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Standard normal numbers for one step: as the batch's action, or [noises, ...] (see Algorithm.noises)."""
@@ -185,6 +194,9 @@ class Learner:
         skip = torch.maximum(skip, (~torch.stack(judged).isfinite().all()).float())
         for (name, optimizer), square in zip(optimizers.items(), squares, strict=True):
             optimizer.step(skip=self._not_due(name, skip), squares=square)
+            if (bound := self.algorithm.groups[name].bound) is not None:
+                for p in optimizer.param_groups[0]["params"]:
+                    p.clamp_(-bound, bound)
         return skip
 
     def _not_due(self, name: str, skip: Tensor) -> Tensor:

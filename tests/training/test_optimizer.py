@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from deepres.training.optimizer import Adam, sum_of_squares
-from helpers.learners import learner_of, numbers, same, small, stream
+from helpers.learners import batch_for, learner_of, numbers, same, small, stream
 
 
 def test_adam_equals_torchs_in_double():
@@ -71,3 +73,27 @@ def test_warm_up_grows_step_by_step_and_skipped_steps_do_not_count():
         optimizer.step(skip=torch.tensor(float(skip)))
         sizes.append(before - p.item())
     assert sizes == pytest.approx([0.25, 0.5, 0, 0.75, 1, 1], rel=1e-5)
+
+
+def test_deeper_networks_learn_slower_where_asked():
+    """sqrt(lr_depth / D) of the learning rate, none above it: the critic has 8 layers, the actor 4."""
+    full, slow = learner_of(small()), learner_of(small(lr_depth=4))
+    rates = {name: (full.optimizers[name], slow.optimizers[name]) for name in ("critic", "actor", "alpha")}
+    scales = {
+        name: ours.param_groups[0]["lr"] / its.param_groups[0]["lr"] for name, (its, ours) in rates.items()
+    }
+    assert scales == {"critic": pytest.approx(0.5**0.5), "actor": 1.0, "alpha": 1.0}
+
+
+@pytest.mark.parametrize("algorithm", ["crl", "sac"])
+def test_the_temperature_stays_within_its_bound(algorithm):
+    bounded, free = (learner_of(small(algorithm, **o)) for o in ({"log_alpha_bound": 1e-4}, {}))
+    batch, noise = batch_for(free)
+    for learner in (bounded, free):
+        learner.step(batch, noise)
+    at = free.algorithm.log_alpha.item()
+    assert abs(at) > 2e-4 and bounded.algorithm.log_alpha.item() == pytest.approx(math.copysign(1e-4, at))
+
+
+def test_survival_methods_bound_their_temperature_too():
+    assert learner_of(small("srl", log_alpha_bound=2.0)).algorithm.groups["alpha"].bound == 2.0
