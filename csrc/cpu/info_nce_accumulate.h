@@ -13,18 +13,18 @@ void accumulate_features(const float* x, int64_t nx, const float* y, int64_t ny,
   for (int64_t row = 0; row < nx; row += count) {
     const int rows = nx - row < count ? (int)(nx - row) : count;
     const float* scale[count];
-    Vec here[count][near ? kVecs : 1], sum[count][kVecs] = {};
+    Floats here[count][near ? kVecs : 1], sum[count][kVecs] = {};
     for (int r = 0; r < count; ++r) {
       const int64_t at = row + (r < rows ? r : rows - 1);
       scale[r] = w + at * wx;
       if constexpr (near)
-        for (int v = 0; v < kVecs; ++v) here[r][v] = load(x + at * d + v * kWidth);
+        for (int v = 0; v < kVecs; ++v) here[r][v] = load(x + at * d + v * kLanes);
     }
     for (int64_t j = 0; j < ny; ++j) {
-      Vec there[kVecs];
-      for (int v = 0; v < kVecs; ++v) there[v] = load(y + j * d + v * kWidth);
+      Floats there[kVecs];
+      for (int v = 0; v < kVecs; ++v) there[v] = load(y + j * d + v * kLanes);
       for (int r = 0; r < count; ++r) {
-        const Vec g = splat(scale[r][j * wy]);
+        const Floats g = splat(scale[r][j * wy]);
         for (int v = 0; v < kVecs; ++v) {
           if constexpr (near)
             sum[r][v] += g * (here[r][v] - there[v]);
@@ -35,8 +35,8 @@ void accumulate_features(const float* x, int64_t nx, const float* y, int64_t ny,
     }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < kVecs; ++v) {
-        const int64_t at = (row + r) * d + v * kWidth;
-        Vec s = sum[r][v];
+        const int64_t at = (row + r) * d + v * kLanes;
+        Floats s = sum[r][v];
         if constexpr (how == Sum::kFar) s = load(x + at) * w_sum[row + r] - s;
         store(dx + at, load(dx + at) + s);
       }
@@ -47,9 +47,9 @@ template <Sum how>
 void accumulate_as(const float* x, int64_t nx, const float* y, int64_t ny, int64_t d, const float* w,
                    int64_t wx, int64_t wy, const float* w_sum, float* dx, int64_t k = 0) {
   constexpr int rows = how == Sum::kNear ? kNearRows : kFarRows, vecs = how == Sum::kNear ? 2 : kFarVecs;
-  for (; k + vecs * kWidth <= d; k += vecs * kWidth)
+  for (; k + vecs * kLanes <= d; k += vecs * kLanes)
     accumulate_features<how, rows, vecs>(x + k, nx, y + k, ny, d, w, wx, wy, w_sum, dx + k);
-  for (; k < d; k += kWidth)
+  for (; k < d; k += kLanes)
     accumulate_features<how, rows, 1>(x + k, nx, y + k, ny, d, w, wx, wy, w_sum, dx + k);
 }
 
@@ -62,9 +62,9 @@ void sum_weights(const float* w, int64_t nx, int64_t ny, int64_t wx, int64_t wy,
     return;
   }
   for (int64_t i = 0; i < nx; ++i, w += wx) {
-    Vec sum{};
+    Floats sum{};
     int64_t j = 0;
-    for (; j + kWidth <= ny; j += kWidth) sum += load(w + j);
+    for (; j + kLanes <= ny; j += kLanes) sum += load(w + j);
     sums[i] = sum_of<float>(sum);
     for (; j < ny; ++j) sums[i] += w[j];
   }

@@ -3,6 +3,11 @@
 #include "info_nce.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -11,8 +16,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#define DEEPRES_NCE_WIDTH 8
-#define DEEPRES_NCE_PANELS 2
+#define DEEPRES_LANES 8
 #include "info_nce_kernels.h"
 
 #if defined(__clang__)

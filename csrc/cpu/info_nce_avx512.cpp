@@ -3,6 +3,11 @@
 #include "info_nce.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                  \
@@ -13,8 +18,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
 #endif
 
-#define DEEPRES_NCE_WIDTH 16
-#define DEEPRES_NCE_PANELS 4
+#define DEEPRES_LANES 16
 #include "info_nce_kernels.h"
 
 #if defined(__clang__)

@@ -2,8 +2,7 @@
 
 #include "info_nce.h"
 
-#define DEEPRES_NCE_WIDTH 4
-#define DEEPRES_NCE_PANELS 2
+#define DEEPRES_LANES 4
 #include "info_nce_kernels.h"
 
 namespace deepres::nce {

@@ -1,109 +1,65 @@
-// The tile functions of info_nce.h for one vector width, on the compiler's own vector types.
+// The tile functions of info_nce.h for one vector width.
 //
-// Included once by each info_nce_<instruction set>.cpp, inside that file's target pragma, with kWidth (floats
-// to a vector) and kPanels (vectors of columns to a register block) defined. Everything here is local to the
+// Included once by each info_nce_<instruction set>.cpp, inside that file's target pragma, after
+// DEEPRES_LANES is set. Everything here is local to the
 // including file, so that no function of one instruction set can stand in for another's.
 
-#ifndef DEEPRES_NCE_WIDTH
-#error "define DEEPRES_NCE_WIDTH and DEEPRES_NCE_PANELS first"
-#endif
+#include "cpu/vec.h"
 
 namespace deepres::nce {
 namespace {
 
-constexpr int kWidth = DEEPRES_NCE_WIDTH, kPanels = DEEPRES_NCE_PANELS;
+constexpr int kPanels = kLanes == 16 ? 4 : 2;    // vectors of columns to a register block
 constexpr int kRows = 4;                         // rows to a register block of logits
-constexpr int kNearRows = kWidth == 16 ? 6 : 3;  // and of gradients by differences, which hold x as well
-constexpr int kFarRows = 6, kFarVecs = kWidth == 16 ? 4 : 2;  // and of gradients by products
+constexpr int kNearRows = kLanes == 16 ? 6 : 3;  // and of gradients by differences, which hold x as well
+constexpr int kFarRows = 6, kFarVecs = kLanes == 16 ? 4 : 2;  // and of gradients by products
 constexpr int64_t kRun = 64;  // features summed in a row; longer sums are sums of runs, which round less
 
-typedef float Vec __attribute__((vector_size(4 * kWidth)));
-typedef int32_t Int __attribute__((vector_size(4 * kWidth)));
-
-inline Vec load(const float* p) {
-  Vec v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
-inline Vec splat(float x) { return Vec{} + x; }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec square_root(Vec v) {
-  for (int l = 0; l < kWidth; ++l) v[l] = __builtin_sqrtf(v[l]);
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats square_root(Floats v) {
+  for (int l = 0; l < kLanes; ++l) v[l] = __builtin_sqrtf(v[l]);
   return v;
 }
 template <typename T>
-inline T sum_of(Vec v) {
+inline T sum_of(Floats v) {
   T s = 0;
-  for (int l = 0; l < kWidth; ++l) s += v[l];
+  for (int l = 0; l < kLanes; ++l) s += v[l];
   return s;
 }
-inline float largest_of(Vec v) {
+inline float largest_of(Floats v) {
   float m = v[0];
-  for (int l = 1; l < kWidth; ++l) m = v[l] > m ? v[l] : m;
+  for (int l = 1; l < kLanes; ++l) m = v[l] > m ? v[l] : m;
   return m;
 }
 
-// exp(x) for x <= 0 to about one unit in the last place; 0 below -87, NaN for NaN.
-inline Vec exponential(Vec x) {
-  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it leaves round(x / ln 2) in the low bits
-  Vec n = x * 1.44269504f + magic;
-  Int bits = (Int)n;
-  n = n - magic;
-  Vec r = x - n * 0.693359375f;  // ln 2 in two parts, the first short enough for an exact product
-  r = r + n * 2.12194440e-4f;
-  // (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, interpolated at Chebyshev points: relative error 1.1e-8
-  Vec q = splat(0.00139336509f);
-  q = q * r + 0.00836317986f;
-  q = q * r + 0.0416664667f;
-  q = q * r + 0.166665763f;
-  q = q * r + 0.5f;
-  Vec y = (q * r) * r + r + 1.f;
-  y = y * (Vec)((bits - 0x4B400000 + 127) << 23);
-  return x < -87.f ? Vec{} : y;
-}
-
-// log(1 + e) for 0 <= e <= 1, relative error about 1e-7 down to the smallest e: 2 atanh(e / (2 + e)).
-inline Vec log_one_plus(Vec e) {
-  Vec t = e / (e + 2.f), z = t * t;
-  Vec q = splat(1.f / 15);
-  q = q * z + 1.f / 13;
-  q = q * z + 1.f / 11;
-  q = q * z + 1.f / 9;
-  q = q * z + 1.f / 7;
-  q = q * z + 1.f / 5;
-  q = q * z + 1.f / 3;
-  return (q * z) * (t + t) + (t + t);
-}
-
 void pack(const float* psi, int64_t cols, int64_t d, float* panels) {
-  for (int64_t first = 0; first < kTileCols; first += kWidth, panels += d * kWidth)
+  for (int64_t first = 0; first < kTileCols; first += kLanes, panels += d * kLanes)
     for (int64_t k = 0; k < d; ++k)
-      for (int64_t l = 0; l < kWidth; ++l)
-        panels[k * kWidth + l] = first + l < cols ? psi[(first + l) * d + k] : 0.f;
+      for (int64_t l = 0; l < kLanes; ++l)
+        panels[k * kLanes + l] = first + l < cols ? psi[(first + l) * d + k] : 0.f;
 }
 
 template <Energy energy>
 void logits_of(const float* phi, int64_t rows, const float* panels, int64_t cols, int64_t d, float* tile) {
-  constexpr int block = kPanels * kWidth;
+  constexpr int block = kPanels * kLanes;
   for (int64_t first = 0; first < cols; first += block, panels += d * block) {
     for (int64_t row = 0; row < rows; row += kRows) {
       const float* x[kRows];
       for (int r = 0; r < kRows; ++r) x[r] = phi + (row + r < rows ? row + r : rows - 1) * d;
-      Vec total[kRows][kPanels] = {};
+      Floats total[kRows][kPanels] = {};
       for (int64_t start = 0; start < d; start += kRun) {
         const int64_t stop = start + kRun < d ? start + kRun : d;
-        Vec sum[kRows][kPanels] = {};
+        Floats sum[kRows][kPanels] = {};
         for (int64_t k = start; k < stop; ++k) {
-          Vec y[kPanels];
-          for (int p = 0; p < kPanels; ++p) y[p] = load(panels + (p * d + k) * kWidth);
+          Floats y[kPanels];
+          for (int p = 0; p < kPanels; ++p) y[p] = load(panels + (p * d + k) * kLanes);
           for (int r = 0; r < kRows; ++r) {
-            const Vec xr = splat(x[r][k]);
+            const Floats xr = splat(x[r][k]);
             for (int p = 0; p < kPanels; ++p) {
               if constexpr (energy == Energy::kDot) {
                 sum[r][p] += xr * y[p];
               } else {  // differences first, squares after: nearly equal pairs lose no digits
-                const Vec t = xr - y[p];
+                const Floats t = xr - y[p];
                 sum[r][p] += t * t;
               }
             }
@@ -114,10 +70,10 @@ void logits_of(const float* phi, int64_t rows, const float* panels, int64_t cols
       }
       for (int r = 0; r < kRows; ++r)
         for (int p = 0; p < kPanels; ++p) {
-          Vec s = total[r][p];
+          Floats s = total[r][p];
           if constexpr (energy == Energy::kNorm) s = -square_root(s);
           if constexpr (energy == Energy::kL2) s = -s;
-          store(tile + (row + r) * kTileCols + first + p * kWidth, s);
+          store(tile + (row + r) * kTileCols + first + p * kLanes, s);
         }
     }
   }
@@ -126,32 +82,32 @@ void logits_of(const float* phi, int64_t rows, const float* panels, int64_t cols
 // -(max_k relu(x_k - y_k) over the first half + sqrt(sum_k (x_k - y_k)^2 + 1e-6) over the second).
 void logits_mrn(const float* phi, int64_t rows, const float* panels, int64_t cols, int64_t d, float* tile,
                 float* roots, int32_t* places) {
-  constexpr int block = kPanels * kWidth;
+  constexpr int block = kPanels * kLanes;
   const int64_t half = d / 2;
   for (int64_t first = 0; first < cols; first += block, panels += d * block)
     for (int64_t row = 0; row < rows; ++row) {
       const float* x = phi + row * d;
       for (int p = 0; p < kPanels; ++p) {
-        const float* y = panels + p * d * kWidth;
-        Vec most{}, total{};
-        Int place = Int{} - 1, unordered{};
+        const float* y = panels + p * d * kLanes;
+        Floats most{}, total{};
+        Ints place = Ints{} - 1, unordered{};
         for (int64_t k = 0; k < half; ++k) {
-          const Vec t = splat(x[k]) - load(y + k * kWidth);
-          place = t > most ? Int{} + (int32_t)k : place;
+          const Floats t = splat(x[k]) - load(y + k * kLanes);
+          place = t > most ? Ints{} + (int32_t)k : place;
           most = larger(t, most);
           unordered |= t != t;
         }
         for (int64_t start = half; start < d; start += kRun) {
           const int64_t stop = start + kRun < d ? start + kRun : d;
-          Vec sum{};
+          Floats sum{};
           for (int64_t k = start; k < stop; ++k) {
-            const Vec t = splat(x[k]) - load(y + k * kWidth);
+            const Floats t = splat(x[k]) - load(y + k * kLanes);
             sum += t * t;
           }
           total += sum;
         }
-        const Vec root = square_root(total + 1e-6f);
-        const int64_t at = row * kTileCols + first + p * kWidth;
+        const Floats root = square_root(total + 1e-6f);
+        const int64_t at = row * kTileCols + first + p * kLanes;
         store(tile + at, unordered ? splat(__builtin_nanf("")) : -(most + root));
         if (!places) continue;
         store(roots + at, root);
@@ -173,9 +129,9 @@ void logits(Energy energy, const float* phi, int64_t rows, const float* panels, 
 
 // Fused wherever the processor fuses: a positive's logit, on its own, and its row's largest must agree to the
 // bit.
-inline Vec scaled(Vec energy, float scale, float bias) {
+inline Floats scaled(Floats energy, float scale, float bias) {
 #if DEEPRES_NCE_WIDTH >= 8 || defined(__aarch64__)
-  for (int l = 0; l < kWidth; ++l) energy[l] = __builtin_fmaf(energy[l], scale, bias);
+  for (int l = 0; l < kLanes; ++l) energy[l] = __builtin_fmaf(energy[l], scale, bias);
   return energy;
 #else
   return energy * scale + bias;
@@ -183,7 +139,7 @@ inline Vec scaled(Vec energy, float scale, float bias) {
 }
 
 template <bool kGeneral>
-inline Vec logit_of(Vec energy, const General* general) {
+inline Floats logit_of(Floats energy, const General* general) {
   if constexpr (kGeneral)
     return energy == -__builtin_inff() ? energy : scaled(energy, general->scale, general->bias);
   else
@@ -205,36 +161,36 @@ const float* targets_of(const General& general, int64_t row, float* buffer) {
   return buffer;
 }
 
-inline Int lanes() {
-  Int lane;
-  for (int l = 0; l < kWidth; ++l) lane[l] = l;
+inline Ints lanes() {
+  Ints lane;
+  for (int l = 0; l < kLanes; ++l) lane[l] = l;
   return lane;
 }
 
 template <bool kGeneral>
 void row_partials_of(const float* tile, int64_t rows, int64_t cols, bool binary, const General* general,
                      Partials out, int64_t stride) {
-  const Int lane = lanes();
+  const Ints lane = lanes();
   float buffer[kTileCols] = {};
   for (int64_t r = 0; r < rows; ++r, tile += kTileCols) {
-    Vec most = logit_of<kGeneral>(load(tile), general);
-    for (int64_t j = kWidth; j < kTileCols; j += kWidth)
+    Floats most = logit_of<kGeneral>(load(tile), general);
+    for (int64_t j = kLanes; j < kTileCols; j += kLanes)
       most = larger(logit_of<kGeneral>(load(tile + j), general), most);
     float largest = largest_of(most);
     largest = largest < -__FLT_MAX__ ? -__FLT_MAX__ : largest;  // all at -inf: a sum of 0, not NaN
-    Vec sum{}, total{}, softplus{};
-    for (int64_t j = 0; j < kTileCols; j += kWidth) {
-      const Vec s = logit_of<kGeneral>(load(tile + j), general);
+    Floats sum{}, total{}, softplus{};
+    for (int64_t j = 0; j < kTileCols; j += kLanes) {
+      const Floats s = logit_of<kGeneral>(load(tile + j), general);
       sum += exponential(s - largest);
       if constexpr (kGeneral)
-        total += s == -__builtin_inff() ? Vec{} : s;
+        total += s == -__builtin_inff() ? Floats{} : s;
       else
-        total += lane + (int32_t)j < (int32_t)cols ? s : Vec{};
+        total += lane + (int32_t)j < (int32_t)cols ? s : Floats{};
     }
     if (binary)
-      for (int64_t j = 0; j < kTileCols; j += kWidth) {
-        const Vec s = logit_of<kGeneral>(load(tile + j), general);
-        softplus += larger(s, Vec{}) + log_one_plus(exponential(s > 0.f ? -s : s));
+      for (int64_t j = 0; j < kTileCols; j += kLanes) {
+        const Floats s = logit_of<kGeneral>(load(tile + j), general);
+        softplus += larger(s, Floats{}) + log_one_plus(exponential(s > 0.f ? -s : s));
       }
     out.largest[r * stride] = largest;
     out.sum[r * stride] = sum_of<float>(sum);
@@ -243,12 +199,12 @@ void row_partials_of(const float* tile, int64_t rows, int64_t cols, bool binary,
     if constexpr (kGeneral) {
       if (!general->targets) continue;
       const float* targets = targets_of(*general, r, buffer);
-      Vec dot{}, mass{};
-      for (int64_t j = 0; j < kTileCols; j += kWidth) {
-        const Vec s = logit_of<true>(load(tile + j), general), t = load(targets + j);
-        const Int out_of_sum = s == -__builtin_inff();
-        dot += out_of_sum ? Vec{} : t * s;
-        mass += out_of_sum ? Vec{} : t;
+      Floats dot{}, mass{};
+      for (int64_t j = 0; j < kTileCols; j += kLanes) {
+        const Floats s = logit_of<true>(load(tile + j), general), t = load(targets + j);
+        const Ints out_of_sum = s == -__builtin_inff();
+        dot += out_of_sum ? Floats{} : t * s;
+        mass += out_of_sum ? Floats{} : t;
       }
       out.target_logit[r * stride] = sum_of<double>(dot);
       out.mass[r * stride] = sum_of<double>(mass);
@@ -266,11 +222,11 @@ RowSums row_sums(Partials partials, int64_t tiles) {
   RowSums out{partials.largest[0], 0, 0, 0, 0, 0};
   for (int64_t t = 1; t < tiles; ++t)
     out.largest = partials.largest[t] > out.largest ? partials.largest[t] : out.largest;
-  for (int64_t t = 0; t < tiles; t += kWidth) {
-    const int64_t n = tiles - t < kWidth ? tiles - t : kWidth;
-    Vec largest = splat(-__builtin_inff());
+  for (int64_t t = 0; t < tiles; t += kLanes) {
+    const int64_t n = tiles - t < kLanes ? tiles - t : kLanes;
+    Floats largest = splat(-__builtin_inff());
     for (int64_t l = 0; l < n; ++l) largest[l] = partials.largest[t + l];
-    const Vec factor = exponential(largest - out.largest);
+    const Floats factor = exponential(largest - out.largest);
     for (int64_t l = 0; l < n; ++l) {
       out.sum += (double)factor[l] * partials.sum[t + l];
       out.total += partials.total[t + l];
@@ -286,13 +242,13 @@ RowSums row_sums(Partials partials, int64_t tiles) {
 
 template <bool kGeneral>
 void col_sums_of(const float* tile, int64_t rows, const General* general, float* largest, float* sum) {
-  for (int64_t j = 0; j < kTileCols; j += kWidth) {
-    const Vec before = load(largest + j);
-    Vec most = before;
+  for (int64_t j = 0; j < kTileCols; j += kLanes) {
+    const Floats before = load(largest + j);
+    Floats most = before;
     for (int64_t r = 0; r < rows; ++r)
       most = larger(logit_of<kGeneral>(load(tile + r * kTileCols + j), general), most);
     if constexpr (kGeneral) most = larger(most, splat(-__FLT_MAX__));
-    Vec total = load(sum + j) * exponential(before - most), here{};
+    Floats total = load(sum + j) * exponential(before - most), here{};
     for (int64_t r = 0; r < rows; ++r)
       here += exponential(logit_of<kGeneral>(load(tile + r * kTileCols + j), general) - most);
     store(largest + j, most);
@@ -307,49 +263,49 @@ void col_sums(const float* tile, int64_t rows, const General* general, float* la
 template <Energy energy, bool kGeneral>
 void weights_of(const Softmaxes& softmaxes, const Squares& squares, int64_t rows, const General* general,
                 float* tile, bool* near) {
-  const Int lane = lanes();
+  const Ints lane = lanes();
   float buffer[kTileCols] = {};
   for (int64_t r = 0; r < rows; ++r, tile += kTileCols) {
     const float* targets = nullptr;
     float binary_scale = softmaxes.binary_scale;
-    Vec energy_sum{}, g_sum{};
+    Floats energy_sum{}, g_sum{};
     if constexpr (kGeneral) {
       if (general->targets) targets = targets_of(*general, r, buffer);
       if (general->binary_weight) binary_scale *= general->binary_weight[r];
     }
     for (int64_t block = 0; block < kTileCols / kBlockCols; ++block) {
-      Int close{};
-      for (int64_t j = block * kBlockCols; j < (block + 1) * kBlockCols; j += kWidth) {
-        const Vec e = load(tile + j), s = logit_of<kGeneral>(e, general);
-        Vec g{};
+      Ints close{};
+      for (int64_t j = block * kBlockCols; j < (block + 1) * kBlockCols; j += kLanes) {
+        const Floats e = load(tile + j), s = logit_of<kGeneral>(e, general);
+        Floats g{};
         if (softmaxes.row_scale) g = exponential(s - softmaxes.row_largest[r]) * softmaxes.row_scale[r];
         if (softmaxes.col_scale)
           g += exponential(s - load(softmaxes.col_largest + j)) * load(softmaxes.col_scale + j);
         if (softmaxes.binary_scale != 0.f) {
-          const Vec x = exponential(s > 0.f ? -s : s);
+          const Floats x = exponential(s > 0.f ? -s : s);
           g += (s > 0.f ? splat(1.f) : x) / (x + 1.f) * binary_scale;
         }
         if constexpr (kGeneral) {
           if (targets) g -= load(targets + j) * general->target_share[r];
-          const Int left_out = e == -__builtin_inff();
-          g = left_out ? Vec{} : g;
+          const Ints left_out = e == -__builtin_inff();
+          g = left_out ? Floats{} : g;
           if (general->energy_sum) {
-            const Int skip = left_out | (lane + (int32_t)j == general->own[r]);
-            energy_sum += skip ? Vec{} : g * e;
-            g_sum += skip ? Vec{} : g;
+            const Ints skip = left_out | (lane + (int32_t)j == general->own[r]);
+            energy_sum += skip ? Floats{} : g * e;
+            g_sum += skip ? Floats{} : g;
           }
           g = g * general->scale;
         }
-        if constexpr (energy == Energy::kNorm) g = e == 0.f ? Vec{} : g / e;
+        if constexpr (energy == Energy::kNorm) g = e == 0.f ? Floats{} : g / e;
         if constexpr (energy == Energy::kL2) g = g * -2.f;
         if constexpr (energy == Energy::kNorm || energy == Energy::kL2) {
-          const Vec squared = energy == Energy::kNorm ? e * e : -e;
+          const Floats squared = energy == Energy::kNorm ? e * e : -e;
           close |= squared * 4.f < load(squares.psi + j) + squares.phi[r];
         }
         store(tile + j, g);
       }
       int32_t any = energy == Energy::kMrn;
-      for (int l = 0; l < kWidth; ++l) any |= close[l];
+      for (int l = 0; l < kLanes; ++l) any |= close[l];
       if (any) near[r / kBlockRows * (kTileCols / kBlockCols) + block] = true;
     }
     if constexpr (kGeneral) {
@@ -377,8 +333,8 @@ void weights(Energy energy, const Softmaxes& softmaxes, const Squares& squares, 
 }
 
 void split(int64_t rows, float* tile, float* roots) {
-  for (int64_t at = 0; at < rows * kTileCols; at += kWidth) {
-    const Vec g = load(tile + at);
+  for (int64_t at = 0; at < rows * kTileCols; at += kLanes) {
+    const Floats g = load(tile + at);
     store(tile + at, -g / load(roots + at));
     store(roots + at, g);
   }
@@ -386,8 +342,8 @@ void split(int64_t rows, float* tile, float* roots) {
 
 void square(const float* x, int64_t rows, int64_t d, float* squares) {
   for (int64_t i = 0; i < rows; ++i, x += d) {
-    Vec sum{};
-    for (int64_t k = 0; k < d; k += kWidth) sum += load(x + k) * load(x + k);
+    Floats sum{};
+    for (int64_t k = 0; k < d; k += kLanes) sum += load(x + k) * load(x + k);
     squares[i] = sum_of<float>(sum);
   }
 }

@@ -155,6 +155,36 @@ DEEPRES_INLINE Floats reciprocal(Floats d) {
 #endif
 }
 
+// exp(x) for x <= 0 to about one unit in the last place; 0 below -87, NaN for NaN.
+DEEPRES_INLINE Floats exponential(Floats x) {
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves round(x / ln 2) in the low bits
+  const Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
+  Floats r = x - n * 0.693359375f;  // ln 2 in two parts, the first short enough for an exact product
+  r = r + n * 2.12194440e-4f;
+  // (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, interpolated at Chebyshev points
+  Floats q = splat(0.00139336509f);
+  q = q * r + 0.00836317986f;
+  q = q * r + 0.0416664667f;
+  q = q * r + 0.166665763f;
+  q = q * r + 0.5f;
+  const Floats y = (q * r) * r + r + 1.0f;
+  const Floats scaled = y * as_floats((as_ints(shifted) - as_ints(magic) + 127) << 23);
+  return x < -87.0f ? Floats{} : scaled;
+}
+
+// log(1 + e) for 0 <= e <= 1, relative error about 1e-7 down to the smallest e: 2 atanh(e / (2 + e)).
+DEEPRES_INLINE Floats log_one_plus(Floats e) {
+  const Floats t = e * reciprocal(e + 2.0f), z = t * t;
+  Floats q = splat(1.0f / 15);
+  q = q * z + 1.0f / 13;
+  q = q * z + 1.0f / 11;
+  q = q * z + 1.0f / 9;
+  q = q * z + 1.0f / 7;
+  q = q * z + 1.0f / 5;
+  q = q * z + 1.0f / 3;
+  return (q * z) * (t + t) + (t + t);
+}
+
 // 1 / (1 + exp(-z)), to about 1e-7 of its value; to 7e-5 if `kRough`, for what is rounded to 16 bits.
 template <bool kRough = false>
 DEEPRES_INLINE Floats sigmoid(Floats z) {
