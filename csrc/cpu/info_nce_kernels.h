@@ -130,7 +130,7 @@ void logits(Energy energy, const float* phi, int64_t rows, const float* panels, 
 // Fused wherever the processor fuses: a positive's logit, on its own, and its row's largest must agree to the
 // bit.
 inline Floats scaled(Floats energy, float scale, float bias) {
-#if DEEPRES_NCE_WIDTH >= 8 || defined(__aarch64__)
+#if DEEPRES_LANES >= 8 || defined(__aarch64__)
   for (int l = 0; l < kLanes; ++l) energy[l] = __builtin_fmaf(energy[l], scale, bias);
   return energy;
 #else
