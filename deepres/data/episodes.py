@@ -73,6 +73,12 @@ class Episodes:
         left = (self.rows - 1 - int(ends) - t).clamp(max=window - 1)
         yield Rows(env, start + t, left, start, self.rows)
 
+    def anywhere(self, count: int, generator: torch.Generator) -> Tensor:
+        """[count] rows of transitions, each alike; an episode's last state is none."""
+        length = self.rows - 1
+        drawn = torch.randint(self.num_envs * length, (count,), generator=generator, device=self.device)
+        return drawn // length * self.rows + drawn % length
+
     def index(self, rows: Rows, ahead: Tensor | int = 0) -> Tensor:
         return rows.step + ahead
 

@@ -139,6 +139,10 @@ class ReplayBuffer:
             yield Rows(env, start[env] + t, last[env, t] - t, start[env], last.shape[1])
             need -= len(dealt)
 
+    def anywhere(self, count: int, generator: torch.Generator) -> Tensor:
+        """[count] where steps lie that are drawn from all that are held, each alike, for `take`."""
+        return torch.randint(self.size * self.num_envs, (count,), generator=generator, device=self.device)
+
     def index(self, rows: Rows, ahead: Tensor | int = 0) -> Tensor:
         """Where the steps `ahead` of `rows` lie: step * num_envs + environment, for `take`."""
         return (rows.step + ahead) % self.capacity * self.num_envs + rows.env
