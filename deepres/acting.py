@@ -59,6 +59,20 @@ class GaussianPolicy(ActorPolicy):
 
 
 @dataclass(frozen=True)
+class ClippedGaussianPolicy(ActorPolicy):
+    """Actions of a Gaussian of one fixed spread, held in [-1, 1]: the actor gives its mean, [N, H * A].
+
+    std: of every number of an action, where it explores.
+    """
+
+    std: float = 1.0
+
+    def actions(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        mean = self.actor(obs)
+        return (mean if noise is None else mean + self.std * noise).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
 class ClockedGaussianPolicy(GaussianPolicy):
     """The same for an actor that also sees log(1 + steps left): obs is [N, S + G + 1], the last column the steps."""
 

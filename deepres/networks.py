@@ -160,6 +160,10 @@ class Actor(Network):
         return self.mean(features), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (squashed + 1)
 
 
+class MeanActor(Encoder):
+    """The mean of a policy of fixed spread: obs = concat(state, goal) [B, in_dim] -> [B, action_dim], not bounded."""
+
+
 class DeterministicActor(Encoder):
     """The policy without spread: obs = concat(state, goal) [B, in_dim] -> actions tanh(...) [B, action_dim]."""
 
@@ -211,6 +215,12 @@ class Networks:
     def deterministic_actor(self, in_dim: int, action_dim: int) -> DeterministicActor:
         """The network of a policy without spread: obs [B, in_dim] -> actions [B, action_dim]."""
         actor = self._started(DeterministicActor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
+        self._scale_heads(actor.head)
+        return actor
+
+    def mean_actor(self, in_dim: int, action_dim: int) -> MeanActor:
+        """The network of a policy of fixed spread: obs [B, in_dim] -> its mean [B, action_dim]."""
+        actor = self._started(MeanActor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
         self._scale_heads(actor.head)
         return actor
 

@@ -68,6 +68,16 @@ def log_density(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
     return (log_normal - torch.log1p(-bounded) - torch.log1p(bounded)).sum(dim=1)
 
 
+def unit_log_density(mean: Tensor, action: Tensor) -> Tensor:
+    """[B] nats: sum_k log N(action_k; mean_k, 1), both [B, A], without a tanh."""
+    return -0.5 * ((action - mean).square() + math.log(2 * math.pi)).sum(dim=1)
+
+
+def awr_weights(advantage: Tensor, alpha: float) -> Tensor:
+    """min(exp(alpha * advantage), 100), held constant, as advantage-weighted regression has it (arXiv 1910.00177)."""
+    return (alpha * advantage.detach()).exp().clamp(max=100.0)
+
+
 def actor_loss(alpha: Tensor, log_prob: Tensor, energy: Tensor) -> Tensor:
     """mean(alpha * log_prob - energy), energy what it seeks: pair_energy(phi(s, a), psi(g)), or a value."""
     return (alpha * log_prob - energy).mean()

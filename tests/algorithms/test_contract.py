@@ -45,6 +45,9 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "td_infonce": [{}, {"actor_goals": "future", "entropy": True}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
     "gcsl": [{}],
+    "gcivl": [{}],
+    "gciql": [{}, {"extraction": "awr"}],
+    "hiql": [{"subgoal_steps": 2}],
 }
 CASES = [(name, options) for name in algorithms.names() for options in OPTIONS.get(name, [{}])]
 every_algorithm = pytest.mark.parametrize(("name", "options"), CASES, ids=str)

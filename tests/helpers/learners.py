@@ -63,6 +63,10 @@ def batch_for(learner: Learner, seed: int = 1) -> tuple[Batch, Tensor]:
             "truncation": (torch.arange(B) % 6 == 2).float(),
             "achieved": draw(SIZES.goal),
             "next_achieved": draw(SIZES.goal),
+            "actor_goal": draw(SIZES.goal),
+            "near": draw(SIZES.goal),
+            "waypoint": draw(SIZES.goal),
+            "waypoint_state": draw(SIZES.state),
         },
     )
     return batch, learner.noise(batch, g)

@@ -25,12 +25,18 @@ def exact_learner(config: Config) -> tuple[Learner, Batch, Tensor]:
     return learner, batch.map(Tensor.double), noise.double()
 
 
-def check_step(config: Config, equations: Equations, groups: dict[str, tuple[str, ...]]) -> None:
+def check_step(
+    config: Config,
+    equations: Equations,
+    groups: dict[str, tuple[str, ...]],
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
+) -> None:
     """One step of `config` has the losses, the metrics and every gradient of `equations`.
 
-    groups: the beginnings of the names of each group's parameters.
+    groups: the beginnings of the names of each group's parameters. prepare: makes the batch one of the algorithm's.
     """
     learner, batch, noise = exact_learner(config)
+    batch = prepare(batch)
     p = leaves(learner.parameters())
     found = equations(p, batch, noise)
     assert set(learner.algorithm.groups) == set(groups) <= found.keys()
