@@ -11,7 +11,7 @@ from the last to the first: each one's gradients come as its activations go.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class StepMemory:
                     one.batches * batch,
                     width,
                     m.depth,
-                    replace(options, skip_every=m.options["skip_every"]),
+                    options._replace(skip_every=m.options["skip_every"]),
                     members=m.members or 1,
                     impl=system.impl,
                     device=device,

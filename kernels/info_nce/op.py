@@ -37,7 +37,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import astuple, replace
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
@@ -131,9 +130,7 @@ def info_nce(
         phi, psi = widened(phi), widened(psi)
     check_features(phi, psi)
     operands, options = checked(phi, psi, logsumexp_penalty, energy, form, positive_offset, more)
-    loss, lse, metrics = torch.ops.deepres.info_nce(
-        phi, psi, *operands[:5], *astuple(options), return_metrics, impl
-    )
+    loss, lse, metrics = torch.ops.deepres.info_nce(phi, psi, *operands[:5], *options, return_metrics, impl)
     return (loss, InfoNCEMetrics(lse, *metrics.unbind())) if return_metrics else (loss, lse)
 
 
@@ -192,7 +189,7 @@ def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
             return reference.info_nce(phi, psi, operands, options, metrics=return_metrics)
         if options.energy == "cosine":
             phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
-            options = replace(options, energy="dot")
+            options = options._replace(energy="dot")
         if operands.targets is not None:  # the goal whose place among all is told as the accuracy
             operands = operands._replace(labels=reference.likeliest(operands.targets, options.self_offset))
         if operands.row_weight is not None:
@@ -201,7 +198,7 @@ def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
         tensors = [None if t is None else t.contiguous() for t in (phi, psi, *operands)]
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
         asked = [needs[0], needs[1], needs[PLACE_OF_SCALE] or needs[PLACE_OF_SCALE + 1]]
-        return torch.ops.deepres.info_nce_forward(*tensors, *astuple(options), chosen, asked)[:3]
+        return torch.ops.deepres.info_nce_forward(*tensors, *options, chosen, asked)[:3]
 
 
 def _empty_where_none(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
 from torch import Tensor
@@ -38,8 +37,7 @@ class InfoNCEMore(TypedDict, total=False):
     """One number added to every logit; a tensor [] gets its gradient (SigLIP's, with form="binary")."""
 
 
-@dataclass(frozen=True)
-class InfoNCEOptions:
+class InfoNCEOptions(NamedTuple):
     """What a call of `info_nce` asks for, checked."""
 
     logsumexp_penalty: float = 0.1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 from functools import cache
 from types import ModuleType
 
@@ -30,7 +29,7 @@ def kept_bytes(
     if not options.recompute:
         return saved(depth, options), 0
     segment = min(options.recompute * options.skip_every, depth)
-    return saved(depth, options), saved(segment, replace(options, recompute=0))
+    return saved(depth, options), saved(segment, options._replace(recompute=0))
 
 
 def saved_bytes(
@@ -60,7 +59,7 @@ def saved_bytes(
     if options.recompute == AUTO:
         room = int(SHARE * (free_bytes(torch.device(device)) if free is None else free))
         picked = fitting_recompute(backend, batch, width, depth, options, room, members)
-        options = replace(options, recompute=picked)
+        options = options._replace(recompute=picked)
     return kept_bytes(backend, batch, width, depth, options, members)
 
 
@@ -72,7 +71,7 @@ def planned_recompute(
     backend, room = dispatch.load("residual_stack", impl), int(SHARE * free_bytes(torch.device(device)))
     picked = fitting_recompute(backend, batch, width, depth, options, room, members)
     need, whole = (
-        sum(kept_bytes(backend, batch, width, depth, replace(options, recompute=k), members))
+        sum(kept_bytes(backend, batch, width, depth, options._replace(recompute=k), members))
         for k in (picked, 0)
     )
     stacks = "residual_stack" if members == 1 else f"{members} residual_stacks"
@@ -97,7 +96,7 @@ def fitting_recompute(
     recompute at a time that does; if none does, the one that needs least."""
 
     def total(recompute: int) -> int:
-        again = replace(options, recompute=recompute)
+        again = options._replace(recompute=recompute)
         return sum(kept_bytes(backend, batch, width, depth, again, members))
 
     blocks = depth // options.skip_every if options.skip_every else 0

@@ -35,7 +35,6 @@ import functools
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import astuple, replace
 from typing import ParamSpec
 
 import torch
@@ -123,7 +122,7 @@ def residual_stack(
     inside = not torch.compiler.is_compiling() and dispatch.transformed() is not None
     # as an op it would hide from torch.func what it is made of
     call = _served if inside else torch.ops.deepres.residual_stack
-    return call(x, weight, bias, gamma, beta, *astuple(options), impl)
+    return call(x, weight, bias, gamma, beta, *options, impl)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -217,7 +216,7 @@ def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     if options.recompute == AUTO:
         sizes = (_number(rows.shape[0]), _number(rows.shape[1]), depth)
         picked = planned_recompute(chosen, *sizes, options, str(x.device), members or 1)
-        options = replace(options, recompute=picked)
+        options = options._replace(recompute=picked)
     if members is not None and x.ndim == 2:
         x = x.expand(members, *x.shape)
     # `precision` alone says what the products use.
@@ -225,7 +224,7 @@ def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
         if members is not None and not getattr(dispatch.load("residual_stack", chosen), "GROUPS", False):
             none = [None] * members
             each = (none if t is None else t.unbind() for t in (x, weight, bias, gamma, beta))
-            own = (*astuple(options), chosen)
+            own = (*options, chosen)
             return torch.stack(
                 [torch.ops.deepres.residual_stack(*one, *own) for one in zip(*each, strict=True)]
             )
@@ -235,7 +234,7 @@ def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
             gamma = beta = bias.detach().new_empty(0)
         tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return torch.ops.deepres.residual_stack_forward(*tensors, *astuple(options), chosen, save)[0]
+        return torch.ops.deepres.residual_stack_forward(*tensors, *options, chosen, save)[0]
 
 
 torch.library.impl("deepres::residual_stack", "CompositeImplicitAutograd")(_served)
@@ -310,11 +309,11 @@ def _autograd(ctx, dy, _dactivations, _dstatistics):
     needs = [need and (norm or i < 3) for i, need in enumerate(ctx.needs_input_grad[:5])]
     if torch.is_grad_enabled():  # create_graph=True
         x, _, *parameters = ctx.saved_tensors[:6]
-        options = replace(StackOptions(*ctx.options[:-1]), recompute=0)
+        options = StackOptions(*ctx.options[:-1])._replace(recompute=0)
 
         def plain(*tensors: Tensor) -> Tensor:
             own = tensors if norm else (*tensors[:3], None, None)
-            return torch.ops.deepres.residual_stack(*own, *astuple(options), "reference")
+            return torch.ops.deepres.residual_stack(*own, *options, "reference")
 
         return (*dispatch.differentiable_gradients(plain, (x, *parameters), needs, dy), *[None] * 8)
     grads = torch.ops.deepres.residual_stack_backward(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 AUTO = -1  # StackOptions.recompute for "auto", until the backend is chosen
 ACTIVATIONS = ("swish", "relu")
@@ -12,8 +11,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _OTHER_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 
 
-@dataclass(frozen=True)
-class StackOptions:
+class StackOptions(NamedTuple):
     """What a call of `residual_stack` asks for, checked; `recompute` counts blocks, 0 keeps every layer."""
 
     skip_every: int = 4
@@ -24,7 +22,7 @@ class StackOptions:
     recompute: int = 0
 
 
-NAMES = (*(one.name for one in fields(StackOptions)), "impl")
+NAMES = (*StackOptions._fields, "impl")
 """What `residual_stack` takes beside its tensors."""
 
 

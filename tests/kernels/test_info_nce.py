@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import astuple
 
 import pytest
 import torch
@@ -287,7 +286,7 @@ def test_strided_inputs_and_compile():
 
 def test_registration():
     phi, psi = features(6, 9, 5)
-    options = astuple(InfoNCEOptions(positive_offset=2))
+    options = InfoNCEOptions(positive_offset=2)
     for needs in ([False, False, False], [True, False, False], [True, True, False]):
         phi.requires_grad_(needs[0])
         psi.requires_grad_(needs[1])

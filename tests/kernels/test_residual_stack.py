@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -245,7 +244,7 @@ def test_auto_recompute_fits_the_free_memory(precision: str) -> None:
     for free in (2 * whole, 2 * whole - 1, whole // 2, whole // 5):
         picked = fitting_recompute(cpu, 512, 256, 1024, options, free // 2)
         assert (picked == 0) == (free >= 2 * whole)
-        assert sum(kept_bytes(cpu, 512, 256, 1024, replace(options, recompute=picked))) <= free / 2
+        assert sum(kept_bytes(cpu, 512, 256, 1024, options._replace(recompute=picked))) <= free / 2
     least = fitting_recompute(cpu, 512, 256, 1024, options, 0)
     assert 4 <= least <= 64
 
