@@ -26,6 +26,7 @@ from torch import Tensor
 
 from deepres.acting import ClippedGaussianPolicy
 from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
+from deepres.algorithms.extraction import ddpg_bc
 from deepres.algorithms.implicit import (
     ImplicitOptions,
     backed_up,
@@ -122,9 +123,8 @@ class GCIQL(Algorithm):
                 advantage = q - self.v(seen)
             return weighted_cloning(mean, batch.action, advantage, alpha)
         q = call_frozen(self.q, torch.cat([seen, mean.clamp(-1, 1)], dim=1)).amin(dim=0)
-        cloned = unit_log_density(mean, batch.action).mean()
-        loss = -q.mean() / (q.detach().abs().mean() + 1e-6) - alpha * cloned
-        return loss, {"actor_q": q.mean(), "bc": cloned}
+        cloned = unit_log_density(mean, batch.action)
+        return ddpg_bc(q, cloned, alpha), {"actor_q": q.mean(), "bc": cloned.mean()}
 
     def after_step(self, skip: Tensor) -> None:
         average_into(self.q_slow.parameters(), self.q.parameters(), self.options.tau, skip)

@@ -60,15 +60,25 @@ class Episodes:
         return self.rows
 
     def deal(
-        self, need: int, window: int, generator: torch.Generator, *, ends: bool = False, margin: int = 0
+        self,
+        need: int,
+        window: int,
+        generator: torch.Generator,
+        *,
+        ends: bool = False,
+        margin: int = 0,
+        together: int = 1,
     ) -> Iterator[Rows]:
         """`need` rows at once. window: the most that `left` reaches ahead. ends: `left` stops at the last transition,
-        not at the last state. margin: the last transitions of an episode that are no rows."""
+        not at the last state. margin: the last transitions of an episode that are no rows. together: R > 1 draws so
+        many rows of an episode one after another."""
         length = self.rows - 1 - margin
         if length < 1:
             raise ValueError(f"episodes must hold at least {2 + margin} states, got {self.rows}")
         drawn = torch.randint(self.num_envs * length, (need,), generator=generator, device=self.device)
         env, t = drawn // length, drawn % length
+        if together > 1:
+            env = env[::together].repeat_interleave(together)[:need]
         start = env * self.rows
         left = (self.rows - 1 - int(ends) - t).clamp(max=window - 1)
         yield Rows(env, start + t, left, start, self.rows)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepres.data.batch import Batch
-from deepres.data.relabel import Draw, Sampler, geometric, truncated_geometric
+from deepres.data.relabel import Draw, FutureGoals, Sampler, geometric, truncated_geometric
 from deepres.data.replay import ReplayBuffer, Rows
 
 
@@ -45,6 +46,52 @@ LATER = GoalLaw(uniform=1.0)
 """Of policies on data of long ways (navigate, play, noisy)."""
 LATER_OR_ANYWHERE = GoalLaw(uniform=0.5, anywhere=0.5)
 """Of policies on data of short ways (stitch)."""
+
+
+def draw_goals(
+    law: GoalLaw, ring: ReplayBuffer, rows: Rows, generator: torch.Generator, gamma: float, clipped: bool
+) -> tuple[Tensor, Tensor]:
+    """[n] where the goals of `rows` lie, by `law` as MixedGoals says it; [n] steps ahead that they are, or, of those
+    that are anywhere, steps to the trajectory's end."""
+    which, uniform = torch.rand(
+        (2, len(rows.env)), dtype=torch.float64, generator=generator, device=ring.device
+    )
+    left = rows.left
+    if clipped:
+        soon = torch.minimum(geometric(uniform, gamma), left)
+        alike = torch.minimum((1.5 + (left - 1) * uniform).long(), left)
+    else:
+        soon = truncated_geometric(uniform, left, gamma)
+        alike = torch.minimum((uniform * left).long() + 1, left)
+    ahead = torch.where(which < law.current + law.geometric, soon, alike)
+    ahead = torch.where(which < law.current, 0, ahead)
+    goal = ring.index(rows, ahead)
+    if law.anywhere:
+        elsewhere = which >= law.current + law.geometric + law.uniform
+        goal = torch.where(elsewhere, ring.anywhere(len(goal), generator), goal)
+        ahead = torch.where(elsewhere, left, ahead)
+    return goal, ahead
+
+
+class FutureAndActorGoals(FutureGoals):
+    """FutureGoals' pairs, with extra["actor_goal"] [B, G]: a goal for the policy by the law `policy`, drawn apart.
+
+    clipped: of that law, see MixedGoals; a trajectory goes on to its last state. options: of FutureGoals.
+    """
+
+    def __init__(self, gamma: float, policy: GoalLaw, *, clipped: bool = False, **options: Any):
+        super().__init__(gamma, **options)
+        self.policy, self.law_gamma, self.clipped = policy, gamma, clipped
+
+    def drawn(self, ring: ReplayBuffer, rows: Rows, generator: torch.Generator) -> Draw:
+        pairs = super().drawn(ring, rows, generator)
+        goal, _ = draw_goals(self.policy, ring, rows, generator, self.law_gamma, self.clipped)
+        return {**pairs, "actor_goal": goal}
+
+    def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
+        pairs = super().batch(ring, draw)
+        pairs.extra["actor_goal"] = ring.take("states", draw["actor_goal"], ring.goal_slice)
+        return pairs
 
 
 class MixedGoals(Sampler):
@@ -92,42 +139,15 @@ class MixedGoals(Sampler):
     ) -> Iterator[Draw]:
         for rows in ring.deal(need, window, generator, ends=self.clipped):
             now = ring.index(rows)
-            goal, _ = self._goal(self.values, ring, rows, generator)
+            how = ring, rows, generator, self.gamma, self.clipped
+            goal, _ = draw_goals(self.values, *how)
             drawn = {"now": now, "goal": goal}
             if self.policy is not None:
-                drawn["actor_goal"], left = self._goal(self.policy, ring, rows, generator)
+                drawn["actor_goal"], left = draw_goals(self.policy, *how)
                 if self.subgoal:
                     drawn["near"] = ring.index(rows, rows.left.clamp(max=self.subgoal))
                     drawn["waypoint"] = ring.index(rows, left.clamp(max=self.subgoal))
             yield drawn
-
-    def _goal(
-        self, law: GoalLaw, ring: ReplayBuffer, rows: Rows, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """[n] where the rows' goals lie; [n] steps to them or, if they are anywhere, to the trajectory's end."""
-        which, uniform = torch.rand(
-            (2, len(rows.env)), dtype=torch.float64, generator=generator, device=ring.device
-        )
-        ahead = torch.where(
-            which < law.current + law.geometric, self._soon(uniform, rows.left), self._any(uniform, rows.left)
-        )
-        ahead = torch.where(which < law.current, 0, ahead)
-        goal = ring.index(rows, ahead)
-        if law.anywhere:
-            elsewhere = which >= law.current + law.geometric + law.uniform
-            goal = torch.where(elsewhere, ring.anywhere(len(goal), generator), goal)
-            ahead = torch.where(elsewhere, rows.left, ahead)
-        return goal, ahead
-
-    def _soon(self, uniform: Tensor, left: Tensor) -> Tensor:
-        if self.clipped:
-            return torch.minimum(geometric(uniform, self.gamma), left)
-        return truncated_geometric(uniform, left, self.gamma)
-
-    def _any(self, uniform: Tensor, left: Tensor) -> Tensor:
-        if self.clipped:
-            return torch.minimum((1.5 + (left - 1) * uniform).long(), left)
-        return torch.minimum((uniform * left).long() + 1, left)
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
         now = draw["now"]

@@ -12,12 +12,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepres.data.batch import Batch
-from deepres.data.replay import ReplayBuffer
+from deepres.data.replay import ReplayBuffer, Rows
 
 Draw = dict[str, Tensor]
 """Where the rows of `count` batches of B lie: tensors [count, B], or [count, B, ...]."""
@@ -97,6 +98,8 @@ class FutureGoals(Sampler):
     falls: also give, in `extra`, [B] each: "left" int64, later steps of the row's trajectory in its window; "falls"
     bool, whether the last of these ended it for good (a time limit does not, and what comes after the window is not
     known); "lag" int64, an h >= 1 with P(h) proportional to gamma^h, drawn apart from the goal and not cut off.
+
+    together: so many rows of one environment's window stand side by side in a batch, see `ReplayBuffer.deal`.
     """
 
     def __init__(
@@ -107,38 +110,42 @@ class FutureGoals(Sampler):
         horizon: int = 1,
         lags: bool = False,
         falls: bool = False,
+        together: int = 1,
     ):
         if falls and gamma is None:
             raise ValueError("falls=True draws lags with the goals' gamma, got None; pass one")
         self.gamma, self.commanded, self.horizon = gamma, commanded, horizon
-        self.lags, self.falls = lags, falls
+        self.lags, self.falls, self.together = lags, falls, together
         self.columns = ("goals",) * bool(commanded) + ("terminals",) * falls
 
     def draw_rows(
         self, ring: ReplayBuffer, need: int, window: int, generator: torch.Generator
     ) -> Iterator[Draw]:
-        for rows in ring.deal(need, window, generator):
-            uniform = torch.rand(len(rows.env), dtype=torch.float64, generator=generator, device=ring.device)
-            if self.gamma is None:
-                ahead = torch.minimum((uniform * rows.left).long() + 1, rows.left)
-            else:
-                ahead = truncated_geometric(uniform, rows.left, self.gamma)
-            drawn = {"now": ring.index(rows), "later": ring.index(rows, ahead)}
-            if self.commanded:
-                kept = torch.rand(len(rows.env), generator=generator, device=ring.device) < self.commanded
-                drawn["commanded"] = kept
-            if self.lags:
-                drawn["ahead"] = torch.where(kept, rows.left, ahead) if self.commanded else ahead
-            if self.horizon > 1:
-                drawn["whole"] = rows.left >= self.horizon - 1
-            if self.falls:
-                assert self.gamma is not None
-                uniform = torch.rand(
-                    len(rows.env), dtype=torch.float64, generator=generator, device=ring.device
-                )
-                drawn |= {"left": rows.left, "last": ring.index(rows, rows.left)}
-                drawn["lag"] = geometric(uniform, self.gamma)
-            yield drawn
+        for rows in ring.deal(need, window, generator, together=self.together):
+            yield self.drawn(ring, rows, generator)
+
+    def drawn(self, ring: ReplayBuffer, rows: Rows, generator: torch.Generator) -> Draw:
+        """Where `rows` and what belongs to them lie."""
+        options: Any = {"dtype": torch.float64, "generator": generator, "device": ring.device}
+        uniform = torch.rand(len(rows.env), **options)
+        if self.gamma is None:
+            ahead = torch.minimum((uniform * rows.left).long() + 1, rows.left)
+        else:
+            ahead = truncated_geometric(uniform, rows.left, self.gamma)
+        drawn = {"now": ring.index(rows), "later": ring.index(rows, ahead)}
+        if self.commanded:
+            kept = torch.rand(len(rows.env), generator=generator, device=ring.device) < self.commanded
+            drawn["commanded"] = kept
+        if self.lags:
+            drawn["ahead"] = torch.where(kept, rows.left, ahead) if self.commanded else ahead
+        if self.horizon > 1:
+            drawn["whole"] = rows.left >= self.horizon - 1
+        if self.falls:
+            assert self.gamma is not None
+            uniform = torch.rand(len(rows.env), **options)
+            drawn |= {"left": rows.left, "last": ring.index(rows, rows.left)}
+            drawn["lag"] = geometric(uniform, self.gamma)
+        return drawn
 
     def batch(self, ring: ReplayBuffer, draw: Draw) -> Batch:
         now = draw["now"]

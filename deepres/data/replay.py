@@ -116,13 +116,21 @@ class ReplayBuffer:
     # --- reading ---
 
     def deal(
-        self, need: int, window: int, generator: torch.Generator, *, ends: bool = False, margin: int = 0
+        self,
+        need: int,
+        window: int,
+        generator: torch.Generator,
+        *,
+        ends: bool = False,
+        margin: int = 0,
+        together: int = 1,
     ) -> Iterator[Rows]:
         """Rows, `need` in all, a pass at a time.
 
         A pass draws one window of `window` consecutive steps in each environment (all that is held, when that is
         less) and deals its N * (window - 1) transitions without replacement, with ends=True the windows' last steps
         too, without the last `margin` of those; a pass that runs out is followed by another with windows of its own.
+        together: R > 1 deals R rows of one window one after another, as long as a whole R of them is left.
         Raises ValueError before two steps of each environment are held, and `margin` more.
         """
         if min(window, self.size) < 2 + margin:
@@ -134,10 +142,21 @@ class ReplayBuffer:
             start, last = self._draw_windows(window, generator)
             count, length = last.shape
             length -= margin + (not ends)
-            dealt = torch.randperm(count * length, generator=generator, device=self.device)[:need]
+            if together > 1:
+                dealt = self._in_groups(count, length, together, generator)[:need]
+            else:
+                dealt = torch.randperm(count * length, generator=generator, device=self.device)[:need]
             env, t = dealt // length, dealt % length
             yield Rows(env, start[env] + t, last[env, t] - t, start[env], last.shape[1])
             need -= len(dealt)
+
+    def _in_groups(self, count: int, length: int, size: int, generator: torch.Generator) -> Tensor:
+        """Of count windows of `length` rows, numbered through, groups of `size` from one window, in random order."""
+        size = min(size, length)
+        order = torch.rand(count, length, generator=generator, device=self.device).argsort(dim=1)
+        order += torch.arange(count, device=self.device)[:, None] * length
+        groups = order[:, : length // size * size].reshape(-1, size)
+        return groups[torch.randperm(len(groups), generator=generator, device=self.device)].flatten()
 
     def anywhere(self, count: int, generator: torch.Generator) -> Tensor:
         """[count] where steps lie that are drawn from all that are held, each alike, for `take`."""

@@ -25,6 +25,9 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
         {},
         {"form": "symmetric", "energy": "dot"},
         {"horizon": 3, "survival_rows": True, "survival_bonus": 1.0},
+        {"extraction": "ddpg_bc", "random_actor_goals": 0.5, "together": 3},
+        {"extraction": "awr", "random_actor_goals": 0.5},
+        {"extraction": "best_of_n", "horizon": 2},
     ],
     "sac": [
         {},

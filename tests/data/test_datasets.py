@@ -11,6 +11,7 @@ from deepres.data import datasets
 from deepres.data.batch import Batch
 from deepres.data.datasets import Dataset, read, write
 from deepres.data.episodes import Episodes
+from deepres.data.goal_laws import LATER_OR_ANYWHERE, FutureAndActorGoals
 from deepres.data.relabel import FutureGoals, Hindsight
 from deepres.runs.files import read_run
 from deepres.training.loop import train
@@ -146,6 +147,17 @@ def test_pairs_are_of_one_episode_and_every_transition_comes():
     ahead = (batch.goal[:, 1] - t)[t == 0]
     weight = 0.9 ** torch.arange(1, L + 1)
     assert abs(float(ahead.mean()) - float((torch.arange(1, L + 1) * weight).sum() / weight.sum())) < 0.35
+
+
+def test_pairs_of_an_episode_stand_together_and_policies_have_goals_of_their_own():
+    batch = draws(FutureAndActorGoals(0.9, LATER_OR_ANYWHERE, together=4), n=4002)
+    episode, t = batch.state[:4000, 0].view(-1, 4), batch.state[:4000, 1].view(-1, 4)
+    assert (episode == episode[:, :1]).all() and len(t.unique(dim=0)) > 500
+    goal = batch.extra["actor_goal"]
+    own = goal[:, 0] == batch.state[:, 0]
+    assert 0.55 < own.float().mean() < 0.65  # half of them, and a fifth of the others by chance
+    assert goal[own, 1].max() == L and goal[~own, 1].max() == L - 1
+    assert torch.equal(batch.goal[:, 0], batch.state[:, 0])
 
 
 def test_transitions_lead_to_the_next_row_and_reach_what_comes():
