@@ -1,4 +1,4 @@
-"""A sweep on real physics, in real processes: killed, asked for again, and complete."""
+"""A sweep on real physics: killed, asked for again, and complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,21 @@ def in_checkout(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path, in_checkout, capsys):
+@pytest.fixture
+def one_process(monkeypatch):
+    """Every run of a sweep in this process, for an import of JAX and MuJoCo takes longer than the run."""
+
+    def run_jobs(waiting, places):
+        for job in waiting:
+            print(f"{job.name}: {'resumed' if job.resumed else 'started'}")
+            assert job.command[:3] == [sys.executable, "-m", "deepres"]
+            main(job.command[3:])
+        return Outcome([], None)
+
+    monkeypatch.setattr(grid, "run_jobs", run_jobs)
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path, in_checkout, one_process, capsys):
     folder, options = tmp_path / "sweep", tmp_path / "options.json"
     options.write_text(TINY.replace(total_steps=1_000_000).to_json())  # the first run never ends by itself
     command = [
@@ -47,7 +61,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, in_checkout, capsys):
     while not checkpoints.steps(folder / "d4-s3" / "checkpoints"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    process.kill()
+    process.kill()  # and its run with it
     process.wait()
     saved = checkpoints.steps(folder / "d4-s3" / "checkpoints")[-1]
     enough = TINY.replace(total_steps=int(saved) + 1_000)  # the killed sweep's run may have saved once more
@@ -66,13 +80,13 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, in_checkout, capsys):
     assert capsys.readouterr().out.count("finished already") == 2
 
 
-def test_any_options_vary(tmp_path, in_checkout, capsys, monkeypatch):
+def test_any_options_vary(tmp_path, one_process, capsys, monkeypatch):
     """Their names, values and combinations; the scores stand against the first."""
     monkeypatch.setenv("COLUMNS", "200")
     folder, options = tmp_path / "sweep", tmp_path / "options.json"
     options.write_text(TINY.replace(total_steps=80).to_json())
-    grid = ["--grid", "gamma=0.9,0.99", "seed=1"]
-    main(["sweep", "--config-file", str(options), *grid, "--out", str(folder)])
+    asks = ["--grid", "gamma=0.9,0.99", "seed=1"]
+    main(["sweep", "--config-file", str(options), *asks, "--out", str(folder)])
     said = " ".join(capsys.readouterr().out.split())
     assert "point_u_maze: score against gamma gamma seeds finished" in said
     for gamma in (0.9, 0.99):
@@ -87,7 +101,7 @@ def test_any_options_vary(tmp_path, in_checkout, capsys, monkeypatch):
     assert "point_u_maze, gamma 0.9" in said and "point_u_maze, gamma 0.99" in said
 
 
-def test_another_runs_score_is_not_taken_for_the_one_asked_for(tmp_path, in_checkout, capsys):
+def test_another_runs_score_is_not_taken_for_the_one_asked_for(tmp_path, one_process, capsys):
     """The folder's name tells only what varied, and the sweep in between varied more."""
     folder, asks = tmp_path / "sweep", {"depth": [4], "seed": [0]}
     short = TINY.replace(total_steps=80, gamma=0.5)
