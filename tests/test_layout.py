@@ -154,6 +154,7 @@ LAYERS = (
     ("training",),
     ("deploy",),
     ("policy",),
+    ("compress",),
     ("report",),
     ("experiments",),
     ("commands",),

@@ -36,6 +36,7 @@ _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "c_learning": "deepres.algorithms.c_learning:CLearning",
     "chrono": "deepres.algorithms.chrono:Chrono",
     "crl": "deepres.algorithms.crl:CRL",
+    "distill": "deepres.algorithms.distill:Distill",
     "gcbc": "deepres.algorithms.gcbc:GCBC",
     "gciql": "deepres.algorithms.gciql:GCIQL",
     "gcivl": "deepres.algorithms.gcivl:GCIVL",

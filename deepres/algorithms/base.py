@@ -42,13 +42,16 @@ from deepres.networks import Networks
 class Group:
     """Parameters that one optimiser steps. lr: Adam's step size. every: steps it at every so manieth gradient step
     only (TD3's delayed actor); skipped gradient steps count too. clip: whether `max_grad_norm` bounds its gradient.
-    bound: every step ends with the parameters clamped to [-bound, bound]; None leaves them."""
+    bound: every step ends with the parameters clamped to [-bound, bound]; None leaves them. decay_steps, last_share:
+    over so many steps the step size falls along half a cosine to this share of itself, and stays there; 0 keeps it."""
 
     parameters: list[nn.Parameter]
     lr: float
     every: int = 1
     clip: bool = True
     bound: float | None = None
+    decay_steps: int = 0
+    last_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class Algorithm(nn.Module, ABC):
     noises: ClassVar[int] = 1
     """How many actions it draws in a step: `losses` gets noise [B, A], or [noises, B, A] if there are several."""
     about: ClassVar[About] = About()
+    begun_by: ClassVar[str] = ""
+    """The command that begins its runs, where they start from more than options say; `train` then goes on with them."""
 
     def __init__(self, options: Any, sizes: Sizes, networks: Networks):
         super().__init__()

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from deepres._version import __version__
-from deepres.commands import configured, data, experiments, listing, runs
+from deepres.commands import configured, data, distill, experiments, listing, runs
 from deepres.commands.arguments import Defaults, import_modules
 from deepres.runs.streams import lasting_output
 from deepres.training.stopping import Stopped, exit_status
@@ -28,6 +28,7 @@ PLAIN: dict[str, Callable[..., None]] = {
     "render": runs.render,
     "export": runs.export,
     "grow": runs.grow,
+    "distill": distill.distill,
     "report": runs.report,
     "compare": runs.compare,
     "demo": runs.demo,

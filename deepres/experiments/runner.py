@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -165,10 +165,15 @@ class Setting:
     labels: dict[str, Any]
     scores: dict[int, float]
     """By seed."""
+    rows: list[Row] = field(default_factory=list)
 
     @property
     def mean(self) -> Interval:
         return mean_interval(list(self.scores.values()))
+
+    def estimate(self, study: Study) -> Interval:
+        """The study's metric here."""
+        return study.interval(self.rows) if study.interval else self.mean
 
 
 def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Setting]:
@@ -178,6 +183,7 @@ def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Set
         labels = {name: row[name] for name in names if name != "seed"}
         one = found.setdefault(tuple(labels.values()), Setting(labels, {}))
         one.scores[row["seed"]] = float(row.get(metric, "nan"))
+        one.rows.append(row)
     return list(found.values())
 
 
@@ -202,6 +208,7 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
         return rows
     names = list(trials[0].labels)
     found = settings(rows, names, study.metric)
+    estimates = [one.estimate(study) for one in found]
     drawn = lines(study, found)
     more = {name: settings(rows, names, name) for name in study.also}
     shown = (study.metric, "each seed", *study.also)
@@ -214,19 +221,22 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
         (
             *(str(value) for value in one.labels.values()),
             str(len(one.scores)),
-            one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value),
+            estimates[i].text(study.form)
+            if len(one.scores) > 1 or study.interval
+            else study.form.format(estimates[i].value),
             ", ".join(study.form.format(score) for score in one.scores.values()),
             *(f"{more[name][i].mean.value:.4g}" for name in study.also),
         )
         for i, one in enumerate(found)
     ]
     console().print(table(f"{study.name}: {study.question}", columns, cells))
-    sentence = verdict(study, drawn)
+    sentence = f"{study.claim} {study.says(rows)}" if study.says else verdict(study, drawn)
     print(sentence, flush=True)
+    at = dict(zip(map(id, found), estimates, strict=True))
     places = {
         name: {
             one.labels.get(study.along): Place(
-                list(one.scores.values()), one.mean.value, one.mean.low, one.mean.high
+                list(one.scores.values()), at[id(one)].value, at[id(one)].low, at[id(one)].high
             )
             for one in line
         }

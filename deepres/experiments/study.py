@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepres.config import Config
+from deepres.experiments.statistics import Interval
 from deepres.runs.files import RunFiles, read_run
 from deepres.runs.folder import RunFolder
 
@@ -108,6 +109,10 @@ class Study:
     rising: bool | None = True
     also: tuple[str, ...] = ()
     """Other numbers whose means stand in the table."""
+    interval: Callable[[Sequence[dict[str, Any]]], Interval] | None = None
+    """Of the rows of one setting, the metric where it is not the mean over the seeds."""
+    says: Callable[[Sequence[dict[str, Any]]], str] | None = None
+    """Of all rows, what they say to the claim, where that is not a slope."""
 
     def many(self, size: Size) -> int:
         """Seeds that it takes when none are given."""

@@ -94,7 +94,14 @@ class Learner:
         schedule = self.config.schedule
         bound = schedule.max_grad_norm if group.clip else None
         lr = group.lr * self._share_of_lr(parameters)
-        return Adam(parameters, lr, warmup_steps=schedule.warmup_steps, max_grad_norm=bound)
+        return Adam(
+            parameters,
+            lr,
+            warmup_steps=schedule.warmup_steps,
+            decay_steps=group.decay_steps,
+            last_share=group.last_share,
+            max_grad_norm=bound,
+        )
 
     def _share_of_lr(self, parameters: list[nn.Parameter]) -> float:
         """min(1, sqrt(lr_depth / D)) for a group whose deepest stack has D layers; 1 without `lr_depth` or stack."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepres import algorithms
 from deepres.config import Config
 from deepres.machine import plain_torch
 from deepres.ranks import Ranks, join
@@ -85,6 +86,8 @@ def train(
             folder = RunFolder(Path(run_dir or ""))
             ranks.first(lambda: take(folder) if folder.path.is_dir() else folder)
             restored = find_state_or_start(folder, config, ranks)
+        if restored is None:
+            _require_begun(config)
         with ranks.together():
             run = open_run(config, ranks=ranks, restored=restored)
         if not resume:
@@ -229,6 +232,15 @@ class _Training:
                 raise self.ranks.agreed(error) from None
             if self.ranks.rank == 0:
                 warnings.warn(f"{error}; training goes on and tries again", RuntimeWarning, stacklevel=4)
+
+
+def _require_begun(config: Config) -> None:
+    """Raise ValueError for a run that starts from more than its options say, and has nothing to start from."""
+    name = config.algorithm_name
+    if command := algorithms.find(name).begun_by:
+        raise ValueError(
+            f"a run of {name} begins with `{command}`, which `train` goes on with, and there is none here; type that"
+        )
 
 
 def load_run(run_dir: str | Path, **changes: Any) -> Run:

@@ -5,13 +5,15 @@ Per parameter p with gradient g, at step t (arXiv 1412.6980, algorithm 1; torch.
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
     p = p - lr_t (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-g is scaled down first where the gradient's norm passes `max_grad_norm`, lr_t grows to lr over `warmup_steps`, and
-nothing at all changes where `skip` is 1. None of it asks the device for a number, so none of it waits.
+g is scaled down first where the gradient's norm passes `max_grad_norm`, lr_t grows to lr over `warmup_steps` and may
+fall again along half a cosine, and nothing at all changes where `skip` is 1. None of it asks the device for a number,
+so none of it waits.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,8 +25,10 @@ class Adam(torch.optim.Adam):
     """torch.optim.Adam (fused) with clipping, warm-up and a skip flag; its state_dict is torch's own.
 
     parameters: of one device, float32. lr: step size. warmup_steps: the step size is lr * min(1, t / warmup_steps)
-    at step t = 1, 2, ...; 0 has none. max_grad_norm: the gradients' Euclidean norm, all parameters together, is
-    brought down to this (torch.nn.utils.clip_grad_norm_); None never does.
+    at step t = 1, 2, ...; 0 has none. decay_steps, last_share: it is multiplied besides by last_share
+    + (1 - last_share) (1 + cos(pi min(1, (t - 1) / decay_steps))) / 2, which is torch's CosineAnnealingLR up to there;
+    0 steps have none. max_grad_norm: the gradients' Euclidean norm, all parameters together, is brought down to this
+    (torch.nn.utils.clip_grad_norm_); None never does.
     """
 
     # torch's own, less a wrapper that imports the whole compiler (150 MB) to say that it should not trace them
@@ -39,11 +43,14 @@ class Adam(torch.optim.Adam):
         lr: float,
         *,
         warmup_steps: int = 0,
+        decay_steps: int = 0,
+        last_share: float = 1.0,
         max_grad_norm: float | None = None,
     ):
         parameters = list(parameters)
         super().__init__(parameters, lr=lr, fused=True, capturable=parameters[0].is_cuda)
         self.warmup_steps, self.max_grad_norm = warmup_steps, max_grad_norm
+        self.decay_steps, self.last_share = decay_steps, last_share
         self.lr_scale = 1.0
         """Multiplies lr; a run that was rolled back lowers it."""
 
@@ -90,10 +97,16 @@ class Adam(torch.optim.Adam):
             torch._foreach_sub_(steps, [skip] * len(steps))
 
     def _rate(self, lr: float, step: Tensor) -> Any:
-        if not self.warmup_steps:
+        if not (self.warmup_steps or self.decay_steps):
             return lr
-        exact = torch.float32 if step.is_cuda else torch.float64  # what the fused kernels take
-        return (step.to(exact) / self.warmup_steps).clamp(max=1) * lr
+        t = step.to(torch.float32 if step.is_cuda else torch.float64)  # what the fused kernels take
+        rate = torch.full_like(t, lr)
+        if self.warmup_steps:
+            rate = (t / self.warmup_steps).clamp(max=1) * lr
+        if self.decay_steps:
+            turn = math.pi * ((t - 1) / self.decay_steps).clamp(max=1)
+            rate = rate * (self.last_share + (1 - self.last_share) * 0.5 * (1 + turn.cos()))
+        return rate
 
     def _divisor(self, grads: list[Tensor], squares: Tensor | None) -> Tensor | None:
         """[] what the gradients are divided by: 1 while their norm is within bounds."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from deepres.acting import ActorPolicy
 from deepres.config import Config
 from deepres.data.batch import COLUMNS, Unroll
 from deepres.data.chunks import Chunk
@@ -192,7 +193,15 @@ class Run:
                 raise
             raise self.ranks.agreed(diverged) from None
 
-    def _collect(self, steps: int) -> tuple[float, int]:
+    @settled
+    def watch(self, policy: ActorPolicy, steps: int) -> None:
+        """Let another policy act: `steps` steps of each environment go into the buffer, and count as none of the
+        run's."""
+        counted, self.chunk = self.env_steps, None
+        self._collect(steps, policy)
+        self.env_steps, self.chunk = counted, None
+
+    def _collect(self, steps: int, policy: ActorPolicy | None = None) -> tuple[float, int]:
         """Returns the share of steps at the goal, and how often an environment broke."""
         share, collected, broken = 0.0, 0, 0
         while collected < steps:
@@ -200,7 +209,7 @@ class Run:
             standing, unroll = collect(
                 self.env,
                 self.standing,
-                self.learner.policy,
+                policy or self.learner.policy,
                 part,
                 self.generator,
                 self.columns,

@@ -1,0 +1,179 @@
+"""What a shallow policy keeps of a deep one: pruned and healed, distilled, or learned at its own depth from scratch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepres.compress.distill import distill
+from deepres.config import Config
+from deepres.experiments.presets import paper
+from deepres.experiments.statistics import REPLICATES, Interval
+from deepres.experiments.study import Numbers, Size, Study, Trial, trained
+from deepres.policy import Policy
+from deepres.runs import checkpoint as checkpoints
+from deepres.runs.files import read_run
+from deepres.runs.folder import RunFolder, write_whole
+from deepres.training.loop import train
+
+EPISODES = 512
+OWN_STATES = 64
+"""Environments in which the error on a student's own states is measured, for an episode each."""
+SEED = 77
+TEACHER, DISTILLED, SCRATCH = "the teacher", "distilled", "from scratch"
+ENOUGH = 0.95
+CPU = Config(
+    "crl", env="point_u_maze", depth=64, width=64, init="scaled", batch_size=256, num_envs=128, unroll_length=50,
+    gradient_steps=100, buffer_steps=5000, min_buffer_steps=300, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3,
+    target_entropy_per_action=0.0, gamma=0.995, total_steps=640_000, eval_envs=128, eval_every=25,
+    checkpoint_every=25, keep_checkpoints=1, threads=1, device="cpu",
+)  # fmt: skip
+"""The teacher of size "cpu": the demo's options at 64 layers, for a third of its steps."""
+EFFORT: dict[str, dict[str, Any]] = {CPU.env.name: {"steps": 10_000, "batch_size": 256}}
+"""Options of a distillation, by task; elsewhere 50,000 steps of 512 rows."""
+
+
+def _compression(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("ant").replace(depth=64)
+    trials = []
+    for seed in seeds:
+        config = base.replace(seed=seed)
+        teacher = Trial({"method": TEACHER, "depth": 64, "seed": seed}, config)
+        trials.append(teacher)
+        for method in (DISTILLED, SCRATCH):
+            for depth in (32, 16, 8, 4):
+                labels = {"method": method, "depth": depth, "seed": seed}
+                trials.append(Trial(labels, config.replace(depth=depth), after=teacher.name))
+    return trials
+
+
+def compressed(trial: Trial, folder: Path) -> Numbers:
+    """Make the trial's policy; its figures over 512 episodes, beside the teacher's.
+
+    success, time_at_goal: without noise, on the same starts and goals as the teacher. both: share of the episodes in
+    which both reached the goal. retained: success over the teacher's. action_rmse: root of the mean squared difference
+    to the teacher's actions, on the states that the policy itself comes to, both without noise. megabytes: of the
+    policy in float32. seconds, gradient_steps, env_steps: what was spent on it alone, its teacher's not counted.
+    """
+    method, depth, seed = trial.labels.values()
+    if method in (TEACHER, SCRATCH):
+        trained(trial, folder)
+    else:
+        _student(folder, folder.with_name(trial.after or ""), depth, seed)
+    policy = Policy.load(folder, eval_envs=EPISODES)
+    figures, paths = policy.evaluate(SEED)
+    reached, error = paths.reached.tolist(), 0.0
+    if trial.after is None:
+        write_whole(_episodes(folder), json.dumps(reached) + "\n")
+        above = reached
+    else:
+        teacher = folder.with_name(trial.after)
+        above = json.loads(_episodes(teacher).read_text())
+        error = action_rmse(policy, Policy.load(teacher))
+    run = read_run(folder)
+    last = run.rounds[-1]
+    return {
+        "success": sum(reached) / EPISODES,
+        "teacher_success": sum(above) / EPISODES,
+        "both": sum(a and b for a, b in zip(reached, above, strict=True)) / EPISODES,
+        "retained": sum(reached) / sum(above) if any(above) else math.nan,
+        "time_at_goal": figures.time_at_goal,
+        "action_rmse": error,
+        "megabytes": 4 * sum(p.numel() for p in policy.network.actor.parameters()) / 1e6,
+        "seconds": last["seconds"],
+        "gradient_steps": last["gradient_steps"],
+        "env_steps": float(run.env_steps),
+    }
+
+
+def _episodes(folder: Path) -> Path:
+    """Which of the teacher's episodes reached their goal."""
+    return folder / "reached.json"
+
+
+def _student(folder: Path, teacher: Path, depth: int, seed: int) -> None:
+    """Distil the teacher into `folder`, going on with what is there."""
+    run = RunFolder(folder)
+    if run.config.exists() and checkpoints.there_is_one(run.checkpoints):
+        result = train(run.read_config(), folder, resume=True, progress=False)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        effort = EFFORT.get(RunFolder(teacher).read_config().env.name, {"steps": 50_000})
+        result = distill(teacher, depth, folder, seed=seed, progress=False, **effort)
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def action_rmse(student: Policy, teacher: Policy) -> float:
+    """See `compressed`."""
+    env = student.environments(OWN_STATES)
+    step, total = env.reset(SEED), 0.0
+    for _ in range(env.episode_length):
+        action = student.act(step.obs)
+        total += float((action - teacher.act(step.obs)).square().mean())
+        step = env.step(step, action)
+    return math.sqrt(total / env.episode_length)
+
+
+def retained(rows: Sequence[dict[str, Any]]) -> Interval:
+    """The students' mean success over their teachers', and its 95% interval: seeds are drawn anew, and of each one 512
+    episodes, in which student and teacher had the same start and goal."""
+    success, above, both = (
+        np.array([float(row[name]) for row in rows]) for name in ("success", "teacher_success", "both")
+    )
+    kinds = np.stack([both, success - both, above - both, 1 - success - above + both], axis=1).clip(min=0)
+    draw = np.random.default_rng(0)
+    seeds = draw.integers(len(rows), size=(REPLICATES, len(rows)))
+    episodes = draw.multinomial(EPISODES, (kinds / kinds.sum(axis=1, keepdims=True))[seeds]).sum(axis=1)
+    ours, theirs = episodes[:, 0] + episodes[:, 1], episodes[:, 0] + episodes[:, 2]
+    low, high = np.quantile(ours / np.maximum(theirs, 1), [0.025, 0.975])
+    return Interval(float(success.sum() / max(above.sum(), 1 / EPISODES)), float(low), float(high))
+
+
+def reaches(rows: Sequence[dict[str, Any]]) -> str:
+    """The shallowest depth of each method at which, and above which, the lower end of `retained` is 0.95 or more."""
+    told = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != TEACHER):
+        least, best = None, (0, Interval(0.0, 0.0, 0.0))
+        for depth in sorted({row["depth"] for row in rows if row["method"] == method}, reverse=True):
+            one = retained([row for row in rows if (row["method"], row["depth"]) == (method, depth)])
+            if one.value > best[1].value:
+                best = depth, one
+            if one.low < ENOUGH:
+                break
+            least = depth, one
+        if least:
+            told.append(f"{method} keeps 95% down to depth {least[0]} ({least[1].text('{:.3f}')})")
+        else:
+            told.append(f"{method} keeps 95% at no depth (most at depth {best[0]}: {best[1].text('{:.3f}')})")
+    seeds = len({row["seed"] for row in rows})
+    return (
+        f"To keep 95% is to have the lower end of the interval of retained success at 0.95 or more, over {seeds} seeds "
+        f"and {EPISODES} episodes each: {'; '.join(told)}."
+    )
+
+
+STUDIES = (
+    Study(
+        name="compression",
+        source="ours; the second open question of arXiv 2503.14858, its section 5",
+        question="which shallow policy keeps what a deep one can do?",
+        claim="Distilled or pruned policies keep 95% of the teacher's success at a depth where learning from scratch "
+        "does not.",
+        refuted="a depth at which learning from scratch retains as much as both.",
+        trials=_compression,
+        run=compressed,
+        metric="retained",
+        seeds=(3, 3),
+        rising=None,
+        also=("success", "time_at_goal", "action_rmse", "megabytes", "seconds", "env_steps"),
+        interval=retained,
+        says=reaches,
+    ),
+)
