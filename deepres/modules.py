@@ -24,37 +24,45 @@ LAYER_NORM_EPS = 1e-6
 Device = torch.device | str | None
 
 
-def lecun_uniform_(tensor: Tensor, fan_in: int, generator: torch.Generator | None = None) -> Tensor:
+def lecun_uniform_(tensor: Tensor, fan_in: float, generator: torch.Generator | None = None) -> Tensor:
     """Fill with U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as the published networks start."""
     bound = 1 / math.sqrt(fan_in)
     return nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
 
+def start_dense_(weight: Tensor, average: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Fill weights [..., out, in] as a layer starts: LeCun uniform; with `average` U(-b, b), b^2 = 6 / (in + out)."""
+    out_dim, in_dim = weight.shape[-2:]
+    return lecun_uniform_(weight, (in_dim + out_dim) / 6 if average else in_dim, generator)
+
+
 class Dense(nn.Linear):
-    """nn.Linear that starts as the published networks do: weight LeCun uniform, bias 0."""
+    """nn.Linear that starts as the published networks do: weight LeCun uniform, bias 0. average: see start_dense_."""
 
     def __init__(
         self,
         in_dim: int,
         out_dim: int,
         *,
+        average: bool = False,
         generator: torch.Generator | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ):
+        self.average = average
         super().__init__(in_dim, out_dim, device=device, dtype=dtype)
         if generator is not None:
             self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        lecun_uniform_(self.weight, self.in_features, generator)
+        start_dense_(self.weight, self.average, generator)
         nn.init.zeros_(self.bias)
 
 
 class Linears(nn.Module):
     """E linear layers side by side: x [B, in] for all of them, or [E, B, in], -> [E, B, out].
 
-    Parameters: weight [E, out, in] (LeCun uniform), bias [E, out] (0).
+    Parameters: weight [E, out, in] (LeCun uniform; average: see start_dense_), bias [E, out] (0).
     """
 
     def __init__(
@@ -63,18 +71,20 @@ class Linears(nn.Module):
         out_dim: int,
         members: int,
         *,
+        average: bool = False,
         generator: torch.Generator | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
         _check_members(members)
+        self.average = average
         self.weight = nn.Parameter(torch.empty(members, out_dim, in_dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(members, out_dim, device=device, dtype=dtype))
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        lecun_uniform_(self.weight, self.weight.shape[-1], generator)
+        start_dense_(self.weight, self.average, generator)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,6 +241,33 @@ class ResidualStack(nn.Module):
                     norm.bias.copy_(self.beta[l])
                     layers.append(norm)
         return layers
+
+
+class PlainLayers(nn.Module):
+    """L layers of [Dense, GELU, LayerNorm] without skips, OGBench's hidden layers (arXiv 2410.20092): x [B, in_dim] ->
+    [B, W], in x's own precision by PyTorch's own operators.
+
+        for each layer: x = norm(gelu(dense(x)))          GELU by its tanh form; without norm: gelu(dense(x))
+
+    members: E of them side by side, x [B, in_dim] for all, or [E, B, in_dim], -> [E, B, W]. made: generator, device,
+    dtype.
+    """
+
+    def __init__(
+        self, in_dim: int, width: int, depth: int, *, norm: bool, members: int | None = None, **made: Any
+    ):
+        super().__init__()
+        place = {name: value for name, value in made.items() if name != "generator"}
+        sizes = [in_dim, *[width] * (depth - 1)]
+        self.dense = nn.ModuleList(dense(n, width, members=members, average=True, **made) for n in sizes)
+        self.norm = nn.ModuleList(layer_norm(width, members=members, **place) for _ in sizes if norm)
+        self.depth, self.members = depth, members or 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        for l, one in enumerate(self.dense):
+            x = F.gelu(one(x), approximate="tanh")
+            x = self.norm[l](x) if self.norm else x
+        return x
 
 
 class Network(nn.Module):

@@ -10,7 +10,7 @@ Source: arXiv 2503.14858, section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.initialisation import start_blocks_
 from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
 from deepres.modules import Network, ResidualStack, dense, layer_norm
+from deepres.modules import PlainLayers as PlainLayers
 from deepres.modules import lecun_uniform_ as lecun_uniform_
 from deepres.options import check, option
 
@@ -52,9 +53,15 @@ class NetworkOptions:
     size the same at every depth; or with that scale at 0, as the identity."""
     actor_head_scale: float = option(1.0, least=0)
     """Multiplies the weights that the actor's heads start with; 0.01 to 0.1 keeps very deep ones off tanh's ends."""
+    trunk: Literal["residual", "plain"] = option("residual")
+    """Residual blocks; or plain layers as OGBench's, Dense, GELU and (not in actors) LayerNorm, in float32: theirs are
+    depth 3, width 512. An actor's heads then start at a tenth of other heads'."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.trunk == "plain":
+            self._check_plain()
+            return
         if self.init != "published" and not (self.norm and self.skip_every):
             raise ValueError(
                 f"init={self.init} sets the last LayerNorm of every residual block; it needs norm and skip_every > 0, "
@@ -66,6 +73,16 @@ class NetworkOptions:
                 raise ValueError(
                     f"{name} must be a multiple of skip_every={self.skip_every}, got {depth}; "
                     f"use {depth - depth % self.skip_every}"
+                )
+
+    def _check_plain(self) -> None:
+        for one in fields(self):
+            if (
+                one.name in ("skip_every", "activation", "norm", "init")
+                and getattr(self, one.name) != one.default
+            ):
+                raise ValueError(
+                    f"trunk=plain has layers of its own and no {one.name}, got {getattr(self, one.name)}; leave it out"
                 )
 
 
@@ -101,6 +118,15 @@ class Trunk(Network):
         return self.stack(F.silu(z) if self.activation == "swish" else F.relu(z))
 
 
+def _trunk(
+    in_dim: int, width: int, depth: int, made: dict[str, Any], options: dict[str, Any]
+) -> tuple[nn.Module, bool]:
+    """The hidden layers that `options` ask for, and whether their heads start by the average of in and out."""
+    if options.pop("trunk", "residual") == "residual":
+        return Trunk(in_dim, width, depth, **made, **options), False
+    return PlainLayers(in_dim, width, depth, norm=options["norm"], **made), True
+
+
 class Encoder(Network):
     """A critic encoder: phi over concat(state, action) or psi over the goal, [B, in_dim] -> [B, out_dim].
 
@@ -123,7 +149,7 @@ class Encoder(Network):
     ):
         super().__init__()
         made: dict[str, Any] = {"members": members, "generator": generator, "device": device, "dtype": dtype}
-        self.trunk = Trunk(in_dim, width, depth, **made, **options)
+        self.trunk, made["average"] = _trunk(in_dim, width, depth, made, options)
         self.head = dense(width, out_dim, **made)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +176,7 @@ class Actor(Network):
     ):
         super().__init__()
         made: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
-        self.trunk = Trunk(in_dim, width, depth, **made, **options)
+        self.trunk, made["average"] = _trunk(in_dim, width, depth, made, options)
         self.mean = dense(width, action_dim, **made)
         self.log_std = dense(width, action_dim, **made)
 
@@ -208,19 +234,23 @@ class Networks:
 
     def actor(self, in_dim: int, action_dim: int) -> Actor:
         """The policy's network: obs [B, in_dim] -> mean and log_std, each [B, action_dim]."""
-        actor = self._started(Actor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
+        actor = self._started(Actor(in_dim, action_dim, **self._shape(self.options.actor_depth, actor=True)))
         self._scale_heads(actor.mean, actor.log_std)
         return actor
 
     def deterministic_actor(self, in_dim: int, action_dim: int) -> DeterministicActor:
         """The network of a policy without spread: obs [B, in_dim] -> actions [B, action_dim]."""
-        actor = self._started(DeterministicActor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
+        actor = self._started(
+            DeterministicActor(in_dim, action_dim, **self._shape(self.options.actor_depth, actor=True))
+        )
         self._scale_heads(actor.head)
         return actor
 
     def mean_actor(self, in_dim: int, action_dim: int) -> MeanActor:
         """The network of a policy of fixed spread: obs [B, in_dim] -> its mean [B, action_dim]."""
-        actor = self._started(MeanActor(in_dim, action_dim, **self._shape(self.options.actor_depth)))
+        actor = self._started(
+            MeanActor(in_dim, action_dim, **self._shape(self.options.actor_depth, actor=True))
+        )
         self._scale_heads(actor.head)
         return actor
 
@@ -263,16 +293,18 @@ class Networks:
     def _scale_heads(self, *heads: nn.Module) -> None:
         for head in heads:
             assert isinstance(head.weight, Tensor)
-            head.weight.mul_(self.options.actor_head_scale)
+            head.weight.mul_(self.options.actor_head_scale * (0.1 if self.options.trunk == "plain" else 1))
 
-    def _shape(self, depth: int | None = None) -> dict[str, Any]:
+    def _shape(self, depth: int | None = None, actor: bool = False) -> dict[str, Any]:
         one = self.options
         depth, skip_every = one.depth if depth is None else depth, one.skip_every
+        # float32 whatever the process's default is: what is learned from is
+        made: dict[str, Any] = {"width": one.width, "generator": self.generator, "dtype": torch.float32}
+        if one.trunk == "plain":
+            return {**made, "trunk": "plain", "depth": depth, "norm": not actor}
         if depth < skip_every:  # plain layers: the first of them is where a stem would be
             depth, skip_every = depth - 1, 0
         blocks = {"depth": depth, "skip_every": skip_every, "activation": one.activation, "norm": one.norm}
-        # float32 whatever the process's default is: what is learned from is
-        made: dict[str, Any] = {"width": one.width, "generator": self.generator, "dtype": torch.float32}
         return {**made, **blocks, **self.stack}
 
 

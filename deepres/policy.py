@@ -99,7 +99,7 @@ class Policy:
 
     @plain_torch()
     def export(self, path: str | Path, format: str | None = None) -> Path:
-        """Write what it computes without noise, tanh(mean), in float32, for programs that know nothing of deepres.
+        """Write what it computes without noise, in float32, for programs that know nothing of deepres.
 
         path: the file. format: "onnx" (opset 18, standard operators alone: obs [batch, S + G] -> action [batch, A], of
         a policy that plans H > 1 actions also plan [batch, H, A]) or "pt2" (torch.export: obs -> [batch, H * A]); by

@@ -36,13 +36,19 @@ def member(group: torch.nn.Module, k: int) -> dict[str, torch.Tensor]:
     return {name: p[k] for name, p in group.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": False}, {"activation": "relu", "skip_every": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": False}, {"activation": "relu", "skip_every": 0}, {"trunk": "plain"}],
+    ids=str,
+)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared x", "own x"])
 def test_a_group_is_its_members_one_by_one(options, shared):
     """Values and gradients, to float64's last digits (products may read memory otherwise)."""
     q, singles = networks(**options).values(5, members=3), [networks(**options).value(5) for _ in range(3)]
-    assert q.trunk.stem.weight.shape == (3, 16, 5) and q.head.weight.shape == (3, 1, 16)
-    assert q.trunk.stack.weight.shape == (3, 4, 16, 16) and q.trunk.stack.bias.shape == (3, 4, 16)
+    shapes = {name: p.shape for name, p in q.named_parameters()}
+    if "trunk" not in options:
+        assert shapes["trunk.stem.weight"] == (3, 16, 5) and shapes["trunk.stack.weight"] == (3, 4, 16, 16)
+    assert shapes["head.weight"] == (3, 1, 16)
     for k, single in enumerate(singles):
         assert member(q, k).keys() == dict(single.named_parameters()).keys()
         single.load_state_dict(member(q, k))
@@ -138,3 +144,26 @@ def test_all_networks_of_a_run_start_as_asked():
         ValueError, match=r"init=scaled sets the last LayerNorm .* got norm=False, skip_every=4"
     ):
         NetworkOptions(init="scaled", norm=False)
+
+
+def test_plain_networks_start_as_ogbenchs_and_take_no_option_of_blocks():
+    made = networks(trunk="plain", actor_depth=3)
+    values, mean, actor = made.values(10), made.mean_actor(10, 3), made.actor(10, 3)
+    assert (len(values.trunk.dense), len(mean.trunk.dense)) == (4, 3)
+    assert len(values.trunk.norm) == 4 and not mean.trunk.norm and not actor.trunk.norm
+    heads = [
+        (values.head.weight, 1, 16, 1),
+        (mean.head.weight, 0.1, 16, 3),
+        (actor.log_std.weight, 0.1, 16, 3),
+    ]
+    for weight, scale, fan_in, fan_out in [(values.trunk.dense[0].weight, 1, 10, 16), *heads]:
+        bound = scale * (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.8 * bound < weight.abs().max() <= bound
+    first = values.trunk.dense[0].weight.clone()
+    values.reset_parameters(torch.Generator().manual_seed(4))
+    assert not torch.equal(first, values.trunk.dense[0].weight)
+    assert 0.8 * (6 / 26) ** 0.5 < values.trunk.dense[0].weight.abs().max() <= (6 / 26) ** 0.5
+    with pytest.raises(
+        ValueError, match=r"trunk=plain has layers of its own and no norm, got False; leave it out"
+    ):
+        NetworkOptions(trunk="plain", norm=False)

@@ -11,7 +11,7 @@ With two critics Q_k(s, g, a), their slow copies Qbar_k, one value V(s, g), and 
     Qbar   Qbar + tau (Q - Qbar), after the step
 
 All losses read the parameters from before the step. Published alphas of DDPG+BC: 0.003 for point mazes, 0.3 for the
-ant's (0.01 on explored data), 0.1 for humanoids, 1 for arms. Published networks are three layers of 512.
+ant's (0.01 on explored data), 0.1 for humanoids, 1 for arms. Published networks are trunk=plain, depth=3, width=512.
 """
 
 from __future__ import annotations

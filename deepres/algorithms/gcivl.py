@@ -8,7 +8,7 @@ With two values V_k(s, g), their slow copies Vbar_k, and r, m, bc as in implicit
     actor  -mean(min(exp(alpha A), 100) bc),   A = mean_k V_k(s', g_a) - mean_k V_k(s, g_a),   g_a the policy's goal
     Vbar   Vbar + tau (V - Vbar), after the step
 
-All losses read the parameters from before the step. Published networks are three layers of 512.
+All losses read the parameters from before the step. Published networks are trunk=plain, depth=3, width=512.
 """
 
 from __future__ import annotations

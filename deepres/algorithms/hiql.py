@@ -12,8 +12,9 @@ the values learn with. With V_k(s, rep(s, g)), slow copies Vbar_k that read the 
     Vbar   Vbar + tau (V - Vbar), after the step
 
 V stands for mean_k V_k where it weighs policies, and targets of them are held constant. All losses read the parameters
-from before the step; published networks are three layers of 512. k is 25; published 100 for humanoids, 10 for arms.
-A run that acts explores by noise on actions alone. Ours: subgoals are the parts e(s) of states that goals speak of.
+from before the step. Published: k is 25, 100 for humanoids and 10 for arms; networks are trunk=plain, depth=3,
+width=512. A run that acts explores by noise on actions alone. Ours: subgoals are the parts e(s) of states that goals
+speak of.
 """
 
 from __future__ import annotations

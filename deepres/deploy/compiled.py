@@ -15,13 +15,17 @@ class CompiledActor(nn.Module):
     """obs [N, S + G] -> actions [N, H * A], as PlainNetwork gives them, row after row on the calling thread.
 
     precision: fp32, or bf16, which rounds the weights alone and halves what each row reads. Its memory is its own, and
-    threads take turns. Raises ImportError without deepres._C, ValueError for another precision.
+    threads take turns. Raises ImportError without deepres._C, ValueError for another precision or a clipped mean.
     """
 
     def __init__(self, network: PlainNetwork, precision: str = "fp32"):
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if network.clipped:
+            raise ValueError(
+                "a compiled policy ends in tanh, and this one's mean is clipped; export it to ONNX instead"
+            )
         if reason := cpu.unavailable():
             raise ImportError(f"a compiled policy needs deepres._C: {reason}")
         options = network.options

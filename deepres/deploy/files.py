@@ -138,7 +138,11 @@ class _Graph:
             a = self._activated(name, a, *scales)
             if skip and (layer + 1) % skip == 0:
                 a = block = self._add("Add", a, block)
-        return self._add("Tanh", self._dense("head", a, network.head_weight, network.head_bias))
+        mean = self._dense("head", a, network.head_weight, network.head_bias)
+        if not network.clipped:
+            return self._add("Tanh", mean)
+        bounds = [self._weight(name, torch.tensor(v)) for name, v in (("lowest", -1.0), ("highest", 1.0))]
+        return self._add("Clip", mean, *bounds)
 
     def _clocked(self, obs: str) -> str:
         if not self.network.clocked:

@@ -9,18 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deepres.acting import ActorPolicy, ClockedGaussianPolicy, DeterministicPolicy, GaussianPolicy
+from deepres.acting import (
+    ActorPolicy,
+    ClippedGaussianPolicy,
+    ClockedGaussianPolicy,
+    DeterministicPolicy,
+    GaussianPolicy,
+)
 from deepres.kernels.residual_stack import reference
 from deepres.kernels.residual_stack.options import StackOptions
-from deepres.networks import LAYER_NORM_EPS, Actor, DeterministicActor, ResidualStack
+from deepres.networks import (
+    LAYER_NORM_EPS,
+    Actor,
+    DeterministicActor,
+    MeanActor,
+    PlainLayers,
+    ResidualStack,
+    Trunk,
+)
 
 
 class PlainNetwork(nn.Module):
-    """obs [N, S + G] -> tanh(mean) [N, H * A], by PyTorch's own operators and in float32, whatever the run's precision.
+    """obs [N, S + G] -> actions [N, H * A], by PyTorch's own operators and in float32, whatever the run's precision.
 
     a = act(norm(obs @ stem_weight.T + stem_bias))               of clocked policies log1p(obs[:, -1]) for obs[:, -1]
     a = residual_stack(a, weight, bias, gamma, beta)
-    return tanh(a @ head_weight.T + head_bias)
+    return tanh(a @ head_weight.T + head_bias)                   where `clipped`, clip(., -1, 1) in tanh's place
 
     stem_weight [W, in], stem_bias [W], stem_gamma and stem_beta [W]; weight [D, W, W], bias, gamma, beta [D, W], D may
     be 0; head_weight [H * A, W], head_bias [H * A]; the four of LayerNorm are None without it. All are copies.
@@ -29,18 +43,25 @@ class PlainNetwork(nn.Module):
     def __init__(self, policy: ActorPolicy):
         super().__init__()
         actor = policy.actor
-        if type(actor) not in (Actor, DeterministicActor) or type(policy) not in (
-            GaussianPolicy, ClockedGaussianPolicy, DeterministicPolicy,
+        if type(actor) not in (Actor, DeterministicActor, MeanActor) or type(policy) not in (
+            GaussianPolicy, ClockedGaussianPolicy, DeterministicPolicy, ClippedGaussianPolicy,
         ):  # fmt: skip
             raise ValueError(
-                "what is deployed must be a policy of deepres.networks' actors, got "
+                "what is deployed must be a policy of one of deepres.networks' actors, got "
                 f"{type(policy).__name__} of {type(actor).__name__}; load the run that it was trained in, or export "
                 "a network of your own by torch.onnx.export"
             )
-        assert isinstance(actor, (Actor, DeterministicActor))
+        assert isinstance(actor, (Actor, DeterministicActor, MeanActor))
+        if isinstance(actor.trunk, PlainLayers):
+            raise ValueError(
+                "networks of trunk=plain cannot be deployed; load the run with deepres.Policy, or train with residual "
+                "blocks"
+            )
+        assert isinstance(actor.trunk, Trunk)
         trunk, head = actor.trunk, actor.mean if isinstance(actor, Actor) else actor.head
         assert isinstance(trunk.stem, nn.Linear) and isinstance(head, nn.Linear)
         self.clocked, self.horizon = policy.clocked, policy.horizon
+        self.clipped = isinstance(policy, ClippedGaussianPolicy)
         self.stem_weight, self.stem_bias = _own(trunk.stem.weight), _own(trunk.stem.bias)
         self.stem_gamma = self.stem_beta = None
         if norm := isinstance(trunk.norm, nn.LayerNorm):
@@ -82,7 +103,8 @@ class PlainNetwork(nn.Module):
         a = F.silu(a) if self.options.activation == "swish" else F.relu(a)
         if self.depth:
             a = reference.residual_stack(a, self.weight, self.bias, self.gamma, self.beta, self.options)
-        return torch.tanh(F.linear(a, self.head_weight, self.head_bias))
+        mean = F.linear(a, self.head_weight, self.head_bias)
+        return mean.clamp(-1, 1) if self.clipped else torch.tanh(mean)
 
 
 def _own(p: Tensor) -> Tensor:

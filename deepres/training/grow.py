@@ -51,10 +51,10 @@ def grow(
 
 def _check(config: Config, grown: Config) -> None:
     network = config.network
-    if not (network.norm and network.skip_every):
+    if not (network.norm and network.skip_every and network.trunk == "residual"):
         raise ValueError(
             "a network grows by residual blocks that end in LayerNorm; this run has "
-            f"norm={network.norm}, skip_every={network.skip_every}"
+            f"norm={network.norm}, skip_every={network.skip_every}, trunk={network.trunk}"
         )
     before = (network.depth, network.actor_depth or network.depth)
     after = (grown.network.depth, grown.network.actor_depth or grown.network.depth)

@@ -27,7 +27,7 @@ from deepres.kernels.residual_stack.cpu import pooled_bytes
 from deepres.kernels.residual_stack.memory import AUTO, saved_bytes
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.machine import free_bytes, pick_device, resident_bytes
-from deepres.networks import ResidualStack
+from deepres.networks import PlainLayers, ResidualStack
 from deepres.runs.folder import RunFolder
 from deepres.training.learner import build_algorithm
 from deepres.training.optimizer import Adam
@@ -138,12 +138,16 @@ class StepMemory:
             ]
             return sum(kept for kept, _ in each), max((again for _, again in each), default=0)
 
-        rows = 4 * batch * width  # a stem keeps three such, and a stack's output is one
+        rows = (
+            4 * batch * width
+        )  # a stem keeps three such, a stack's output is one; a plain layer keeps three
 
         def kept_by(one: Pass) -> tuple[int, int]:
             kept, again = saved(one)
             members = one.batches * sum(m.members or 1 for m in stacks_of(one.network))
-            return kept + 4 * members * rows, again
+            plain = [m for m in getattr(algorithm, one.network).modules() if isinstance(m, PlainLayers)]
+            layers = one.batches * sum(m.members * m.depth for m in plain)
+            return kept + (4 * members + 3 * layers) * rows, again
 
         backward = [one for one in reversed(algorithm.passes) if one.backward]
         # of each turn, in the order of its backward: (kept, computed again, gradients)
@@ -210,7 +214,7 @@ def choices(config: Config, device: str) -> list[Change]:
     """What can be changed to take less memory, as (field, value), the least harmful first."""
     wanted: list[Change] = [("buffer_device", "cpu")] if device == "cuda" else []
     wanted.append(("buffer_dtype", "bf16"))
-    if config.network.skip_every:
+    if config.network.skip_every and config.network.trunk == "residual":
         wanted += [("recompute", blocks) for blocks in ("1", "4", "16")]
     fewer = max(config.schedule.buffer_steps // 4, config.schedule.min_buffer_steps)
     wanted += [("precision", "bf16"), ("buffer_steps", fewer)]

@@ -4,16 +4,19 @@ their parts is there for."""
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from deepres import Batch
-from helpers.learners import small
+from deepres import Batch, Policy
+from deepres.algorithms.implicit import backed_up, expectile_loss
+from deepres.data.goal_laws import GoalLaw
+from helpers.learners import learner_of, small
 from helpers.plain_networks import Parameters, encoded, value, values
-from helpers.steps import check_step
+from helpers.policies import observations, untrained
+from helpers.steps import check_step, exact_learner
 
 
 def there(batch: Batch, value: Tensor, gamma: float = 0.99) -> Tensor:
@@ -118,6 +121,11 @@ STEPS = {
         {"extraction": "awr", "alpha": 3.0}, lambda p, batch, noise: gciql(p, batch, "awr", 3.0),
         {"value": ("v.",), "critic": ("q.",), "actor": ("actor.",)},
     ),
+    "gciql, plain": (
+        {"trunk": "plain", "depth": 3, "actor_depth": 2, "alpha": 0.3},
+        lambda p, batch, noise: gciql(p, batch, "ddpg_bc", 0.3),
+        {"value": ("v.",), "critic": ("q.",), "actor": ("actor.",)},
+    ),
     "hiql": ({}, hiql, {"value": ("v.", "rep."), "high": ("high.",), "low": ("low.",)}),
 }  # fmt: skip
 
@@ -126,3 +134,81 @@ STEPS = {
 def test_a_step_equals_the_equations(name):
     options, equations, groups = STEPS[name]
     check_step(small(name.split(",")[0], **options), equations, groups, offline)
+
+
+def test_a_goal_that_is_there_ends_the_count_and_a_fall_never_arrives():
+    reward, terminal = torch.tensor([[0.0, -1, -1, 0], [0, 0, 1, 1]])
+    row = torch.zeros(4, 1)
+    batch = Batch(row, row, row, reward=reward, terminal=terminal)
+    wanted = torch.tensor([0.0, -1 + 0.5 * 8, -2, 0])  # -2 = -1 / (1 - 0.5)
+    assert torch.equal(backed_up(batch, torch.full((2, 4), 8.0), 0.5), wanted.expand(2, 4))
+
+
+def test_the_expectile_leans_to_what_is_better():
+    """Of targets 0 and 1 alike, the value that the loss is least at is the expectile itself."""
+    targets, tried = torch.tensor([0.0, 1.0]), torch.linspace(0, 1, 11)
+    for expectile in (0.5, 0.7, 0.9):
+        error = targets - tried[:, None]
+        at = tried[expectile_loss(error, error, expectile).mean(1).argmin()]
+        assert at.item() == pytest.approx(expectile)
+
+
+READS = {  # of the nudged network, what changes of a step's metrics and losses; the rest may not
+    ("gcivl", "v_slow"): {"value_loss", "target"},
+    ("gcivl", "v"): {"value_loss", "actor_loss", "v"},
+    ("gciql", "q_slow"): {"value_loss"},
+    ("gciql", "q"): {"critic_loss", "actor_loss", "q"},
+    ("gciql", "v"): {"value_loss", "critic_loss", "v", "target"},
+    ("hiql", "v_slow"): {"value_loss", "target"},
+    ("hiql", "v"): {"value_loss", "high_loss", "low_loss", "v"},
+    ("hiql", "rep"): {"value_loss", "high_loss", "low_loss", "v", "target"},
+}
+
+
+@pytest.mark.parametrize(("name", "network"), READS)
+def test_who_reads_the_slow_copies_and_who_the_networks(name, network):
+    learner, batch, noise = exact_learner(small(name))
+    batch = offline(batch)
+    _, before = learner.losses(batch, noise)
+    with torch.no_grad():
+        for p in getattr(learner.algorithm, network).parameters():
+            p.add_(0.1 * torch.ones_like(p))
+    _, after = learner.losses(batch, noise)
+    watched = ("value_loss", "critic_loss", "actor_loss", "high_loss", "low_loss", "v", "q", "target")
+    assert {m for m in watched if m in after and after[m] != before[m]} == READS[name, network]
+
+
+@pytest.mark.parametrize(("name", "slow"), [("gcivl", "v"), ("gciql", "q"), ("hiql", "v")])
+def test_slow_copies_follow_what_the_step_has_made(name, slow):
+    learner, batch, noise = exact_learner(small(name, tau=0.25, critic_lr=0.01))
+    own = {n: p.detach().clone() for n, p in learner.parameters().items() if n.startswith(f"{slow}_slow.")}
+    learner.step(offline(batch), noise)
+    made = learner.parameters()
+    for n, p in own.items():
+        fast = made[n.replace(f"{slow}_slow.", f"{slow}.")].detach()
+        torch.testing.assert_close(made[n].detach(), 0.75 * p + 0.25 * fast)
+
+
+def test_two_levels_act_as_one_policy_through_files(tmp_path):
+    policy = untrained("hiql", width=8)
+    obs, levels = observations(policy, 5), policy.network.actor
+    subgoal = drawn_out(levels.high(obs))
+    action = levels.low(torch.cat([obs[:, :4], subgoal], 1)).clip(-1, 1)
+    torch.testing.assert_close(policy.act(obs), action.detach())
+    assert torch.equal(Policy.load(policy.save(tmp_path / "policy.safetensors")).act(obs), policy.act(obs))
+    with pytest.raises(ValueError, match=r"what is deployed must be a policy of one of .* of TwoLevels"):
+        policy.export(tmp_path / "policy.onnx")
+    with pytest.raises(ValueError, match="networks of trunk=plain cannot be deployed; load the run"):
+        untrained("gcivl", width=8, trunk="plain").export(tmp_path / "policy.onnx")
+    with pytest.raises(ValueError, match="ends in tanh, and this one's mean is clipped; export it to ONNX"):
+        untrained("gcivl", width=8).compiled()
+
+
+def test_goals_come_in_the_published_shares():
+    sampler = learner_of(small("hiql")).algorithm.sampler
+    assert astuple(sampler.values) == pytest.approx(astuple(GoalLaw(0.2, 0.5, 0.0, 0.3)))
+    assert (sampler.policy, sampler.clipped, sampler.subgoal) == (GoalLaw(uniform=1.0), True, 25)
+    stitch = learner_of(small("gcivl", random_actor_goals=0.5, goal_cut="renormalised")).algorithm.sampler
+    assert (stitch.policy, stitch.clipped, stitch.subgoal) == (GoalLaw(uniform=0.5, anywhere=0.5), False, 0)
+    with pytest.raises(ValueError, match=r"current_goals . later_goals must be at most 1, got 0.7 . 0.5"):
+        small("gcivl", current_goals=0.7)

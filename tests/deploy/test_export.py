@@ -48,7 +48,13 @@ def test_a_file_acts_as_the_policy(tmp_path, depth, skip_every, activation, norm
     assert (read.sizes, read.env_steps, read.config.network) == (TASK, 120, policy.config.network)
 
 
-ALGORITHMS = [("td3", {}), ("gcsl", {}), ("gcbc", {"horizon_input": True}), ("crl", {"horizon": 3})]
+ALGORITHMS = [
+    ("td3", {}),
+    ("gcsl", {}),
+    ("gcbc", {"horizon_input": True}),
+    ("crl", {"horizon": 3}),
+    ("gcivl", {}),
+]
 
 
 @pytest.mark.parametrize(("algorithm", "options"), ALGORITHMS)

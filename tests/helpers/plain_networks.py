@@ -26,6 +26,8 @@ def layer(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor)
 
 def trunk(p: Parameters, network: str, x: Tensor) -> Tensor:
     at = f"{network}.trunk"
+    if f"{at}.dense.0.weight" in p:
+        return plain_layers(p, at, x)
     x = layer(
         x, p[f"{at}.stem.weight"].T, *(p[f"{at}.{k}"] for k in ("stem.bias", "norm.weight", "norm.bias"))
     )
@@ -34,6 +36,18 @@ def trunk(p: Parameters, network: str, x: Tensor) -> Tensor:
         for l in range(4 * block, 4 * block + 4):
             x = layer(x, *(p[f"{at}.stack.{k}"][l] for k in ("weight", "bias", "gamma", "beta")))
         x = x + skip
+    return x
+
+
+def plain_layers(p: Parameters, at: str, x: Tensor) -> Tensor:
+    """OGBench's hidden layers: GELU by its tanh form, then LayerNorm where there is one."""
+    for l in range(sum(name.startswith(f"{at}.dense.") for name in p) // 2):
+        u = dense(p, f"{at}.dense.{l}", x)
+        x = u / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)))
+        if f"{at}.norm.{l}.weight" in p:
+            centred = x - x.mean(-1, keepdim=True)
+            scale, shift = p[f"{at}.norm.{l}.weight"], p[f"{at}.norm.{l}.bias"]
+            x = scale * centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() + shift
     return x
 
 
