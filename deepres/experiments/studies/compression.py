@@ -40,7 +40,7 @@ EFFORT: dict[str, dict[str, Any]] = {CPU.env.name: {"steps": 10_000, "batch_size
 
 
 def _compression(size: Size, seeds: Sequence[int]) -> list[Trial]:
-    base = CPU if size == "cpu" else paper("ant").replace(depth=64)
+    base = CPU if size == "cpu" else paper("ant_u4_maze").replace(depth=64)
     trials = []
     for seed in seeds:
         config = base.replace(seed=seed)
