@@ -209,3 +209,22 @@ class Straight(torch.nn.Module):
 
     def forward(self, x):
         return x[:, :2]
+
+
+def test_random_actions_are_measured_among_other_walls(monkeypatch):
+    """A springy wall throws the sphere back faster than the task's own, and lets nothing through."""
+    from deepres.envs import registry
+    from deepres.experiments import contact_maze
+    from deepres.experiments.studies import contact
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.setattr(contact_maze, "STEPS", 40)
+    monkeypatch.setattr(contact_maze, "ENVS", 8)
+    study = studies.find("wall-contact")
+    trials = {t.labels["contact"]: t for t in study.trials("cpu", [0])}
+    springy = study.run(trials["springy"], Path())
+    assert set(study.also) | {study.metric} <= springy.keys()
+    assert springy["escaped"] == 0 and 0 < springy["cells"] < 1 and springy["farthest"] > 0
+    assert springy["rebound"] > 2 * contact_maze.rebound(contact_maze.ContactMaze()) > 0
+    smooth = contact_maze.ContactMaze(**contact.CONTACTS["smooth walls"])
+    assert (smooth.model.geom_condim == 1).all()
