@@ -16,11 +16,13 @@ from deepres import algorithms, envs
 from deepres._version import __version__
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
+from deepres.data.collect import collect
+from deepres.data.replay import ReplayBuffer
 from deepres.kernels import backends, hazard_nll, hazard_value, info_nce, residual_stack
 from deepres.networks import Actor, Encoder, ResidualStack
 from deepres.policy import Policy
 from deepres.runs.checkpoint import CheckpointError
-from deepres.training.evaluate import Evaluation
+from deepres.training.evaluate import Evaluation, evaluate
 from deepres.training.learner import Learner
 from deepres.training.loop import Result, load_run, train
 from deepres.training.stability import TrainingError
@@ -44,6 +46,7 @@ __all__ = [
     "Evaluation",
     "Learner",
     "Policy",
+    "ReplayBuffer",
     "ResidualStack",
     "Result",
     "Sizes",
@@ -51,7 +54,9 @@ __all__ = [
     "__version__",
     "algorithms",
     "backends",
+    "collect",
     "envs",
+    "evaluate",
     "hazard_nll",
     "hazard_value",
     "info_nce",

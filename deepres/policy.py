@@ -38,9 +38,11 @@ _PREFIX = "parameters/"
 class Policy:
     """A policy and what it was trained for.
 
-    policy = deepres.Policy.load("runs/ant-crl-d64-s0")
-    action = policy.act(obs)                    # obs [N, S + G] of torch, action [N, A] in [-1, 1]
-    figures, paths = policy.evaluate()
+        policy = deepres.Policy.load("runs/ant-crl-d64-s0")
+        action = policy.act(obs)                    # obs [N, S + G] of torch, action [N, A] in [-1, 1]
+        figures, paths = policy.evaluate()
+
+    Its options are those of its run; `load` takes others.
     """
 
     network: ActorPolicy

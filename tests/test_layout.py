@@ -202,6 +202,19 @@ def later():
     assert _names(ast.parse("if typing.TYPE_CHECKING:\n    import deepres.c"), modules) == set()
 
 
+def test_what_is_imported_is_there():
+    """In a function, too, which no import of the package runs."""
+    modules = _modules()
+    asked = {
+        (name, node.module)
+        for name, path in modules.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "deepres"
+    }
+    assert len(asked) > 300
+    assert {pair for pair in asked if pair[1] not in modules} == set()
+
+
 def test_words_of_one_algorithm_stay_where_it_is():
     """phi, psi and critics are those of algorithms: what runs them knows none of them."""
     named = {

@@ -24,10 +24,14 @@ def experiment(
         seeds: Seeds to run; by default as many as the study takes.
         jobs: Trials at a time, each with one thread; 0 is one to each GPU, or one where there is none.
         out: Folder of the study; by default runs/studies/NAME.
-        keep: Copy the table, its rows and the figure into this folder as well.
+        keep: Copy the table, its rows and the figure into this folder as well, and write its index and the table in the
+            README above it; without a name, these two alone.
     """
-    from deepres.experiments import runner
+    from deepres.experiments import kept, runner
 
+    if name == "list" and keep is not None:
+        print(*kept.write(keep), sep="\n")
+        return
     if name == "list":
         from deepres.experiments import studies
         from deepres.report.tables import console, table
@@ -43,7 +47,7 @@ def experiment(
     result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs)
     print(result.folder)
     if keep is not None:
-        print(runner.keep(result.folder, keep))
+        print(kept.keep(result.folder, keep))
     if result.failed:
         raise RuntimeError(f"{len(result.failed)} trials failed: {', '.join(result.failed)}")
     if result.interrupted:

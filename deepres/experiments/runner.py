@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -251,6 +250,14 @@ def verdict(study: Study, drawn: dict[str, list[Setting]]) -> str:
     """What the rows say to the claim: for every line the slope of the metric on log2 of the axis, with its interval."""
     if study.rising is None:
         return f"{study.claim} Refuted by: {study.refuted}"
+    told = [f"{name}: {slope} for each doubling, which {says}" for name, slope, says in slopes(study, drawn)]
+    return (
+        f"{study.claim} Slope of {study.metric} on log2 {study.along}, 95% interval: " + "; ".join(told) + "."
+    )
+
+
+def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str, str]]:
+    """Of every line: what it is, its slope with the interval, and what that says to the claim."""
     told = []
     for name, line in drawn.items():
         line = [one for one in line if isinstance(one.labels[study.along], int)]
@@ -263,10 +270,8 @@ def verdict(study: Study, drawn: dict[str, list[Setting]]) -> str:
             says = "is flat"
         if (seeds := min(len(one.scores) for one in line)) < FEWEST:
             says = f"has too few seeds ({seeds}) to decide"
-        told.append(f"{name or study.metric}: {slope.text('{:+.3f}')} for each doubling, which {says}")
-    return (
-        f"{study.claim} Slope of {study.metric} on log2 {study.along}, 95% interval: " + "; ".join(told) + "."
-    )
+        told.append((name or study.metric, slope.text("{:+.3f}"), says))
+    return told
 
 
 def _markdown(
@@ -292,35 +297,3 @@ def _markdown(
         f"{diverged:.0f} diverged; {hours:.1f} hours of training in all. Machine: {machines}. deepres {versions}.\n\n"
         f"    deepres experiment {study.name}\n\n![{study.name}](figure.png)\n"
     )
-
-
-def keep(folder: Path, where: Path) -> Path:
-    """Copy what a document quotes (options, rows, table, figure) to `where`/<study>, and write `where`/README.md, what
-    all studies kept there say; returns the study's folder."""
-    study, _ = StudyFolder(folder).read()
-    target = where / study.name
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf"):
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, target / name)
-    StudyFolder(where).write(where / "README.md", _index(where))
-    return target
-
-
-def _index(where: Path) -> str:
-    told = []
-    for name in studies.names():
-        table = where / name / "table.md"
-        if table.exists():
-            title, *parts = [part for part in table.read_text().split("\n\n") if not part.startswith("|")]
-            _, sentence, made, *_ = parts
-            question = title.partition(": ")[2]
-            question = question[:1].upper() + question[1:]
-            told.append(
-                f"## {question}\n\n{sentence}\n\n{made}\n\n![{name}]({name}/figure.png)\n\n[Table]({name}/table.md)"
-            )
-    head = (
-        "# What was learned by depth\n\nEach study is one command, `deepres experiment NAME`; its rows stand beside "
-        "its table."
-    )
-    return "\n\n".join([head, *told]) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,16 @@ from deepres.training.run import Run
 from deepres.training.stability import Diverged
 from deepres.training.stopping import Stopped, StopRequest, exit_status
 
-FINISHED = ("total_steps", "stop_at_success")
+FINISHED = ("total_steps", "stop_at_success", "callback")
+Callback = Callable[[str, dict[str, float]], object]
 
 
 @dataclass(frozen=True)
 class Result:
     """What `deepres.train` leaves: the run's folder, and the figures of the untrained and the trained policy.
 
-    ended: why: "total_steps" or "stop_at_success", or the name of the signal that stopped it, "SIGINT" (Ctrl-C) say.
+    ended: why: "total_steps", "stop_at_success" or "callback", or the name of the signal that stopped it, "SIGINT"
+    (Ctrl-C) say.
     """
 
     run_dir: Path
@@ -52,16 +55,24 @@ class Result:
 
 
 def train(
-    config: Config, run_dir: str | Path | None = None, *, resume: bool = False, progress: bool = True
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    callback: Callback | None = None,
 ) -> Result:
     """Train one agent; see `Config` for everything that can be chosen.
 
         result = deepres.train(deepres.Config("crl", env="point_u_maze", depth=16))
 
-    run_dir: where logs and checkpoints go; default runs/<env>-<algorithm>-d<depth>-s<seed>, numbered if taken.
+    run_dir: where logs and checkpoints go; default `runs/<env>-<algorithm>-d<depth>-s<seed>`, numbered if taken.
     resume: go on from run_dir's newest checkpoint, or from the start if the run was killed before its first; only
     options that say so may differ.
     progress: show a progress bar on a terminal, a line per evaluation elsewhere.
+    callback: called as callback("train", row) after every round and callback("eval", row) after every evaluation, with
+    the row that the logs get, numbers by name; if it returns True after a round, the run ends there, with a checkpoint
+    and an evaluation, and can be resumed. What it raises ends the run at once. Of several processes rank 0's is called.
     Under torchrun all processes train together (see deepres.ranks): rank 0 evaluates, logs, saves and raises.
     Ctrl-C, SIGTERM or SIGHUP end the run after the round under way, with a checkpoint; a second one at once. Raises
     ValueError, FileExistsError, MemoryError (before anything large is allocated), CheckpointError, TrainingError,
@@ -95,14 +106,18 @@ def train(
                 lambda: take(new_folder(config) if run_dir is None else RunFolder(Path(run_dir)))
             )
         ranks.first(lambda: folder.claim(config, resume=resume))
-        return _Training(run, folder, locks, progress and ranks.rank == 0).go(saved=restored is not None)
+        training = _Training(run, folder, locks, progress and ranks.rank == 0, callback)
+        return training.go(saved=restored is not None)
 
 
 class _Training:
     """A run under way in its folder: what is logged, shown and saved of it."""
 
-    def __init__(self, run: Run, folder: RunFolder, locks: list[Lock], show: bool):
+    def __init__(
+        self, run: Run, folder: RunFolder, locks: list[Lock], show: bool, callback: Callback | None = None
+    ):
         self.run, self.folder, self.ranks, self.show = run, folder, run.ranks, show
+        self._callback, self._enough = callback, False
         self._locks = locks
         self._schedule = run.config.schedule
         self._log = self._open_log(begun=run.before is not None)
@@ -137,6 +152,7 @@ class _Training:
                     self._log.write("train", row)
                     self._log.measured(run.env_steps, run.measured)
                 self._bar.round(row)
+                self._enough = self._tell("train", row) is True
                 # asked to end, it saves before it evaluates: batch systems kill some seconds later
                 if run.due and not self._asked():
                     self._examine()
@@ -158,7 +174,12 @@ class _Training:
         signal = self._asked()
         if self.run.done and not self.run.due:
             return "total_steps"
-        return "stop_at_success" if self.run.reached else signal
+        return "stop_at_success" if self.run.reached else "callback" if self._enough else signal
+
+    def _tell(self, what: str, row: dict[str, float]) -> object:
+        """What the callback returns, in every process; None without one."""
+        callback = self._callback
+        return None if callback is None else self.ranks.first(lambda: callback(what, dict(row)))
 
     def _examine(self, *, abandon: bool = True) -> bool:
         """Evaluate, log and show; given up, to be done when the run is resumed, if it is asked to end meanwhile.
@@ -174,15 +195,17 @@ class _Training:
         if figures is None:
             return False
         run.note(figures)
+        row = {"env_steps": run.env_steps, "seconds": run.seconds, **figures.as_dict()}
         if self._log:
-            row = {"env_steps": run.env_steps, "seconds": run.seconds, **figures.as_dict()}
             self._log.write("eval", row)
         self._bar.evaluation(run.env_steps, figures)
+        self._tell("eval", row)
         return True
 
     def _result(self, ended: str) -> Result:
         run = self.run
-        if ended == "SIGINT" and run.rounds and run.evaluated != run.env_steps:  # a person, who wants to know
+        # a person, who wants to know, or the caller
+        if ended in ("SIGINT", "callback") and run.rounds and run.evaluated != run.env_steps:
             self._examine(abandon=False)
         if run.latest is None and run.before is not None:  # a checkpoint of version 0.1
             run.latest = self.ranks.first(lambda: run.evaluate()[0])
@@ -314,6 +337,8 @@ _DONE = {
 
 def _told(result: Result, schedule: Any) -> str:
     """Why the run ended, for its user."""
+    if result.ended == "callback":
+        return f"ended by its callback: {result.env_steps:,} of {schedule.total_steps:,} steps, with a checkpoint"
     if result.ended == "total_steps":
         return f"finished: {result.env_steps:,} steps"
     if result.ended == "stop_at_success":

@@ -16,7 +16,7 @@ import torch
 
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.experiments import runner, studies
+from deepres.experiments import kept, studies
 from deepres.experiments.runner import lines, run_study, settings, verdict
 from deepres.experiments.study import Study, grid, scores
 from deepres.runs.files import RunFiles
@@ -129,13 +129,15 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     asked = {"out": folder, "jobs": 2, "imports": ["tiny_study"]}
     first = run_study("tiny_numbers", seeds=[1], **asked)
     assert [row["success"] for row in first.rows] == [1.4, 1.8] and not first.failed
-    kept = {file: file.stat().st_mtime_ns for file in folder.glob("rows/*.json")}
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("rows/*.json")}
     more = run_study("tiny_numbers", seeds=[9], **asked)
     assert sorted(more.failed) == ["d4-s9", "d8-s9"] and len(more.rows) == 2
     assert "d4-s9: failed: RuntimeError: seed 9 is out of luck" in capsys.readouterr().out
-    assert {file: file.stat().st_mtime_ns for file in folder.glob("rows/*.json")} == kept
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("rows/*.json")} == before
     assert json.loads((folder / "study.json").read_text())["seeds"] == [1, 9]
-    target = runner.keep(folder, tmp_path / "docs")
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(["before", kept.MARKS[0], "an older table", kept.MARKS[1], "after"]))
+    target = kept.keep(folder, tmp_path / "docs")
     assert sorted(file.name for file in target.iterdir()) == sorted(
         ["figure.pdf", "figure.png", "rows.csv", "study.json", "table.md"]
     )
@@ -145,6 +147,10 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
         and "too few seeds (1) to decide" in told
         and "2 of 4 trials finished" in told
     )
+    row = "| Does it grow? | success per doubling of depth: success +0.400 [+0.400, +0.400], has too few seeds (1) to "
+    row += "decide | 1 | - | < 0.1 | "
+    assert row in told and readme.read_text().startswith(f"before\n{kept.MARKS[0]}\n\n| question | what")
+    assert row in readme.read_text() and readme.read_text().endswith(f" |\n\n{kept.MARKS[1]}\nafter")
     with pytest.raises(ValueError, match="holds the study tiny_numbers of size cpu, got depth of size cpu"):
         run_study("depth", out=folder)
 

@@ -137,6 +137,21 @@ def test_a_run_that_reached_its_success_is_finished(tmp_path, capsys):
     assert "the run is finished, at 80 steps: it reached stop_at_success=0.01" in capsys.readouterr().out
 
 
+def test_a_callback_sees_every_row_and_may_end_the_run(undisturbed, tmp_path, capsys):
+    run, seen = tmp_path / "run", []
+
+    def enough(what: str, row: dict[str, float]) -> bool:
+        seen.append((what, row["env_steps"]))
+        return what == "train" and row["critic_loss"] > 0 and row["env_steps"] >= 160
+
+    result = train(CONFIG, run, callback=enough)
+    assert (result.ended, result.interrupted, result.status) == ("callback", False, 0)
+    assert seen == [("eval", 0), ("train", 80), ("train", 120), ("eval", 120), ("train", 160), ("eval", 160)]
+    assert "ended by its callback: 160 of 240 steps, with a checkpoint" in capsys.readouterr().out
+    train(CONFIG, run, resume=True, progress=False, callback=print)
+    assert same(run, undisturbed)
+
+
 def test_a_run_goes_on_when_nobody_reads_what_it_says(undisturbed, tmp_path, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)

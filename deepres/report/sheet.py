@@ -1,7 +1,7 @@
 """A contact sheet: one small picture of each task at the start of an episode, its goal marked.
 
-python -m deepres.envs.sheet docs/tasks.png
-python -m deepres.envs.sheet docs/tasks.png ant reacher     # of these alone
+python -m deepres.report.sheet docs/tasks.png
+python -m deepres.report.sheet docs/tasks.png ant reacher     # of these alone
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sheet that the command line asks for, and say where."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or not given[0].endswith(".png"):
-        raise SystemExit("usage: python -m deepres.envs.sheet OUT.png [TASK ...]")
+        raise SystemExit("usage: python -m deepres.report.sheet OUT.png [TASK ...]")
     training = [name for name in names() if "_eval" not in name and "_gen_" not in name]
     print(contact_sheet(given[0], given[1:] or training))
 
@@ -55,7 +55,7 @@ def portrait(name: str, seed: int = 0) -> np.ndarray:
     """[HEIGHT, WIDTH, 3] uint8: the task called `name` at a start that `seed` draws."""
     import jax
 
-    from deepres.render import Frame, pictures
+    from deepres.report.video import Frame, pictures
 
     task = make_task(name)
     physics, goal = task.start(jax.random.PRNGKey(seed))

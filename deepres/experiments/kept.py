@@ -1,0 +1,158 @@
+"""What documents quote of studies: a folder for each, an index of all, and the table of what was learned by depth.
+
+WHERE/STUDY/    options, rows, table and figure of a study (runner.py)
+      README.md the table, and a section for each study
+README.md       of WHERE's folder or of the one above: the same table, between the two lines of MARKS
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from deepres.experiments import studies
+from deepres.experiments.runner import Row, Setting, StudyFolder, lines, settings, slopes
+from deepres.experiments.study import Study
+from deepres.runs.folder import write_whole
+
+FILES = ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf")
+MARKS = ("<!-- learned: deepres experiment NAME --keep docs/results -->", "<!-- /learned -->")
+COLUMNS = ("question", "what came out", "seeds", "steps, environment / gradient", "hours", "machine")
+
+
+def keep(folder: Path, where: Path) -> Path:
+    """Copy what a document quotes of the study in `folder` to `where`/<study>, and write the index and the table of all
+    that is kept there; returns the study's folder."""
+    study, _ = StudyFolder(folder).read()
+    target = where / study.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, target / name)
+    write(where)
+    return target
+
+
+def write(where: Path) -> list[Path]:
+    """Write the index, and the table into the README that quotes it, from the files in `where`; returns the files."""
+    where.mkdir(parents=True, exist_ok=True)
+    write_whole(where / "README.md", index(where))
+    written = [where / "README.md"]
+    for readme in (above / "README.md" for above in where.resolve().parents[:2]):
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        if all(mark in text for mark in MARKS):
+            head, _, rest = text.partition(MARKS[0])
+            tail = rest.partition(MARKS[1])[2]
+            write_whole(readme, f"{head}{MARKS[0]}\n\n{table(where)}\n{MARKS[1]}{tail}")
+            written.append(readme)
+    return written
+
+
+def index(where: Path) -> str:
+    """`where`/README.md: the table, then a section for each study."""
+    told = [
+        "# What was learned by depth",
+        "Each study is one command, `deepres experiment NAME`; its rows stand beside its table. A study is kept\n"
+        "here by `deepres experiment NAME --keep docs/results`.",
+        table(where).rstrip(),
+    ]
+    for study in _kept(where):
+        name, parts = study.name, (where / study.name / "table.md").read_text(encoding="utf-8").split("\n\n")
+        source, sentence, made, *_ = [part for part in parts[1:] if not part.startswith("|")]
+        told += [f"## {_question(study)}", source, sentence, made]
+        if (where / name / "figure.png").exists():
+            told.append(f"![{name}]({name}/figure.png)")
+        told.append(f"[Table]({name}/table.md), [rows]({name}/rows.csv)")
+    return "\n\n".join(told) + "\n"
+
+
+def table(where: Path) -> str:
+    """Markdown, a row for each study kept in `where`: what came out, of how much."""
+    cells = [_cells(study, where / study.name) for study in _kept(where)]
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *cells]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _kept(where: Path) -> Iterable[Study]:
+    return [studies.find(name) for name in studies.names() if (where / name / "table.md").exists()]
+
+
+def _question(study: Study) -> str:
+    return study.question[:1].upper() + study.question[1:]
+
+
+def _cells(study: Study, folder: Path) -> tuple[str, ...]:
+    rows, names = _rows(study, folder)
+    found = settings(rows, names, study.metric)
+    counts = sorted({len(one.scores) for one in found})
+    steps = [_most(rows, name) for name in ("env_steps", "gradient_steps")]
+    hours = _sum(rows, "seconds") / 3600
+    return (
+        _question(study),
+        _came_out(study, found),
+        " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))),
+        " / ".join(f"{n:,.0f}" if n else "-" for n in steps) if any(steps) else "-",
+        f"{hours:.1f}" if hours >= 0.05 else "< 0.1",
+        ", ".join(sorted({str(row["machine"]) for row in rows})),
+    )
+
+
+def _came_out(study: Study, found: list[Setting]) -> str:
+    """The slope of each line with its interval; of a study that claims none, its lowest and its highest setting."""
+    metric, along = study.metric.replace("_", " "), study.along.replace("_", " ")
+    if study.rising is not None:
+        told = (f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found)))
+        return f"{metric} per doubling of {along}: " + "; ".join(told)
+    there = sorted((one for one in found if math.isfinite(one.mean.value)), key=lambda one: one.mean.value)
+    if not there:
+        return f"no {metric} that is a number"
+    ends = (f"{_mean(study, one)} ({_named(one)})" for one in (there[0], there[-1]))
+    return f"{metric} from " + " to ".join(ends)
+
+
+def _mean(study: Study, one: Setting) -> str:
+    return one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value)
+
+
+def _named(one: Setting) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items())
+
+
+def _rows(study: Study, folder: Path) -> tuple[list[Row], list[str]]:
+    """The rows of rows.csv, and which columns are labels."""
+    asked = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    names = list(study.trials(asked["size"], asked["seeds"])[0].labels)
+    with (folder / "rows.csv").open(encoding="utf-8", newline="") as file:
+        rows: list[Row] = [{name: _typed(word) for name, word in row.items()} for row in csv.DictReader(file)]
+    if not rows or not set(names) <= rows[0].keys():
+        raise ValueError(
+            f"{folder / 'rows.csv'} lacks rows with {', '.join(names)}; keep the study again "
+            f"(deepres experiment {study.name} --keep {folder.parent})"
+        )
+    return rows, names
+
+
+def _typed(word: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            pass
+    return word
+
+
+def _numbers(rows: list[Row], name: str) -> list[float]:
+    found = (row.get(name) for row in rows)
+    return [float(n) for n in found if isinstance(n, int | float) and math.isfinite(n)]
+
+
+def _most(rows: list[Row], name: str) -> float:
+    return max(_numbers(rows, name), default=0.0)
+
+
+def _sum(rows: list[Row], name: str) -> float:
+    return sum(_numbers(rows, name))
