@@ -10,8 +10,9 @@ With two critics Q_k(s, g, a), their slow copies Qbar_k, one value V(s, g), and 
            or AWR: -mean(min(exp(alpha A), 100) bc),   A = min_k Q_k(s, g_a, a) - V(s, g_a)
     Qbar   Qbar + tau (Q - Qbar), after the step
 
-All losses read the parameters from before the step. Published alphas of DDPG+BC: 0.003 for point mazes, 0.3 for the
-ant's (0.01 on explored data), 0.1 for humanoids, 1 for arms. Published networks are trunk=plain, depth=3, width=512.
+All losses read the parameters from before the step. Published alphas (`bc_alpha`) of DDPG+BC: 0.003 for point mazes,
+0.3 for the ant's (0.01 on explored data), 0.1 for humanoids, 1 for arms. Published networks are trunk=plain, depth=3,
+width=512.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class GCIQLOptions(ImplicitOptions):
 
     extraction: Literal["ddpg_bc", "awr"] = option("ddpg_bc")
     """How the policy learns: by the critics' slope, held to what was done; or as what was done, weighted."""
-    alpha: float = option(0.3, least=0)
+    bc_alpha: float = option(0.3, least=0)
     """Of ddpg_bc the weight of cloning; of awr how sharply the policy prefers what the critics call better."""
 
 
@@ -115,7 +116,7 @@ class GCIQL(Algorithm):
 
     def _actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy's loss [], and what is measured of it."""
-        alpha, seen = self.options.alpha, torch.cat([batch.state, batch.extra["actor_goal"]], dim=1)
+        alpha, seen = self.options.bc_alpha, torch.cat([batch.state, batch.extra["actor_goal"]], dim=1)
         mean = self.actor(seen)
         if self.options.extraction == "awr":
             with torch.no_grad():

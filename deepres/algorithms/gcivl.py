@@ -40,7 +40,7 @@ from deepres.options import option
 class GCIVLOptions(ImplicitOptions):
     """Implicit V-learning on goals."""
 
-    alpha: float = option(10.0, least=0)
+    bc_alpha: float = option(10.0, least=0)
     """How sharply the policy prefers what the values call better; 0 clones everything alike."""
 
 
@@ -88,7 +88,7 @@ class GCIVL(Algorithm):
         v = self.v(now)
         value = expectile_loss(above, target - v, options.expectile).mean(dim=1).sum()
         mean = self.actor(seen)
-        actor, measured = weighted_cloning(mean, batch.action, there - here, options.alpha)
+        actor, measured = weighted_cloning(mean, batch.action, there - here, options.bc_alpha)
         metrics = {
             "value_loss": value,
             "actor_loss": actor,

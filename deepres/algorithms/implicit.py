@@ -21,6 +21,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from deepres.algorithms.extraction import awr
 from deepres.algorithms.parts import awr_weights, unit_log_density
 from deepres.data.batch import Batch
 from deepres.data.goal_laws import GoalLaw, MixedGoals
@@ -86,6 +87,6 @@ def weighted_cloning(
     mean: Tensor, action: Tensor, advantage: Tensor, alpha: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """AWR's loss [] and what is measured of it, for a policy's means and what was done, [B, A] each."""
-    cloned, weight = unit_log_density(mean, action), awr_weights(advantage, alpha)
-    loss = -(weight * cloned).mean()
-    return loss, {"advantage": advantage.mean(), "weight": weight.mean(), "bc": cloned.mean()}
+    cloned = unit_log_density(mean, action)
+    measured = {"advantage": advantage.mean(), "weight": awr_weights(advantage, alpha).mean()}
+    return awr(advantage, cloned, alpha), {**measured, "bc": cloned.mean()}

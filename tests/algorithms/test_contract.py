@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 
@@ -252,7 +251,7 @@ def test_what_acts_is_a_part_of_it(name, options):
     assert policy.horizon == horizon and policy.plan(obs).shape == (5, horizon, SIZES.action)
     for action in (learner.act(obs), learner.act(obs, noise)):
         assert action.shape == (5, SIZES.action) and action.abs().max() <= 1 and not action.requires_grad
-    assert not math.isclose(learner.act(obs)[0, 0], learner.act(obs, noise)[0, 0])
+    assert not torch.equal(learner.act(obs), learner.act(obs, noise))  # single ones may both be held at a bound
 
 
 @every_algorithm

@@ -114,15 +114,15 @@ def offline(batch: Batch) -> Batch:
 STEPS = {
     "gcivl": ({}, gcivl, {"value": ("v.",), "actor": ("actor.",)}),
     "gciql": (
-        {"alpha": 0.3}, lambda p, batch, noise: gciql(p, batch, "ddpg_bc", 0.3),
+        {"bc_alpha": 0.3}, lambda p, batch, noise: gciql(p, batch, "ddpg_bc", 0.3),
         {"value": ("v.",), "critic": ("q.",), "actor": ("actor.",)},
     ),
     "gciql, awr": (
-        {"extraction": "awr", "alpha": 3.0}, lambda p, batch, noise: gciql(p, batch, "awr", 3.0),
+        {"extraction": "awr", "bc_alpha": 3.0}, lambda p, batch, noise: gciql(p, batch, "awr", 3.0),
         {"value": ("v.",), "critic": ("q.",), "actor": ("actor.",)},
     ),
     "gciql, plain": (
-        {"trunk": "plain", "depth": 3, "actor_depth": 2, "alpha": 0.3},
+        {"trunk": "plain", "depth": 3, "actor_depth": 2, "bc_alpha": 0.3},
         lambda p, batch, noise: gciql(p, batch, "ddpg_bc", 0.3),
         {"value": ("v.",), "critic": ("q.",), "actor": ("actor.",)},
     ),
