@@ -27,14 +27,14 @@ def test_an_interval_knows_of_seeds_and_of_episodes_in_pairs():
     assert seeds.value == pytest.approx(0.55 / 0.75) and seeds.low < 0.5 and seeds.high > 0.95
 
 
-def test_the_sentence_names_the_shallowest_depth_that_keeps_enough():
+def test_the_sentence_names_the_depths_that_keep_enough():
     rows = [row(TEACHER, 64, s, 0.75, 0.75) for s in range(3)]
     for depth, distilled in ((32, 0.75), (16, 0.74), (8, 0.6), (4, 0.76)):
         rows += [row(DISTILLED, depth, s, distilled, min(distilled, 0.75)) for s in range(3)]
         rows += [row(SCRATCH, depth, s, 0.3 + depth / 100, 0.3) for s in range(3)]
     said = reaches(rows)
-    assert "distilled keeps 95% down to depth 16 (0.987" in said  # 8 does not, so 4 is not asked
-    assert "from scratch keeps 95% at no depth (most at depth 32: 0.827" in said and "3 seeds" in said
+    assert "kept distilled at depth 32, 16, 4 (at 4: 1.013" in said
+    assert "from scratch at no depth (most at 32: 0.827" in said and "seeds: 3" in said
 
 
 def test_a_student_is_measured_beside_its_teacher(tmp_path, monkeypatch):

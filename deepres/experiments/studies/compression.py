@@ -137,25 +137,19 @@ def retained(rows: Sequence[dict[str, Any]]) -> Interval:
 
 
 def reaches(rows: Sequence[dict[str, Any]]) -> str:
-    """The shallowest depth of each method at which, and above which, the lower end of `retained` is 0.95 or more."""
+    """The depths of each method at which the lower end of `retained` is 0.95 or more."""
     told = []
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != TEACHER):
-        least, best = None, (0, Interval(0.0, 0.0, 0.0))
-        for depth in sorted({row["depth"] for row in rows if row["method"] == method}, reverse=True):
-            one = retained([row for row in rows if (row["method"], row["depth"]) == (method, depth)])
-            if one.value > best[1].value:
-                best = depth, one
-            if one.low < ENOUGH:
-                break
-            least = depth, one
-        if least:
-            told.append(f"{method} keeps 95% down to depth {least[0]} ({least[1].text('{:.3f}')})")
-        else:
-            told.append(f"{method} keeps 95% at no depth (most at depth {best[0]}: {best[1].text('{:.3f}')})")
+        depths = sorted({row["depth"] for row in rows if row["method"] == method}, reverse=True)
+        found = {d: retained([r for r in rows if (r["method"], r["depth"]) == (method, d)]) for d in depths}
+        kept = [depth for depth in depths if found[depth].low >= ENOUGH]
+        shown = kept[-1] if kept else max(depths, key=lambda depth: found[depth].value)
+        where = f"depth {', '.join(map(str, kept))} (at" if kept else "no depth (most at"
+        told.append(f"{method} at {where} {shown}: {found[shown].text('{:.3f}')})")
     seeds = len({row["seed"] for row in rows})
     return (
-        f"To keep 95% is to have the lower end of the interval of retained success at 0.95 or more, over {seeds} seeds "
-        f"and {EPISODES} episodes each: {'; '.join(told)}."
+        "95% is kept where the lower end of the interval of retained success is 0.95 or more; seeds: "
+        f"{seeds}, episodes of each: {EPISODES}. It is kept {'; '.join(told)}."
     )
 
 
