@@ -251,7 +251,8 @@ def test_what_acts_is_a_part_of_it(name, options):
     assert policy.horizon == horizon and policy.plan(obs).shape == (5, horizon, SIZES.action)
     for action in (learner.act(obs), learner.act(obs, noise)):
         assert action.shape == (5, SIZES.action) and action.abs().max() <= 1 and not action.requires_grad
-    assert not torch.equal(learner.act(obs), learner.act(obs, noise))  # single ones may both be held at a bound
+    # all of them: a single number may be held at a bound both times
+    assert not torch.equal(learner.act(obs), learner.act(obs, noise))
 
 
 @every_algorithm
