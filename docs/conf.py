@@ -77,7 +77,13 @@ def as_page(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = "---\norphan: true\n---\n\n" + source[0]
 
 
+def is_left_out(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Constructors are told as __init__."""
+    return True if name == "__new__" else None
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("prose", Prose)
     app.connect("autodoc-process-docstring", as_prose)
     app.connect("source-read", as_page)
+    app.connect("autodoc-skip-member", is_left_out)
