@@ -15,6 +15,7 @@ def experiment(
     jobs: int = 0,
     out: Path | None = None,
     keep: Path | None = None,
+    plan: bool = False,
 ) -> None:
     """Run a study, or go on with it: its trials, a table, a figure and a sentence. Without a name, list them.
 
@@ -43,6 +44,12 @@ def experiment(
             rows.append((known, counts, one.source, one.question))
         columns = ("name", "trials, cpu / paper", "source", "question")
         console().print(table("studies: deepres experiment NAME", columns, rows))
+        return
+    if plan:
+        from deepres.experiments import studies
+        from deepres.experiments.budget import print_budget
+
+        print_budget(studies.find(name), size, seeds)
         return
     result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs)
     print(result.folder)

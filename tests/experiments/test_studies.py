@@ -234,3 +234,20 @@ def test_random_actions_are_measured_among_other_walls(monkeypatch):
     assert springy["rebound"] > 2 * contact_maze.rebound(contact_maze.ContactMaze()) > 0
     smooth = contact_maze.ContactMaze(**contact.CONTACTS["smooth walls"])
     assert (smooth.model.geom_condim == 1).all()
+
+
+def test_a_studys_cost_is_told_before_it_is_run(capsys, monkeypatch):
+    from deepres.experiments import budget
+    from deepres.experiments.presets import preset
+
+    monkeypatch.setenv("COLUMNS", "200")
+    acted, learned = budget.steps(preset("humanoid-d64"))
+    assert 0 <= acted - 100_000_000 < 512 * 62 and learned == 800 * (1 + -(-(10**8 - 512_000) // (512 * 62)))
+    assert budget.predicted_hours(64, learned) == pytest.approx(10.99)
+    assert budget.predicted_hours(48, learned) == pytest.approx((5.92 + 10.99) / 2)
+    between, deep = (budget.predicted_hours(depth, learned) for depth in (1024, 2048))
+    assert between == pytest.approx(10.99 * 134.15 / 46.7)
+    assert deep - between == pytest.approx((between - 10.99) * 1024 / 960)
+    main(["experiment", "stability", "--size", "paper", "--plan"])
+    told = capsys.readouterr().out
+    assert "GPU hours" in told and "not measured here" in told and "4096" in told
