@@ -21,6 +21,9 @@ import torch
 from torch import Tensor, nn
 
 
+_DOT = 2**30  # numbers to a dot product: beyond 2^31, those of 4096 layers of width 1024, BLAS cannot count
+
+
 class Adam(torch.optim.Adam):
     """torch.optim.Adam (fused) with clipping, warm-up and a skip flag; its state_dict is torch's own.
 
@@ -120,4 +123,5 @@ def sum_of_squares(tensors: list[Tensor]) -> Tensor:
     """sum(t.square().sum() for t in tensors), [] float32: not finite where an element is not, or is past 1.8e19."""
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).square().sum()
-    return torch.stack([torch.dot(t.view(-1), t.view(-1)) for t in tensors]).sum()
+    parts = [part for t in tensors for part in t.view(-1).split(_DOT)]
+    return torch.stack([torch.dot(part, part) for part in parts]).sum()

@@ -31,6 +31,7 @@ from deepres.kernels.residual_stack.scaling import scaled_in_fp16
 from deepres.kernels.streams import SecondStream
 
 PACKED_BYTES = 2**30  # of one order of one network's weights, the most that is kept beyond a call
+MOST_LAYERS = 65_535 // 3  # of a stretch, whose sums are a grid of three rows of blocks a layer
 SCRATCH_BYTES = 26 * 2**20  # of a stretch: half of an H100's L2, and little beside what depth 1024 saves
 
 
@@ -44,6 +45,12 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
     width, served = x.shape[1], (*WIDTHS, *CLUSTERED)
     if width not in served:
         return f"it serves widths {', '.join(map(str, served))}, got {width}"
+    whole = options.recompute * options.skip_every if options.skip_every else depth
+    if min(whole, depth) > MOST_LAYERS:
+        return (
+            f"it walks back at most {MOST_LAYERS:,} layers at a time, got {min(whole, depth):,}; pass skip_every=4, or "
+            "recompute fewer blocks"
+        )
     elsewhere = beside_gpu(x)
     if elsewhere is not None or width in WIDTHS:
         return elsewhere

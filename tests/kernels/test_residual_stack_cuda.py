@@ -328,6 +328,9 @@ def test_says_what_it_does_not_serve() -> None:
         (torch.zeros(2, 64), r"CUDA device, got cpu"),
     ):
         assert said in cuda.unsupported(x, 4, options)
+    said = "at most 21,845 layers at a time, got 30,000"
+    assert said in cuda.unsupported(torch.zeros(2, 64), 30_000, StackOptions(skip_every=0))
+    assert said not in cuda.unsupported(torch.zeros(2, 64), 30_000, options)
 
 
 def test_a_compile_error_says_where() -> None:
