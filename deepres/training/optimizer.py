@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 _DOT = 2**30  # numbers to a dot product: beyond 2^31, those of 4096 layers of width 1024, BLAS cannot count
 
 
