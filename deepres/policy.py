@@ -183,8 +183,7 @@ class Policy:
 
         self._require_network()
         path = Path(path)
-        names, _ = _without_memory(self.config, self.sizes)
-        tensors = {names[n]: p.detach().cpu().contiguous() for n, p in self.network.actor.named_parameters()}
+        tensors = self.tensors()
         draft = path.with_name(f".{path.name}.draft")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -194,6 +193,12 @@ class Policy:
             raise OSError(f"cannot write the policy to {path}: {error}; save it on another disk") from None
         draft.replace(path)
         return path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parameters on the CPU, by the names that they have in a checkpoint of its run."""
+        self._require_network()
+        names, _ = _without_memory(self.config, self.sizes)
+        return {names[n]: p.detach().cpu().contiguous() for n, p in self.network.actor.named_parameters()}
 
     @property
     def device(self) -> torch.device:

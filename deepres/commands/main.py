@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from deepres._version import __version__
-from deepres.commands import configured, data, distill, experiments, listing, runs
+from deepres.commands import configured, data, distill, experiments, listing, prune, runs
 from deepres.commands.arguments import Defaults, import_modules
 from deepres.runs.streams import lasting_output
 from deepres.training.stopping import Stopped, exit_status
@@ -30,6 +30,8 @@ PLAIN: dict[str, Callable[..., None]] = {
     "grow": runs.grow,
     "distill": distill.distill,
     "report": runs.report,
+    "analyse": prune.analyse,
+    "prune": prune.prune,
     "compare": runs.compare,
     "demo": runs.demo,
     "experiment": experiments.experiment,

@@ -19,8 +19,8 @@ from torch import Tensor
 from deepres.algorithms.parts import pair_energy
 from deepres.data.collect import collect
 from deepres.experiments.make_data import Map
-from deepres.experiments.statistics import spearman
 from deepres.experiments.study import Numbers
+from deepres.report.correlation import spearman
 from deepres.training.instruments import measure
 from deepres.training.loop import load_run
 from deepres.training.run import Run

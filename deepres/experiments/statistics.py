@@ -150,20 +150,3 @@ def wilson(successes: int, episodes: int, z: float = 1.959963984540054) -> Inter
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
-
-
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """The rank correlation of x [n] and y [n]; ties have their mean rank. NaN where one of them is constant.
-
-    scipy.stats.spearmanr(x, y).statistic
-    """
-    a, b = (_ranks(np.asarray(one, dtype=np.float64)) for one in (x, y))
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else float("nan")
-
-
-def _ranks(values: Scores) -> Scores:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return np.asarray((last - (count - 1) / 2)[place], dtype=np.float64)

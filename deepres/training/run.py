@@ -330,6 +330,11 @@ class Run:
     def load_state(self, restored: Checkpoint) -> None:
         """Go on from what `state` gave. Raises ValueError if it does not fit this run's options."""
         counters, ranks = restored.counters, self.ranks
+        if counters.get("policy_alone"):
+            raise ValueError(
+                "this run holds a pruned policy alone, without what it was trained with, and cannot learn on; "
+                "evaluate, export or distill it, or train the run that it came from"
+            )
         own = self._own_part(restored)
         self.learner.load_state_tensors(restored.tensors)
         if restored.size == ranks.size:

@@ -15,9 +15,9 @@ from deepres.experiments.statistics import (
     iqm_interval,
     mean_interval,
     probability_of_improvement,
-    spearman,
     wilson,
 )
+from deepres.report.correlation import spearman
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 7, 30])
