@@ -42,7 +42,7 @@ def prune(
     run: Folder,
     depth: int,
     out: Path,
-    score: Literal["exact", "gradient", "angular", "norm"] = "exact",
+    score: Literal["exact", "ablated", "gradient", "angular", "norm"] = "exact",
     heal: int = 0,
     rounds: int | None = None,
     states: int = 10_000,

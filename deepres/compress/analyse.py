@@ -28,7 +28,7 @@ from deepres.data.chunks import seen_by
 from deepres.policy import Policy
 from deepres.training.evaluate import EVAL_SEED
 
-SCORES = ("exact", "gradient", "angular", "norm")
+SCORES = ("exact", "ablated", "gradient", "angular", "norm")
 """What blocks can be removed by, the least first."""
 STATES = 10_000
 _ROWS = 1024  # states at a time: the streams of all blocks are kept for them
@@ -53,7 +53,7 @@ class Analysis:
         return self.runs[1]
 
     def score(self, name: str) -> list[float]:
-        """The measure called `name`, one of SCORES or "ablated"."""
+        """The measure called `name`, one of SCORES."""
         return getattr(self, name)
 
 

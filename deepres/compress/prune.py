@@ -86,7 +86,7 @@ def prune(
         prune("runs/ant-crl-d64-s0", 16, "runs/ant-p16", heal=1000);  Policy.load("runs/ant-p16").evaluate()
 
     run: a run's folder, or a file of Policy.save; it stays as it is. depth: a multiple of skip_every below the actor's.
-    score: exact, gradient, angular or norm (analyse.py). heal: gradient steps of distillation after each round. rounds:
+    score: exact, ablated, gradient, angular or norm. heal: gradient steps of distillation after each round. rounds:
     over which the removal is spread evenly; None drops an eighth of the run's blocks in each. states: how many are
     scored on. seed: draws them, and is that of healing. tell: called with a line for each round.
 

@@ -70,7 +70,7 @@ def _draw(found: Analysis, title: str, paths: list[Path]) -> None:
     norms.set(title="branch over stream", ylabel="ratio of norms")
     for axis in (errors, angles, norms):
         axis.set(xlabel="block")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
         axis.title.set_fontsize(9)
         axis.xaxis.label.set_fontsize(8)
         axis.yaxis.label.set_fontsize(8)

@@ -138,7 +138,7 @@ def test_what_cannot_be_pruned_is_one_sentence(source, tmp_path):
         ({"depth": 8, "rounds": 3}, "rounds must be at most the 2 blocks that go, got 3"),
         (
             {"depth": 8, "score": "weight"},
-            "score must be one of exact, gradient, angular, norm, got 'weight'",
+            "score must be one of exact, ablated, gradient, angular, norm, got 'weight'",
         ),
     ):
         with pytest.raises(ValueError, match=sentence):
