@@ -145,6 +145,7 @@ class HIQL(Algorithm):
             "low_loss": low,
             "v": v.mean(),
             "target": target.mean(),
+            "above": (above >= 0).float().mean(),
             **{f"high_{name}": x for name, x in of_high.items()},
             **{f"low_{name}": x for name, x in of_low.items()},
         }

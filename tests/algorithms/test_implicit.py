@@ -178,6 +178,20 @@ def test_who_reads_the_slow_copies_and_who_the_networks(name, network):
     assert {m for m in watched if m in after and after[m] != before[m]} == READS[name, network]
 
 
+@pytest.mark.parametrize("name", ["gcivl", "hiql"])
+def test_the_lower_of_the_next_values_decides_the_weight(name):
+    """Slow values of -160 and -240 everywhere: by their mean a step is worth -199 and above -200, by the lower -239."""
+    learner, batch, noise = exact_learner(small(name))
+    batch = offline(batch)
+    with torch.no_grad():
+        head = learner.algorithm.v_slow.head
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([[-160.0], [-240.0]]))
+    _, metrics = learner.losses(batch, noise)
+    fixed = (batch.reward == 0) | (batch.terminal == 1)  # worth 0 and -100 whatever follows
+    assert metrics["above"].item() == pytest.approx(fixed.double().mean().item())
+
+
 @pytest.mark.parametrize(("name", "slow"), [("gcivl", "v"), ("gciql", "q"), ("hiql", "v")])
 def test_slow_copies_follow_what_the_step_has_made(name, slow):
     learner, batch, noise = exact_learner(small(name, tau=0.25, critic_lr=0.01))
