@@ -24,7 +24,7 @@ from deepres.data.batch import COLUMNS, Sizes
 from deepres.data.datasets import member_bytes
 from deepres.data.replay import DTYPES, row_bytes
 from deepres.kernels.residual_stack.cpu import pooled_bytes
-from deepres.kernels.residual_stack.memory import AUTO, saved_bytes
+from deepres.kernels.residual_stack.memory import AUTO, packed_bytes, saved_bytes
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.machine import free_bytes, pick_device, resident_bytes
 from deepres.networks import PlainLayers, ResidualStack
@@ -165,7 +165,13 @@ class StepMemory:
         again = max((again for turn in turns for _, again, _ in turn), default=0)
         copied = 4 * _numbers(algorithm.policy().actor) if system.overlap else 0
         rounded = 0  # operands in 16 bits: of one stack at a time
-        if system.precision in ("bf16", "fp16"):
+        if device == "cuda" and system.impl in ("auto", "cuda"):
+            ways = {one.network: 1 for one in algorithm.passes} | {one.network: 2 for one in backward}
+            stacks = [(m, orders) for name, orders in ways.items() for m in stacks_of(name)]
+            rounded = sum(
+                (m.members or 1) * packed_bytes(width, m.depth, options, orders) for m, orders in stacks
+            )
+        elif system.precision in ("bf16", "fp16"):
             layers = ((m.members or 1) * m.depth for one in algorithm.passes for m in stacks_of(one.network))
             rounded = 2 * max(layers, default=0) * width**2
         self.parts = {
@@ -173,7 +179,7 @@ class StepMemory:
             "gradients": learned,
             "optimiser (Adam, two moments)": 2 * learned,
             "policy that collects ahead": copied,
-            "operands in 16 bits": rounded,
+            "operands of products, rounded or packed": rounded,
             "activations kept for backward": kept,
             "computed again in backward": again,
         }

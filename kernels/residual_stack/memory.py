@@ -63,6 +63,18 @@ def saved_bytes(
     return kept_bytes(backend, batch, width, depth, options, members)
 
 
+def packed_bytes(width: int, depth: int, options: StackOptions, orders: int) -> int:
+    """Bytes of one stack's weights as impl="cuda" packs them, kept for a whole gradient step (deepres.kernels.packing);
+    0 for a width that it does not serve, or weights past what it keeps. orders: 1 for forward alone, 2 with backward.
+    """
+    from deepres.kernels.residual_stack import cuda
+
+    if width not in (*cuda.WIDTHS, *cuda.CLUSTERED):
+        return 0
+    each = depth * width**2 * cuda.Geometry(width, options).operand_bytes
+    return orders * each if each <= cuda.PACKED_BYTES else 0
+
+
 @cache
 def planned_recompute(
     impl: str, batch: int, width: int, depth: int, options: StackOptions, device: str, members: int = 1

@@ -72,8 +72,22 @@ def test_each_algorithm_is_planned_as_what_it_is(algorithm, networks, learned):
     assert plan.parts["replay buffer"] == 512 * 10_000 * (4 * (268 + 17) + 4 + more)
 
 
+def test_packed_weights_of_a_step_on_a_gpu_are_counted():
+    """Both orders of every network's weights, or one stack's rounded operands where Triton packs none."""
+    what, layers = "operands of products, rounded or packed", 1024 * 2 + 512
+
+    def operands(**changes):
+        return memory.plan(DEEP.replace(**changes), HUMANOID, device="cuda").parts[what]
+
+    assert operands() == 2 * 4 * layers * 256**2 and operands(precision="bf16") == 2 * 2 * layers * 256**2
+    assert operands(impl="triton") == 0 and operands(impl="triton", precision="bf16") == 2 * 1024 * 256**2
+    assert (
+        operands(depth=8192, actor_depth=512) == 2 * 4 * 512 * 256**2
+    )  # past what is kept, packed in pieces
+
+
 def test_what_does_not_fit_is_refused_with_a_remedy():
-    with pytest.raises(MemoryError, match=r"needs 10\.\d GB and 8\.0 GB are there; pass --"):
+    with pytest.raises(MemoryError, match=r"needs 11\.\d GB and 8\.0 GB are there; pass --"):
         memory.require(DEEP, HUMANOID, 8 * 10**9, device="cuda")
     with pytest.raises(
         MemoryError,
@@ -120,7 +134,7 @@ def test_train_called_from_python_is_refused_as_well(tmp_path):
 
 
 def test_doctor_plans_for_another_card(capsys):
-    main(["doctor", "--env", "point_u_maze", "--depth", "1024", "--memory-gb", "4"])
+    main(["doctor", "--env", "point_u_maze", "--depth", "1024", "--memory-gb", "5"])
     report = capsys.readouterr().out
-    for word in ("CUDA context", "what each choice costs", "does not fit", "to make it fit: --", "of 4.0 GB"):
+    for word in ("CUDA context", "what each choice costs", "does not fit", "to make it fit: --", "of 5.0 GB"):
         assert word in report
