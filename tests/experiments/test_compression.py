@@ -6,7 +6,15 @@ import pytest
 
 from deepres import Config
 from deepres.experiments.studies import compression
-from deepres.experiments.studies.compression import DISTILLED, SCRATCH, TEACHER, compressed, reaches, retained
+from deepres.experiments.studies.compression import (
+    DISTILLED,
+    PRUNED,
+    SCRATCH,
+    TEACHER,
+    compressed,
+    reaches,
+    retained,
+)
 from deepres.experiments.study import Trial
 from helpers.tiny_runs import SIZES
 
@@ -41,6 +49,7 @@ def test_a_student_is_measured_beside_its_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "EPISODES", 8)
     effort = {"steps": 8, "num_envs": 4, "unroll_length": 5, "gradient_steps": 4, "batch_size": 16}
     monkeypatch.setitem(compression.EFFORT, "point_u_maze", effort)
+    monkeypatch.setattr(compression, "HEAL", 4)
     config = Config("crl", **{**SIZES, "depth": 8, "actor_depth": None, "width": 8, "total_steps": 80})
     teacher = Trial({"method": TEACHER, "depth": 8, "seed": 0}, config)
     above = compressed(teacher, tmp_path / teacher.name)
@@ -51,5 +60,9 @@ def test_a_student_is_measured_beside_its_teacher(tmp_path, monkeypatch):
     assert found["gradient_steps"] == 8 and found["env_steps"] == 40 and 0 < found["action_rmse"] < 1
     numbers = 8 * (4 + 2 + 3) + 4 * (8 * 8 + 3 * 8) + 2 * 2 * (8 + 1)  # stem and its norm, stack, two heads
     assert found["megabytes"] == pytest.approx(4 * numbers / 1e6)
+    pruned = Trial({"method": PRUNED, "depth": 4, "seed": 0}, config.replace(depth=4), teacher.name)
+    left = compressed(pruned, tmp_path / pruned.name)
+    assert left.keys() == above.keys() and left["megabytes"] == found["megabytes"]
+    assert (left["gradient_steps"], left["env_steps"]) == (4, 128)
     again = compressed(student, tmp_path / student.name)  # what is finished is measured, not learned again
     assert again == found

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepres.compress.distill import distill
+from deepres.compress.distill import ENVS, ROUND, UNROLL, distill
+from deepres.compress.prune import prune, schedule
 from deepres.config import Config
 from deepres.experiments.presets import paper
 from deepres.experiments.statistics import REPLICATES, Interval
@@ -26,7 +28,7 @@ EPISODES = 512
 OWN_STATES = 64
 """Environments in which the error on a student's own states is measured, for an episode each."""
 SEED = 77
-TEACHER, DISTILLED, SCRATCH = "the teacher", "distilled", "from scratch"
+TEACHER, DISTILLED, PRUNED, SCRATCH = "the teacher", "distilled", "pruned", "from scratch"
 ENOUGH = 0.95
 CPU = Config(
     "crl", env="point_u_maze", depth=64, width=64, init="scaled", batch_size=256, num_envs=128, unroll_length=50,
@@ -37,6 +39,8 @@ CPU = Config(
 """The teacher of size "cpu": the demo's options at 64 layers, for a third of its steps."""
 EFFORT: dict[str, dict[str, Any]] = {CPU.env.name: {"steps": 10_000, "batch_size": 256}}
 """Options of a distillation, by task; elsewhere 50,000 steps of 512 rows."""
+HEAL = 1000
+"""Gradient steps of 512 rows after each round of pruning; a round takes an eighth of the blocks."""
 
 
 def _compression(size: Size, seeds: Sequence[int]) -> list[Trial]:
@@ -46,7 +50,7 @@ def _compression(size: Size, seeds: Sequence[int]) -> list[Trial]:
         config = base.replace(seed=seed)
         teacher = Trial({"method": TEACHER, "depth": 64, "seed": seed}, config)
         trials.append(teacher)
-        for method in (DISTILLED, SCRATCH):
+        for method in (DISTILLED, PRUNED, SCRATCH):
             for depth in (32, 16, 8, 4):
                 labels = {"method": method, "depth": depth, "seed": seed}
                 trials.append(Trial(labels, config.replace(depth=depth), after=teacher.name))
@@ -61,11 +65,7 @@ def compressed(trial: Trial, folder: Path) -> Numbers:
     to the teacher's actions, on the states that the policy itself comes to, both without noise. megabytes: of the
     policy in float32. seconds, gradient_steps, env_steps: what was spent on it alone, its teacher's not counted.
     """
-    method, depth, seed = trial.labels.values()
-    if method in (TEACHER, SCRATCH):
-        trained(trial, folder)
-    else:
-        _student(folder, folder.with_name(trial.after or ""), depth, seed)
+    spent = _made(trial, folder)
     policy = Policy.load(folder, eval_envs=EPISODES)
     figures, paths = policy.evaluate(SEED)
     reached, error = paths.reached.tolist(), 0.0
@@ -76,8 +76,6 @@ def compressed(trial: Trial, folder: Path) -> Numbers:
         teacher = folder.with_name(trial.after)
         above = json.loads(_episodes(teacher).read_text())
         error = action_rmse(policy, Policy.load(teacher))
-    run = read_run(folder)
-    last = run.rounds[-1]
     return {
         "success": sum(reached) / EPISODES,
         "teacher_success": sum(above) / EPISODES,
@@ -86,6 +84,23 @@ def compressed(trial: Trial, folder: Path) -> Numbers:
         "time_at_goal": figures.time_at_goal,
         "action_rmse": error,
         "megabytes": 4 * sum(p.numel() for p in policy.network.actor.parameters()) / 1e6,
+        **spent,
+    }
+
+
+def _made(trial: Trial, folder: Path) -> Numbers:
+    """Make the trial's policy in `folder`, going on with what is there; what was spent."""
+    method, depth, seed = trial.labels.values()
+    teacher = folder.parent / (trial.after or "")
+    if method == PRUNED:
+        return _pruned(folder, teacher, depth, seed)
+    if method == DISTILLED:
+        _student(folder, teacher, depth, seed)
+    else:
+        trained(trial, folder)
+    run = read_run(folder)
+    last = run.rounds[-1]
+    return {
         "seconds": last["seconds"],
         "gradient_steps": last["gradient_steps"],
         "env_steps": float(run.env_steps),
@@ -108,6 +123,21 @@ def _student(folder: Path, teacher: Path, depth: int, seed: int) -> None:
         result = distill(teacher, depth, folder, seed=seed, progress=False, **effort)
     if result.interrupted:
         raise KeyboardInterrupt
+
+
+def _pruned(folder: Path, teacher: Path, depth: int, seed: int) -> Numbers:
+    """Prune the teacher into `folder`, or go on with it (the seconds are then those of what was left to do)."""
+    network = RunFolder(teacher).read_config().network
+    rounds = len(schedule(network.depth // network.skip_every, depth // network.skip_every))
+    began = time.perf_counter()
+    if not RunFolder(folder).config.exists():
+        prune(teacher, depth, folder, heal=HEAL, seed=seed)
+    steps = float(rounds * HEAL)
+    return {
+        "seconds": time.perf_counter() - began,
+        "gradient_steps": steps,
+        "env_steps": steps / ROUND * UNROLL * ENVS,
+    }
 
 
 def action_rmse(student: Policy, teacher: Policy) -> float:
