@@ -7,10 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import deepres
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,26 +88,39 @@ def test_nobody_imports_the_folders_by_their_short_names():
             assert not {n.split(".")[0] for n in names} & {"kernels", "envs"}, path
 
 
-def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
-    """No compiler is not an error; every sub-package and asset is in the wheel either way."""
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        ".",
-    ]
+def test_a_wheel_of_the_sdist_ships_everything_without_a_compiler(tmp_path):
+    """The sdist holds what is built; no compiler is not an error; every sub-package and asset is in the wheel."""
     source = tmp_path / "source"
     _copy_tracked(source)
     env = {**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
-    result = subprocess.run(build, cwd=source, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("deepres-*.whl")
-    shipped = set(zipfile.ZipFile(wheel).namelist())
+
+    def build(what: str, folder: Path) -> Path:
+        script = f"from setuptools import build_meta; build_meta.build_{what}({str(tmp_path)!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=folder, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return next(tmp_path.glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[what]))
+
+    with tarfile.open(build("sdist", source)) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    for folder in ("csrc", "examples", "docs"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.parent.name != "_build":
+                assert (unpacked / path.relative_to(ROOT)).is_file(), path
+    for name in (
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "constraints.txt",
+    ):
+        assert (unpacked / name).is_file(), name
+    assert not (unpacked / "tests").exists()
+
+    shipped = set(zipfile.ZipFile(build("wheel", unpacked)).namelist())
     wanted = {
         f"deepres/{path.relative_to(ROOT / 'deepres' if folder == 'deepres' else ROOT)}"
         for folder in ("deepres", "kernels", "envs")
@@ -114,6 +130,11 @@ def test_a_wheel_without_a_compiler_installs_and_ships_everything(tmp_path):
     assert len(wanted) > 30 and "deepres/kernels/residual_stack/op.py" in wanted
     assert wanted <= shipped, sorted(wanted - shipped)
     assert not [name for name in shipped if name.split("/")[0] in ("kernels", "envs", "tests", "bench")]
+
+
+def test_the_citation_names_the_version_and_the_paper():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {deepres.__version__}\n" in text and "arXiv:2503.14858" in text
 
 
 def test_readme_commands_exist():
