@@ -1,8 +1,8 @@
 """When a row's own trajectory first reaches its goal: what survival RL learns from (arXiv 2605.31273, 2609.36238).
 
-A goal is a point, or several in a row that must be reached one after another. A pass copies the achieved goals of its
-windows once, side by side, and looks along each row's own trajectory in its window for the first lag at which the goal
-is reached; nothing is of the size of a window squared.
+A goal is a point, or several in a row that must be reached one after another (sequences.py). A pass copies the achieved
+goals of its windows once, side by side, and looks along each row's own trajectory in its window for the first lag at
+which the goal is reached; nothing is of the size of a window squared.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.data.batch import Batch
 from deepres.data.relabel import Draw, Sampler, taken_actions, truncated_geometric
 from deepres.data.replay import ReplayBuffer, Rows
+from deepres.data.sequences import BLOCK, Line, Query, Squares, at_once, searches, sequences_apart
 
 NEVER = 2**62  # a lag beyond all others
-BLOCK = 64  # lags that a search looks at together
-AT_ONCE = 2**18 // BLOCK  # and rows: 1 MB of distances
 LEVELS = (1.0, 0.5, 0.25)  # of the radius: inside a goal is the share of these that a distance lies within
 
 
@@ -34,18 +32,6 @@ class GoalMix:
     later: float = 0.85
     current: float = 0.05
     gamma: float = 0.999
-
-
-class Paths(NamedTuple):
-    """Where the rows [n] of a pass stand in its windows: points [G, P], all windows' achieved goals side by side;
-    of each row its own place in them, and the places of its trajectory's last step in the window."""
-
-    points: Tensor
-    own: Tensor
-    last: Tensor
-
-    def part(self, rows: slice) -> Paths:
-        return Paths(self.points, self.own[rows], self.last[rows])
 
 
 class FirstHits(Sampler):
@@ -113,8 +99,10 @@ class FirstHits(Sampler):
         span = torch.where(random, 0, (rows.left - ahead).clamp(max=more))
         falls = ring.take("terminals", ring.index(rows, rows.left)).bool()
 
-        paths = self._paths(ring, rows)
-        first, inside = self._searched(paths, paths.own + (goal - rows.step), span, reach, self._radius(ring))
+        begin = rows.env * rows.length - rows.start
+        line = self._line(ring, rows, begin + rows.step + rows.left)
+        own, there = line.place(begin + rows.step), line.place(begin + goal)
+        first, inside = self._searched(line, Query(own, there, reach, random), self._radius(ring))
         event = first <= reach
         censored = torch.full_like(first, self.bins)
         if self.censor == "observed":
@@ -142,68 +130,48 @@ class FirstHits(Sampler):
             )
         return radius
 
-    def _paths(self, ring: ReplayBuffer, rows: Rows) -> Paths:
+    def _line(self, ring: ReplayBuffer, rows: Rows, ends: Tensor) -> Line:
+        """The achieved goals of all windows of the pass, environment by environment. ends: [n] which of them end a
+        row's trajectory."""
         starts = torch.zeros(ring.num_envs, dtype=torch.int64, device=ring.device).scatter_(
             0, rows.env, rows.start
         )
         steps = starts[:, None] + torch.arange(rows.length, device=ring.device)
         env = torch.arange(ring.num_envs, device=ring.device)[:, None].expand_as(steps)
-        whole = Rows(env.flatten(), steps.flatten(), rows.left, rows.start, rows.length)
-        points = F.pad(ring.take("states", ring.index(whole), ring.goal_slice).T, (0, rows.length + BLOCK))
-        own = rows.env * rows.length + rows.step - rows.start
-        return Paths(points, own, own + rows.left)
+        index = ring.index(Rows(env.flatten(), steps.flatten(), rows.left, rows.start, rows.length))
+        return Line.of(ring.take("states", index, ring.goal_slice), ends, self.sequence, rows.length)
 
-    def _searched(
-        self, paths: Paths, goal: Tensor, span: Tensor, reach: Tensor, radius: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """([n] the first lag <= reach of a hit, or one beyond; [n, bins] int16, three times the lags inside, by bin).
-
-        goal: [n] the place of the (first) goal among the points; span: [n] steps from it to the last one.
-        """
-        count = len(goal)
-        first = torch.full_like(reach, NEVER)
-        edges = torch.tensor(self.edges, device=goal.device)
-        inside = torch.zeros(count, max(0, len(edges) - 1), dtype=torch.int16, device=goal.device)
-        for begin in range(0, count, AT_ONCE):
-            part = slice(begin, begin + AT_ONCE)
-            at, target = paths.part(part), Paths(paths.points, goal[part], goal[part] + span[part])
-            looking = torch.arange(len(at.own), device=goal.device)
-            for start in range(0, int(reach[part].max()) + 1, BLOCK):
-                lags = torch.arange(start, start + BLOCK, device=goal.device)
-                square = self._squares(at, target, looking, lags, radius)
-                square.masked_fill_(lags > reach[part][looking, None], math.inf)
-                hit = torch.where(square <= radius**2, lags, NEVER).amin(dim=1)
-                first[part][looking] = torch.minimum(first[part][looking], hit)
-                if self.edges:
-                    in_bin = (lags[:, None] >= edges[:-1]) & (lags[:, None] < edges[1:])
-                    level = torch.stack([square <= (radius * share) ** 2 for share in LEVELS]).sum(0)
-                    inside[part][looking] += (level.float() @ in_bin.float()).to(torch.int16)
-                    looking = looking[reach[part][looking] >= start + BLOCK]
-                else:  # nothing beyond the first hit matters
-                    looking = looking[(reach[part][looking] >= start + BLOCK) & (hit == NEVER)]
+    def _searched(self, line: Line, query: Query, radius: float) -> tuple[Tensor, Tensor | None]:
+        """[n] the first lag <= reach of a hit, or one beyond; [n, bins] int16, three times the lags inside, by bin."""
+        first = torch.full_like(query.reach, NEVER)
+        bins = max(0, len(self.edges) - 1)
+        inside = torch.zeros(len(first), bins, dtype=torch.int16, device=first.device)
+        for rows, squares in searches(line, query, self.sequence, whole=bool(self.edges)):
+            self._search(rows, squares, query.reach, radius, first, inside)
         return first, inside if self.edges else None
 
-    def _squares(self, at: Paths, target: Paths, looking: Tensor, lags: Tensor, radius: float) -> Tensor:
-        """[n, L] the square of the distance from a goal of the rows `looking` at each of `lags`; of a sequence's the
-        largest, and infinite where one is beyond the radius."""
-        ahead = at.points.unfold(
-            1, len(lags), 1
-        )  # [G, P, L], a view; what lies beyond a trajectory is not asked for
-        place, goal = at.own[looking] + lags[0], target.points[:, target.own[looking]]
-        square = torch.zeros(len(looking), len(lags), device=lags.device)
-        for axis in range(len(goal)):
-            square += (ahead[axis, place] - goal[axis, :, None]).square_()
-        if self.sequence == 1:
-            return square
-        index, lag = (square <= radius**2).nonzero(as_tuple=True)  # of these alone the others are asked for
-        worst, row = square[index, lag], looking[index]
-        for step in range(1, self.sequence):
-            here = torch.minimum(at.own[row] + lags[lag] + step, at.last[row])
-            there = torch.minimum(target.own[row] + step, target.last[row])
-            apart = (at.points[:, here] - at.points[:, there]).square().sum(dim=0)
-            kept = apart <= radius**2
-            worst, row, index, lag = torch.maximum(worst, apart)[kept], row[kept], index[kept], lag[kept]
-        return torch.full_like(square, math.inf).index_put_((index, lag), worst)
+    def _search(
+        self, rows: Tensor, squares: Squares, reach: Tensor, radius: float, first: Tensor, inside: Tensor
+    ) -> None:
+        """Fill in `first` and `inside` of `rows` [n], whose squared distances at lags come from `squares`."""
+        edges = torch.tensor(self.edges, device=first.device)
+        for looking in rows.split(at_once(rows.device) // BLOCK):
+            for start in range(0, int(reach[looking].max()) + 1, BLOCK):
+                lags = torch.arange(start, start + BLOCK, device=first.device)
+                square = squares(looking, start)
+                square.masked_fill_(lags > reach[looking, None], math.inf)
+                hit = torch.where(square <= radius**2, lags, NEVER).amin(dim=1)
+                first[looking] = torch.minimum(first[looking], hit)
+                further = reach[looking] >= start + BLOCK
+                if self.edges:
+                    in_bin = (lags[:, None] >= edges[:-1]) & (lags[:, None] < edges[1:])
+                    level = torch.zeros_like(square)
+                    for share in LEVELS:
+                        level += square <= (radius * share) ** 2
+                    inside[looking] += (level @ in_bin.float()).to(torch.int16)
+                else:  # nothing beyond the first hit matters
+                    further &= hit == NEVER
+                looking = looking[further]
 
     # --- gathering ---
 
@@ -223,7 +191,5 @@ class FirstHits(Sampler):
             seen = (torch.minimum(draw["seen"][:, None], edges[1:]) - edges[:-1]).clamp_min(0)
             extra["occupancy"] = draw["inside"].float() / (len(LEVELS) * seen.clamp_min(1))
             extra |= {"observed": seen > 0, "falls": draw["falls"]}
-            steps = points.transpose(0, 1)
-            between = torch.cdist(steps, steps, compute_mode="donot_use_mm_for_euclid_dist")
-            extra["apart"] = (between > self._radius(ring)).any(dim=0)
+            extra["apart"] = sequences_apart(points, self._radius(ring))
         return Batch(state, action, goals, extra=extra)
