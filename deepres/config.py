@@ -192,8 +192,8 @@ class Config:
             )
         named = algorithm if isinstance(algorithm, str) else algorithms.name_of(type(algorithm))
         groups: dict[str, Any] = {name: cls() for name, cls in GROUPS.items()}
-        own = algorithms.find(named).Options
-        groups["algorithm"] = own() if isinstance(algorithm, str) else algorithm
+        kind = algorithms.find(named)
+        groups["algorithm"] = kind.Options() if isinstance(algorithm, str) else algorithm
         for name, cls in GROUPS.items():
             if isinstance(options.get(name), cls):
                 groups[name] = options.pop(name)
@@ -201,6 +201,13 @@ class Config:
             groups[group] = replace(groups[group], **values)
         for name, value in {**groups, "algorithm_name": named}.items():
             object.__setattr__(self, name, value)
+        if kind.on_policy:
+            for name, value in (("overlap", self.system.overlap), ("data", self.schedule.data)):
+                if value:
+                    raise ValueError(
+                        f"{named} learns from what its policy as it is has just done and takes no {name}, got "
+                        f"{name}={value}; leave it out"
+                    )
 
     # --- flat names ---
 

@@ -43,6 +43,7 @@ _ALGORITHMS: dict[str, Any] = {  # name -> "module:class", or the class
     "gcsl": "deepres.algorithms.gcsl:GCSL",
     "hl_gauss": "deepres.algorithms.categorical:HLGauss",
     "hiql": "deepres.algorithms.hiql:HIQL",
+    "ppo": "deepres.algorithms.ppo:PPO",
     "qrl": "deepres.algorithms.qrl:QRL",
     "sac": "deepres.algorithms.sac:SAC",
     "srl": "deepres.algorithms.srl:SRL",

@@ -118,6 +118,9 @@ class Algorithm(nn.Module, ABC):
     about: ClassVar[About] = About()
     begun_by: ClassVar[str] = ""
     """The command that begins its runs, where they start from more than options say; `train` then goes on with them."""
+    on_policy: ClassVar[bool] = False
+    """Whether it learns from what its policy as it is has just done and from nothing older. Its sampler's window is
+    then the `unroll_length` steps that a round collects, and options that would give it others' are refused."""
 
     def __init__(self, options: Any, sizes: Sizes, networks: Networks):
         super().__init__()

@@ -166,6 +166,15 @@ class ReplayBuffer:
         """Where the steps `ahead` of `rows` lie: step * num_envs + environment, for `take`."""
         return (rows.step + ahead) % self.capacity * self.num_envs + rows.env
 
+    def newest(self, steps: int) -> Tensor:
+        """[steps, N] where the newest steps lie, the oldest first, for `take`. Raises ValueError if fewer are held."""
+        if steps > self.size:
+            raise ValueError(
+                f"the buffer must hold {steps} steps of each environment, got {self.size}; insert more"
+            )
+        step = torch.arange(self.inserted - steps, self.inserted, device=self.device) % self.capacity
+        return step[:, None] * self.num_envs + torch.arange(self.num_envs, device=self.device)
+
     def ahead(self, index: Tensor, steps: Tensor) -> Tensor:
         """`index`, as many `steps` of the same environments later."""
         return (index + steps * self.num_envs) % (self.capacity * self.num_envs)

@@ -269,7 +269,9 @@ class Run:
 
     @property
     def _window(self) -> int:
-        """Consecutive steps that a goal and its row lie within."""
+        """Consecutive steps that a goal and its row lie within; of an on-policy algorithm those that it learns from."""
+        if self.learner.algorithm.on_policy:
+            return self.config.schedule.unroll_length
         return self.config.env.episode_length
 
     @settled

@@ -43,6 +43,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "srl": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "censor": "observed", "goal_sequence": 3}],
     "chrono": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "goal_sequence": 3, "horizon": 1}],
     "c_learning": [{}, {"weights": "2020"}],
+    "ppo": [{}, {"value_clip": 0.2, "reward": "dense"}],
     "qrl": [{"feature_dim": 16}, {"feature_dim": 16, "distance": "mrn", "actor_goals": "random"}],
     "td_infonce": [{}, {"actor_goals": "future", "entropy": True}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
@@ -196,7 +197,7 @@ def test_a_batch_holds_what_the_ring_was_asked_to_keep(name, options):
 def test_passes_are_the_networks_as_a_step_runs_them(name, options):
     learner = made(name, options)
     algorithm = learner.algorithm
-    ran = []
+    each, ran = stream(learner, 1)[0], []
 
     def note(network: str):
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -208,7 +209,7 @@ def test_passes_are_the_networks_as_a_step_runs_them(name, options):
 
     for network, module in algorithm.named_children():
         module.register_forward_pre_hook(note(network))
-    learner.step(*stream(learner, 1)[0])
+    learner.step(*each)
     assert ran == [
         (one.network, one.weights or not one.backward, one.backward, one.batches) for one in algorithm.passes
     ]

@@ -36,7 +36,13 @@ def check_step(
     groups: the beginnings of the names of each group's parameters. prepare: makes the batch one of the algorithm's.
     """
     learner, batch, noise = exact_learner(config)
-    batch = prepare(batch)
+    check_update(learner, prepare(batch), noise, equations, groups)
+
+
+def check_update(
+    learner: Learner, batch: Batch, noise: Tensor, equations: Equations, groups: dict[str, tuple[str, ...]]
+) -> None:
+    """The same of one step of `learner`, all float64."""
     p = leaves(learner.parameters())
     found = equations(p, batch, noise)
     assert set(learner.algorithm.groups) == set(groups) <= found.keys()
