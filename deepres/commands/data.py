@@ -12,28 +12,39 @@ import tyro
 def make(
     env: tyro.conf.Positional[str],
     out: Path,
-    kind: Literal["navigate", "stitch", "explore"] = "navigate",
-    episodes: int = 1000,
+    kind: Literal["navigate", "stitch", "explore", "replay"] = "navigate",
+    episodes: int | None = None,
     length: int | None = None,
     noise: float | None = None,
     policy: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Make a data set in a maze, and a validation set of a tenth beside it; goes on where it was stopped.
+    """Make a data set in a maze, or of what a run collected, and a validation set of a tenth beside it.
+
+    In a maze it goes on where it was stopped.
 
     Args:
-        env: A maze, e.g. point_big_maze.
+        env: A maze, e.g. point_big_maze; for a replay the folder of a run trained with --record all.
         out: The file, NAME.npz.
-        kind: navigate from goal to goal, stitch of ways of four cells, or explore at random.
-        episodes: In the training set.
-        length: Transitions of an episode; by default 1000, 200, 500 of the three kinds.
+        kind: navigate from goal to goal, stitch of ways of four cells, explore at random, or replay a run.
+        episodes: In the training set, by default 1000; a replay has all that there are.
+        length: Transitions of an episode; by default 1000, 200, 500 of the first kinds, a run's usual ones of a replay.
         noise: Standard deviation of what is added to actions; by default as published.
         policy: Run of a robot with joints that walks to a goal on open ground.
         seed: The same seed makes the same file.
     """
     from deepres.experiments.make_data import make_data, plan
+    from deepres.experiments.replay_data import replay_data
 
-    for path in make_data(plan(env, kind, episodes, length, noise, seed), out, policy):
+    if kind == "replay":
+        given = {"episodes": episodes, "noise": noise, "policy": policy}
+        if none_of := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{', '.join(none_of)} does not apply to a replay; leave it out")
+        written = replay_data(Path(env), out, length, seed)
+    else:
+        asked = plan(env, kind, 1000 if episodes is None else episodes, length, noise, seed)
+        written = make_data(asked, out, policy)
+    for path in written:
         print(path)
 
 

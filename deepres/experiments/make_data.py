@@ -70,10 +70,7 @@ def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     """
     from rich.progress import track
 
-    if path.suffix != ".npz":
-        raise ValueError(f"a data set is an .npz file, got {path}; name it so")
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; pass another file, or remove it")
+    require_new(path)
     world = World.open(made, policy)
     parts = path.with_name(f".{path.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
@@ -91,6 +88,14 @@ def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     ]
     shutil.rmtree(parts)
     return written[::-1]
+
+
+def require_new(path: Path) -> None:
+    """Raise ValueError or FileExistsError unless a data set can be written to `path`."""
+    if path.suffix != ".npz":
+        raise ValueError(f"a data set is an .npz file, got {path}; name it so")
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; pass another file, or remove it")
 
 
 def _joined(parts: list[Path], episodes: int) -> Dataset:

@@ -203,13 +203,14 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     from deepres.report.tables import console, table
 
     rows = write_rows(folder, trials)
-    if not rows:
+    scored = [row for row in rows if study.metric in row]  # not what others only learn from
+    if not scored:
         return rows
     names = list(trials[0].labels)
-    found = settings(rows, names, study.metric)
+    found = settings(scored, names, study.metric)
     estimates = [one.estimate(study) for one in found]
     drawn = lines(study, found)
-    more = {name: settings(rows, names, name) for name in study.also}
+    more = {name: settings(scored, names, name) for name in study.also}
     shown = (study.metric, "each seed", *study.also)
     columns = (
         *(n.replace("_", " ") for n in names if n != "seed"),

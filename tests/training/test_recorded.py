@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deepres.commands.main import main
 from deepres.config import Config
 from deepres.data.batch import COLUMNS
+from deepres.data.datasets import read
 from deepres.runs.files import read_run
 from deepres.runs.folder import RunFolder
 from deepres.training.environments import open_for, sizes_of
@@ -56,6 +58,39 @@ def test_every_algorithm_learns_from_it_and_resumes_to_the_same_bits(name, recor
     assert not any(key.startswith(("buffer/", "env/")) for key in whole.state().shards[0])
     files = read_run(tmp_path / "half")
     assert files.finished and [row["gradient_steps"] for row in files.rounds] == [4, 8, 12, 16]
+
+
+def test_a_ring_is_written_as_episodes(recorded, tmp_path, capsys):
+    """Every transition of the files is one of the ring, in its place; the last state is the one before the reset."""
+    out = tmp_path / "replay.npz"
+    main(["data", "make", str(recorded), "--kind", "replay", "--out", str(out)])
+    run = load_run(recorded)
+    rings = {name: run.buffer.rings[name].flatten(0, 1) for name in ("states", "actions", "next_states")}
+    known = {
+        state.numpy().tobytes(): (action, after)
+        for state, action, after in zip(
+            *(rings[n] for n in ("states", "actions", "next_states")), strict=True
+        )
+    }
+    sets = [read(out, run.sizes.state, run.sizes.action), read(tmp_path / "replay-val.npz")]
+    assert {data.rows for data in sets} == {26} and sets[1].episodes == 1
+    assert f"{25 * (sets[0].episodes + 1)} of 240 transitions" in capsys.readouterr().out
+    for data in sets:
+        states, actions = (
+            torch.from_numpy(x).unflatten(0, (-1, 26)) for x in (data.observations, data.actions)
+        )
+        for t in range(25):
+            for episode in range(data.episodes):
+                action, after = known[states[episode, t].numpy().tobytes()]
+                assert torch.equal(actions[episode, t], action) and torch.equal(states[episode, t + 1], after)
+    for words, sentence in (
+        (["--out", str(out)], "is there already"),
+        (["--out", str(tmp_path / "n.npz"), "--noise", "0.1"], "noise does not apply to a replay"),
+        (["--out", str(tmp_path / "n.npz"), "--length", "26"], "has 0 episodes of 26 steps"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["data", "make", str(recorded), "--kind", "replay", *words])
+        assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_the_ring_lacks_is_told(recorded, tmp_path):

@@ -1,0 +1,63 @@
+"""The ladder of offline studies: data made once, learners that come after it, what their critics know of episodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepres.experiments import make_data, studies
+from deepres.experiments.runner import StudyFolder, report
+from deepres.experiments.study import Trial
+from deepres.experiments.trial import run_trial
+from deepres.training.loop import load_run
+
+TINY = {
+    "width": 8,
+    "batch_size": 8,
+    "gradient_steps": 2,
+    "total_steps": 4,
+    "eval_envs": 4,
+    "episode_length": 5,
+}
+
+
+def test_learners_come_after_data_that_are_made_once(tmp_path, monkeypatch):
+    """Two trials in their folders, and the table, in which data have no score."""
+    monkeypatch.setattr(make_data, "AT_ONCE", 8)
+    study = studies.find("offline-trajectories")
+    whole = study.trials("cpu", [0])
+    learner = next(t for t in whole if t.labels["pairs"] == "4 of an episode" and t.labels["depth"] == 4)
+    data = Trial({"pairs": "the data 1400", "depth": 0, "seed": 0}, whole[0].config)
+    trials = [data, Trial(learner.labels, learner.config.replace(**TINY, eval_every=1), after=data.name)]
+    assert learner.config.get("together") == 4 and learner.config.get("extraction") == "awr"
+    monkeypatch.setattr(StudyFolder, "read", lambda folder: (study, trials))
+    folder = StudyFolder(tmp_path)
+    for trial in trials:
+        run_trial(folder, trial.name)
+    made = tmp_path / "trials" / data.name / "data.npz"
+    before = made.stat().st_mtime_ns
+    assert study.run(data, made.parent) == {"transitions": 1400.0} and made.stat().st_mtime_ns == before
+    rows = report(study, trials, folder)
+    assert len(rows) == 2 and "success" not in rows[0]
+    assert 0 <= rows[1]["train_accuracy"] < 0.2 and -1 <= rows[1]["time_rank"] <= 1
+    table = (tmp_path / "table.md").read_text()
+    assert "the data 1400" not in table and "| 4 of an episode | 4 | 1 |" in table
+
+    run = load_run(tmp_path / "trials" / trials[1].name)
+    run.learner.algorithm.phi, run.learner.algorithm.psi = Told(run.sizes.goal), torch.nn.Identity()
+    monkeypatch.setattr("deepres.training.loop.load_run", lambda folder: run)
+    from deepres.experiments.studies.offline import known
+
+    assert known(tmp_path)["val_accuracy"] == pytest.approx(known(tmp_path)["val_accuracy"])
+    assert known(tmp_path)["train_accuracy"] > 3 / 256  # places near the goal are likelier to be its own
+
+
+class Told(torch.nn.Module):
+    """A critic that knows the straight line: phi is where the state is."""
+
+    def __init__(self, goal: int):
+        super().__init__()
+        self.goal = goal
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, : self.goal]
