@@ -1,7 +1,9 @@
-"""What the tests share: poisoned memory, a disk that fills, and no GPU tests without a GPU."""
+"""What the tests share: a limit on what XLA holds, poisoned memory, a disk that fills, no GPU tests without a GPU."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import signal
 import subprocess
@@ -23,6 +25,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests marked `gpu` are left out where there is no CUDA device, unless they are only counted."""
     if not torch.cuda.is_available() and not config.option.collectonly:
         items[:] = [item for item in items if "gpu" not in item.keywords]
+
+
+_LARGE = 1_500 << 20  # bytes; two processes of tests run side by side
+_limit = _LARGE
+
+
+@pytest.fixture(autouse=True)
+def small_process() -> Iterator[None]:
+    """A process that has grown large gives back what XLA compiled for earlier tests: gigabytes, over every task."""
+    global _limit
+    yield
+    if "jax" in sys.modules and _resident() > _limit:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        with suppress(AttributeError):  # glibc's: else what was freed stays with the process
+            ctypes.CDLL(None).malloc_trim(0)
+        _limit = max(_LARGE, _resident() + (500 << 20))
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; 0 where Linux does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
 
 
 @pytest.fixture
