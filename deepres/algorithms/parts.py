@@ -31,7 +31,7 @@ def squashed_gaussian(
     x = mean + log_std.exp() * noise
     log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     if exact:
-        log_slope = 2 * (math.log(2) - x - torch.nn.functional.softplus(-2 * x))
+        log_slope = 2 * (math.log(2) - x + torch.nn.functional.logsigmoid(2 * x))
         return torch.tanh(x), (log_normal - log_slope).sum(dim=1)
     # 1 - tanh(x)**2 without its cancellation, which costs fp32 half its digits from |x| = 4 on
     slope = 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
