@@ -98,5 +98,5 @@ def act(
     """An action [B, A] and its log-density [B] under the tanh of that Gaussian."""
     law = gaussian(p, state, goal)
     x = law.mean + law.stddev * noise
-    action = torch.tanh(x)
-    return action, (law.log_prob(x) - torch.log(1 - action.square() + hair)).sum(1)
+    slope = torch.cosh(x).pow(-2)  # 1 - tanh(x)^2, which would cancel far from 0
+    return torch.tanh(x), (law.log_prob(x) - torch.log(slope + hair)).sum(1)
