@@ -6,23 +6,28 @@ numbers
     actor   mean_i sum (huber(tanh m_S - tanh m_T) + kl * KL(N_T || N_S)),   huber(x) = x^2 / 2 up to |x| = 1
     KL      log(s_S / s_T) + (s_T^2 + (m_T - m_S)^2) / (2 s_S^2) - 1/2,   s_S taken as at least e^-3
 
-The KL is the same before and after the tanh. The student collects; its ring starts with what the teacher did, so the
-states are the teacher's and then more and more its own (arXiv 1011.0686). Goals: those commanded, and for the other
-rows what was reached later. The step size falls along half a cosine. The teacher's network is part of the algorithm, is
-never stepped, and goes into checkpoints: a run needs nothing but its own folder. `deepres.compress.distill` begins one.
+The KL is the same before and after the tanh. With energy_share > 0 the last steps also take away mean energy(phi(s,
+tanh m_S), psi(g)) of a teacher of CRL, held constant: the student may pass its teacher. The student collects; its ring
+starts with what the teacher did, so the states are the teacher's and then more and more its own (arXiv 1011.0686).
+Goals: those commanded, and for the other rows what was reached later. The step size falls along half a cosine. The
+teacher's networks are part of the algorithm, are never stepped, and go into checkpoints: a run needs nothing but its
+own folder. `deepres.compress.distill` begins one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepres.acting import GaussianPolicy
 from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
+from deepres.algorithms.crl import CRLOptions
+from deepres.algorithms.parts import pair_energy
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureGoals
 from deepres.networks import Networks
@@ -56,9 +61,29 @@ class DistillOptions:
     """Share of it that is left after `decay_steps`."""
     decay_steps: int = option(20_000, least=0, resume=True)
     """Gradient steps over which it falls; 0 keeps it."""
+    energy_share: float = option(0.0, least=0, most=1, share=True)
+    """Share of `decay_steps`, the last of them, in which the student also seeks the energy of the teacher's critic."""
+    energy_depth: int = option(64, least=1)
+    """Dense layers in the blocks of each of that critic's networks."""
+    feature_dim: int = option(64, least=1)
+    """Features that it compares."""
+    energy: Literal["norm", "l2", "dot", "cosine", "mrn"] = option("norm")
+    """How it compares them."""
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def energy_options(teacher: object, depth: int) -> dict[str, Any]:
+    """The options that tell the critic of a teacher with the options `teacher` and networks of `depth` layers.
+
+    Raises ValueError in one sentence where a teacher has none that gives an energy.
+    """
+    if not isinstance(teacher, CRLOptions):
+        raise ValueError(
+            f"energy_share needs a teacher that crl trained, got one with {type(teacher).__name__}; leave it at 0"
+        )
+    return {"energy_depth": depth, "feature_dim": teacher.feature_dim, "energy": teacher.energy}
 
 
 class Distill(Algorithm):
@@ -67,7 +92,7 @@ class Distill(Algorithm):
     Options = DistillOptions
     options: DistillOptions
     headline = ("actor_loss", "action_error")
-    passes = (Pass("teacher", backward=False), Pass("actor"))
+    passes: tuple[Pass, ...] = (Pass("teacher", backward=False), Pass("actor"))
     about = About(
         source="arXiv 1511.06295, 1902.02186",
         losses="actor: Huber of its actions and the teacher's + KL",
@@ -84,6 +109,14 @@ class Distill(Algorithm):
         )
         other = replace(networks, options=shape)
         self.teacher = other.actor(seen, action).requires_grad_(False)
+        if options.energy_share:
+            judge = replace(networks, options=replace(shape, depth=options.energy_depth))
+            self.phi = judge.encoder(self.sizes.state + action, options.feature_dim).requires_grad_(False)
+            self.psi = judge.encoder(self.sizes.goal, options.feature_dim).requires_grad_(False)
+            self.taken = nn.Parameter(
+                torch.zeros(()), requires_grad=False
+            )  # gradient steps; saved as parameters are
+            self.passes = (*self.passes, Pass("psi", backward=False), Pass("phi", weights=False))
         return {
             "actor": Group(
                 list(self.actor.parameters()),
@@ -92,6 +125,11 @@ class Distill(Algorithm):
                 last_share=options.last_lr_share,
             )
         }
+
+    @property
+    def copied(self) -> dict[str, str]:
+        """What a student starts with: the networks here, and what they are called in the teacher's run."""
+        return {"teacher": "actor"} | ({"phi": "phi", "psi": "psi"} if self.options.energy_share else {})
 
     @property
     def horizon(self) -> int:
@@ -117,7 +155,23 @@ class Distill(Algorithm):
             "action_error": (action - wanted_action).square().mean(),
             "log_std": log_std.mean(),
         }
+        if self.options.energy_share:
+            energy = self._energy(batch, action).mean()
+            late = self.taken >= (1 - self.options.energy_share) * self.options.decay_steps
+            loss = loss - torch.where(late, energy, 0.0)
+            metrics |= {"actor_loss": loss, "energy": energy}
         yield {"actor": loss}, metrics
+
+    def _energy(self, batch: Batch, action: Tensor) -> Tensor:
+        """[B] what the teacher's critic says of the actions; both computed where the steps are early too, for nothing
+        here waits for the device."""
+        with torch.no_grad():
+            psi = self.psi(batch.goal)
+        return pair_energy(self.phi(torch.cat([batch.state, action], dim=1)), psi, self.options.energy)
+
+    def after_step(self, skip: Tensor) -> None:
+        if self.options.energy_share:
+            self.taken.add_(1 - skip)
 
     def policy(self) -> GaussianPolicy:
         return GaussianPolicy(self.actor, self.options.horizon)

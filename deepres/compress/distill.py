@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from deepres.acting import GaussianPolicy
-from deepres.algorithms.distill import DistillOptions
+from deepres.algorithms.distill import Distill, DistillOptions, energy_options
 from deepres.config import Config, Schedule
 from deepres.policy import Policy
+from deepres.runs import checkpoint as checkpoints
 from deepres.runs.folder import RunFolder, new_folder
 from deepres.training.loop import Result, save, train
 from deepres.training.run import Run
@@ -40,9 +41,9 @@ _STACK = "trunk.stack."
 def student_config(teacher: Policy, source: str | None, depth: int, **changes: Any) -> Config:
     """The config of a student of `depth` layers.
 
-    source: where the teacher was read from. changes: other options by their flat names (width, seed, num_envs), and
-    `steps`, gradient steps in all, over which the step size falls. Raises ValueError in one sentence for a policy that
-    has no Gaussian, another task, or a network that cannot be.
+    source: where the teacher was read from. changes: other options by their flat names (width, seed, num_envs),
+    `steps`, gradient steps in all, over which the step size falls, and `energy_share` (DistillOptions). Raises
+    ValueError in one sentence for a policy that has no Gaussian, another task, or a network that cannot be.
     """
     config = teacher.config
     if type(teacher.network) is not GaussianPolicy:
@@ -58,6 +59,12 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
     network, num_envs = config.network, changes.pop("num_envs", ENVS)
+    share = changes.pop("energy_share", 0.0)
+    if share and (source is None or not Path(source).is_dir()):
+        raise ValueError(
+            f"energy_share={share} asks the teacher's whole run, got a policy; pass the run's folder"
+        )
+    judged = energy_options(config.algorithm, network.depth) if share else {}
     unroll, each = changes.pop("unroll_length", UNROLL), changes.pop("gradient_steps", min(ROUND, steps))
     taken = unroll * math.ceil(steps / each)
     watched = max(config.env.episode_length, round(TEACHERS_SHARE * taken))
@@ -73,6 +80,8 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
         teacher_width=network.width,
         horizon=teacher.network.horizon,
         decay_steps=steps,
+        energy_share=share,
+        **judged,
     )
     begun = Config(
         own,
@@ -109,7 +118,10 @@ def _asked(teacher: str | Path | Policy, depth: int, changes: dict[str, Any]) ->
 def _opened(teacher: Policy, config: Config, start: Mapping[str, Tensor] | None) -> Run:
     run, shape, own = Run(config), teacher.config.network, config.network
     known = dict(teacher.network.actor.named_parameters())
-    _fill(run, "teacher.", known)
+    algorithm = run.learner.algorithm
+    assert isinstance(algorithm, Distill) and isinstance(config.algorithm, DistillOptions)
+    for name, theirs in algorithm.copied.items():
+        _fill(run, f"{name}.", known if name == "teacher" else _of_run(config.algorithm.teacher, theirs))
     if start is None:
         alike = (shape.width, shape.skip_every) == (own.width, own.skip_every)
         start = evenly(known, own.depth, own.skip_every) if alike else {}
@@ -117,6 +129,15 @@ def _opened(teacher: Policy, config: Config, start: Mapping[str, Tensor] | None)
         _fill(run, "actor.", start)
     run.watch(teacher.network, config.schedule.min_buffer_steps)
     return run
+
+
+def _of_run(folder: str | None, network: str) -> dict[str, Tensor]:
+    """The parameters of a network of the run in `folder`, at its newest checkpoint that reads."""
+    prefix = f"parameters/{network}."
+    found = checkpoints.find_shared(
+        RunFolder(Path(folder or "")).checkpoints, lambda name: name.startswith(prefix)
+    )
+    return {name.removeprefix(prefix): tensor for name, tensor in found.tensors.items()}
 
 
 def distill(

@@ -51,7 +51,7 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "gcivl": [{}],
     "gciql": [{}, {"extraction": "awr"}],
     "hiql": [{"subgoal_steps": 2}],
-    "distill": [{"teacher_depth": 8, "teacher_width": 16}],
+    "distill": [{"teacher_depth": 8, "teacher_width": 16, "energy_share": 0.5, "energy_depth": 4}],
 }
 UNREAD = {"distill": ("action",)}
 """Fields of a batch that a loss does not depend on."""

@@ -16,13 +16,16 @@ from deepres.training.grow import grow
 from deepres.training.loop import find_state, train
 from deepres.training.optimizer import Adam
 from helpers.learners import batch_for, learner_of, small
-from helpers.plain_networks import gaussian, leaves
+from helpers.plain_networks import encoded, gaussian, leaves
 from helpers.policies import untrained
+from helpers.tiny_runs import TINY as CRL
 from helpers.tiny_runs import different
 
 
-def test_a_step_equals_the_equation():
-    learner = learner_of(small("distill", teacher_depth=8, teacher_width=16, kl=0.3), apart=0.3)
+@pytest.mark.parametrize(("share", "late"), [(0.0, 0.0), (0.1, 0.0), (1.0, 1.0)])
+def test_a_step_equals_the_equation(share, late):
+    options = {"teacher_depth": 8, "teacher_width": 16, "kl": 0.3, "energy_share": share, "energy_depth": 4}
+    learner = learner_of(small("distill", **options), apart=0.3)
     learner.algorithm.actor.log_std.bias.data[0] = -1.5  # below the bound on the student's spread
     batch, noise = batch_for(learner)
     p = leaves(learner.parameters())
@@ -36,6 +39,9 @@ def test_a_step_equals_the_equation():
     kl = torch.distributions.kl_divergence(teacher, bounded).sum(1).mean()
     assert (student.stddev.log() < -3).any() and (apart.abs() > 1).any()
     loss = huber + 0.3 * kl
+    if late:
+        far = encoded(p, "phi", state, torch.tanh(student.mean)) - encoded(p, "psi", goal)
+        loss = loss + far.square().sum(1).sqrt().mean()  # minus the energy
     own = [name for name in p if name.startswith("actor.")]
     grads = dict(zip(own, torch.autograd.grad(loss, [p[n] for n in own]), strict=True))
 
@@ -45,7 +51,9 @@ def test_a_step_equals_the_equation():
         assert metrics[name].item() == pytest.approx(value.item(), rel=1e-5), name
     assert metrics["action_error"].item() == pytest.approx(apart.square().mean().item(), rel=1e-5)
     for name, after in learner.parameters().items():
-        if name.startswith("teacher."):
+        if name == "taken":
+            assert after.item() == pytest.approx(p[name].item() + 1)
+        elif not name.startswith("actor."):
             assert after.grad is None and torch.equal(after.double(), p[name]), name
         else:
             worst = (after.grad.double() - grads[name]).abs().max()
@@ -113,6 +121,20 @@ def test_a_student_is_a_run_as_any_other(teacher, tmp_path, capsys):
     assert torch.equal(Policy.load(tmp_path / "grown").act(obs), student.act(obs))
     main(["export", str(begun), "--out", str(tmp_path / "policy.pt2")])
     assert (tmp_path / "policy.pt2").exists()
+
+
+def test_the_teachers_critic_comes_from_its_run(tmp_path):
+    folder = train(CRL, tmp_path / "teacher", progress=False).run_dir
+    run = open_student(folder, 4, steps=20, energy_share=0.1, **TINY)
+    theirs = find_state(RunFolder(folder), CRL).tensors
+    judges = {name: p for name, p in run.learner.parameters().items() if name.startswith(("phi.", "psi."))}
+    assert judges and all(torch.equal(p, theirs[f"parameters/{name}"]) for name, p in judges.items())
+    run.round()
+    assert run.learner.algorithm.taken == 20
+    with pytest.raises(
+        ValueError, match=r"energy_share=0.1 asks the teacher's whole run, got a policy; pass"
+    ):
+        open_student(Policy.load(folder), 4, steps=20, energy_share=0.1, **TINY)
 
 
 def test_what_cannot_be_taught_is_told(teacher, tmp_path):
