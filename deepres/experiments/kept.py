@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deepres.experiments import studies
-from deepres.experiments.runner import Row, Setting, StudyFolder, lines, settings, slopes
+from deepres.experiments.runner import Row, Setting, StudyFolder, lines, scored, settings, slopes
 from deepres.experiments.study import Study
 from deepres.runs.folder import write_whole
 
@@ -87,13 +87,14 @@ def _question(study: Study) -> str:
 
 def _cells(study: Study, folder: Path) -> tuple[str, ...]:
     rows, names = _rows(study, folder)
-    found = settings(rows, names, study.metric)
+    measured = scored(study, rows)
+    found = settings(measured, names, study.metric)
     counts = sorted({len(one.scores) for one in found})
     steps = [_most(rows, name) for name in ("env_steps", "gradient_steps")]
     hours = _sum(rows, "seconds") / 3600
     return (
         _question(study),
-        _came_out(study, found),
+        study.says(measured) if study.says else _came_out(study, found),
         " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))),
         " / ".join(f"{n:,.0f}" if n else "-" for n in steps) if any(steps) else "-",
         f"{hours:.1f}" if hours >= 0.05 else "< 0.1",
@@ -127,7 +128,9 @@ def _rows(study: Study, folder: Path) -> tuple[list[Row], list[str]]:
     asked = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     names = list(study.trials(asked["size"], asked["seeds"])[0].labels)
     with (folder / "rows.csv").open(encoding="utf-8", newline="") as file:
-        rows: list[Row] = [{name: _typed(word) for name, word in row.items()} for row in csv.DictReader(file)]
+        rows: list[Row] = [
+            {name: _typed(word) for name, word in row.items() if word} for row in csv.DictReader(file)
+        ]
     if not rows or not set(names) <= rows[0].keys():
         raise ValueError(
             f"{folder / 'rows.csv'} lacks rows with {', '.join(names)}; keep the study again "

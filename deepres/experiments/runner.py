@@ -175,6 +175,11 @@ class Setting:
         return study.interval(self.rows) if study.interval else self.mean
 
 
+def scored(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """Those that have the study's metric: not the trials that others only learn from."""
+    return [row for row in rows if study.metric in row]
+
+
 def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Setting]:
     """The rows by all labels but the seed, in the order that they come."""
     found: dict[tuple[Any, ...], Setting] = {}
@@ -203,14 +208,14 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     from deepres.report.tables import console, table
 
     rows = write_rows(folder, trials)
-    scored = [row for row in rows if study.metric in row]  # not what others only learn from
-    if not scored:
+    found_in = scored(study, rows)
+    if not found_in:
         return rows
     names = list(trials[0].labels)
-    found = settings(scored, names, study.metric)
+    found = settings(found_in, names, study.metric)
     estimates = [one.estimate(study) for one in found]
     drawn = lines(study, found)
-    more = {name: settings(scored, names, name) for name in study.also}
+    more = {name: settings(found_in, names, name) for name in study.also}
     shown = (study.metric, "each seed", *study.also)
     columns = (
         *(n.replace("_", " ") for n in names if n != "seed"),
@@ -230,7 +235,7 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
         for i, one in enumerate(found)
     ]
     console().print(table(f"{study.name}: {study.question}", columns, cells))
-    sentence = f"{study.claim} {study.says(rows)}" if study.says else verdict(study, drawn)
+    sentence = f"{study.claim} {study.says(found_in)}" if study.says else verdict(study, drawn)
     print(sentence, flush=True)
     at = dict(zip(map(id, found), estimates, strict=True))
     places = {

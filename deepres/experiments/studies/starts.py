@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +142,7 @@ def stepped(trial: Trial, folder: Path) -> Numbers:
     finite: share of the steps that were not skipped. entropy: of the last round, nats. log_alpha: of the last.
     """
     if trial.after is None:
-        return trained(trial, folder) | {"loss": math.nan}
+        return trained(trial, folder)
     config = trial.config.replace(data=str(folder.with_name(trial.after)))
     numbers = trained(Trial(trial.labels, config), folder)
     rounds = read_run(folder).rounds
@@ -157,6 +159,25 @@ def stepped(trial: Trial, folder: Path) -> Numbers:
         "gradient_steps": numbers["gradient_steps"],
         "seconds": numbers["seconds"],
     }
+
+
+def ended(rows: Sequence[dict[str, Any]]) -> str:
+    """Where each start's losses ended at its greatest depth, beside where depth 64 began."""
+    began = [row["first_loss"] for row in rows if (row["start"], row["depth"]) == ("published", 64)]
+    told = []
+    for start in dict.fromkeys(row["start"] for row in rows):
+        own = [row for row in rows if row["start"] == start]
+        deepest = max(row["depth"] for row in own)
+        at = [row for row in own if row["depth"] == deepest]
+        skipped = STEPS * sum(1 - row["finite"] for row in at)
+        told.append(
+            f"{start} {fmean(row['loss'] for row in at):.2f} at depth {deepest} (entropy "
+            f"{fmean(row['entropy'] for row in at):.1f} nats, {skipped:.0f} steps skipped)"
+        )
+    first = f"at depth 64 the published start began at {fmean(began):.2f}; " if began else ""
+    return (
+        f"Critic's loss after {STEPS} steps on recorded batches, mean of the seeds: {first}{'; '.join(told)}."
+    )
 
 
 STUDIES = (
@@ -185,5 +206,6 @@ STUDIES = (
         seeds=(3, 3),
         rising=None,
         also=("first_loss", "actor_loss", "entropy", "log_alpha", "finite"),
+        says=ended,
     ),
 )
