@@ -1,5 +1,5 @@
-"""Evaluation: one episode in each of many environments with the deterministic policy, tanh(mean),
-its chunks open loop as in training.
+"""Evaluation: one episode in each of many environments with the deterministic policy (the Gaussian's mean, squashed or
+clipped as its kind does), its chunks open loop as in training.
 
 An environment's figures cover its first episode, up to and including the step that ends it (paper, section 4).
 """
