@@ -14,9 +14,15 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 NAME = "lock.json"
 BEAT_S = 20.0
@@ -73,8 +79,8 @@ class Lock:
 
     def give_back(self) -> None:
         self._left.set()
-        if _read(self.path) == self._mine:
-            with suppress(OSError):
+        with suppress(OSError), _alone_with(self.path) as held:
+            if held == self._mine:
                 self.path.unlink()
 
     def _place(self, draft: Path) -> bool:
@@ -94,24 +100,19 @@ class Lock:
 
     def _remove_dead(self, draft: Path) -> None:
         """Take away the file of a holder that is dead. Raises InUse if it is alive."""
-        held = _read(self.path)
-        if held is None:
-            return
-        try:
-            age = draft.stat().st_mtime - self.path.stat().st_mtime
-        except FileNotFoundError:
-            return
-        if _alive(held, age):
-            raise InUse(
-                f"{self.folder} is in use: {_told(held)} trains there, with a sign of life {max(age, 0):.0f} s ago; "
-                "end it first, or pass another folder"
-            )
-        aside = draft.with_suffix(".gone")
-        with suppress(FileNotFoundError):
-            self.path.rename(aside)
-            if _read(aside) != held and not self.path.exists():  # somebody else was faster: theirs goes back
-                aside.rename(self.path)
-            aside.unlink(missing_ok=True)
+        with _alone_with(self.path) as held:
+            if held is None:
+                return
+            try:
+                age = draft.stat().st_mtime - self.path.stat().st_mtime
+            except FileNotFoundError:
+                return
+            if _alive(held, age):
+                raise InUse(
+                    f"{self.folder} is in use: {_told(held)} trains there, with a sign of life {max(age, 0):.0f} s "
+                    "ago; end it first, or pass another folder"
+                )
+            self.path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_S):
@@ -178,6 +179,32 @@ def _told(held: str) -> str:
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+@contextmanager
+def _alone_with(path: Path) -> Iterator[str | None]:
+    """Text of the file at `path`, None if there is none. Nobody else who asks is inside with the same file.
+
+    Who removes the file does it inside. Without that, of two processes that found one dead holder the slower would
+    remove the file of the faster.
+    """
+    try:
+        try:
+            file = open(path, "r+", errors="replace")  # noqa: SIM115
+        except PermissionError:  # another user's
+            file = open(path, errors="replace")  # noqa: SIM115
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without such locks: then two may be inside
+                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            still = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            still = False
+        yield file.read() if still else None
 
 
 def _read(path: Path) -> str | None:
