@@ -6,6 +6,8 @@ FOLDER/study.json      which study, size and seeds
        rows.csv        all of them, a row per seed
        table.md        the table, the sentence, and how it was made
        figure.png, .pdf
+
+Studies whose folders lie in one folder share trainings (neighbours.py).
 """
 
 from __future__ import annotations

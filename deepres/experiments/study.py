@@ -43,11 +43,15 @@ class Trial:
 def trained(trial: Trial, folder: Path) -> Numbers:
     """Train the trial's config in `folder` to its end, going on with what is there, and read its scores.
 
-    A run that diverges for good scores 0 and says so.
+    A run that a neighbour has finished is taken (see neighbours.py). One that diverges for good scores 0 and says so.
     """
+    from deepres.experiments.neighbours import taken
     from deepres.training.loop import train
     from deepres.training.stability import TrainingError
 
+    if (found := taken(trial.config, folder)) is not None:
+        print(f"taken from {found}, which has finished the same run", flush=True)
+        return scores(read_run(folder)) | {"diverged": 0.0}
     resume, diverged = RunFolder(folder).config.exists(), 0.0
     try:
         result = train(trial.config, folder, resume=resume, progress=False)

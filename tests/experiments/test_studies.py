@@ -17,8 +17,9 @@ import torch
 from deepres.commands.main import main
 from deepres.config import Config
 from deepres.experiments import kept, studies
+from deepres.experiments.neighbours import taken
 from deepres.experiments.runner import lines, run_study, settings, verdict
-from deepres.experiments.study import Study, grid, scores
+from deepres.experiments.study import Study, grid, scores, trained
 from deepres.runs.files import RunFiles
 from helpers import tiny_runs
 
@@ -95,8 +96,11 @@ def test_every_study_has_trials_of_its_own_names(name, size):
     assert len({tuple(trial.labels) for trial in trials}) == 1
 
 
-def test_a_killed_study_goes_on_to_the_same_table(tmp_path):
+def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
     """kill -9 while a trial trains: what was finished stays, the trial goes on from its checkpoint."""
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import tiny_study
+
     path = f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}"
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "study"
@@ -118,6 +122,24 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path):
     table = (folder / "table.md").read_text()
     assert "2 of 2 trials finished" in table and "| 4 | 1 |" in table and "Slope of success" in table
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG") and (folder / "figure.pdf").exists()
+
+    # a study beside it that asks for the same runs takes them, and no others
+    def never(*_, **__):
+        raise AssertionError("nothing is to be trained again")
+
+    monkeypatch.setattr("deepres.training.loop.train", never)
+    [trial, _] = tiny_study.TRAINED.trials("cpu", [0])
+    beside = tmp_path / "beside" / "trials" / "another_name"
+    beside.parent.mkdir(parents=True)
+    found = trained(trial, beside)
+    assert {name: str(value) for name, value in found.items()}.items() <= rows[0].items()
+    assert (beside / "metrics.csv").read_bytes() == (
+        folder / "trials" / trial.name / "metrics.csv"
+    ).read_bytes()
+    for other in (trial.config.replace(seed=1), trial.config.replace(actor_lr=1e-3)):
+        assert taken(other, beside.with_name("other")) is None
+    (folder / "rows" / f"{trial.name}.json").unlink()
+    assert taken(trial.config, beside.with_name("unfinished")) is None
 
 
 def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,57 @@
+"""Studies beside each other share trainings: a run that one of them has finished is taken by the next that asks for it.
+
+Studies are neighbours if their folders lie in one folder, as runs/studies/depth and runs/studies/skips do.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+from pathlib import Path
+
+from deepres._version import __version__
+from deepres.config import Config
+from deepres.runs.files import read_run
+from deepres.runs.folder import RunFolder
+
+
+def taken(config: Config, folder: Path) -> Path | None:
+    """The run of a neighbour's trial that was copied to `folder`, a trial's folder where nothing is yet; None if none
+    has finished `config`.
+
+    Its options must be the same, the contents of its data file too, and its row must be there, of this version. Which
+    machine trained it is not asked: neighbours lie on one disk.
+    """
+    trials = folder.parent
+    if trials.name != "trials" or folder.exists():
+        return None
+    for found in sorted(trials.parent.parent.glob("*/trials/*/config.json")):
+        run, study = found.parent, found.parents[2]
+        if study != trials.parent and _finished(run, study / "rows" / f"{run.name}.json", config):
+            draft = folder.with_name(f".{folder.name}.draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(run, draft)
+            RunFolder(draft).claim(config, resume=True)  # with its own name of the data
+            draft.rename(folder)
+            return run
+    return None
+
+
+def _finished(run: Path, row: Path, config: Config) -> bool:
+    try:
+        files, made = read_run(run), json.loads(row.read_text())["made"]
+    except (OSError, ValueError, KeyError):
+        return False
+    found = files.config
+    same = found.replace(data=None) == config.replace(data=None) and _same_data(
+        found.schedule.data, config.schedule.data
+    )
+    return same and files.finished and made["version"] == __version__
+
+
+def _same_data(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return one == other
+    paths = Path(one), Path(other)
+    return all(path.is_file() for path in paths) and filecmp.cmp(*paths, shallow=False)
