@@ -19,9 +19,9 @@ CPU = Config(
     unroll_length=62,
     gradient_steps=100,
     buffer_steps=5000,
-    total_steps=1_250_000,
+    total_steps=625_000,
     eval_envs=128,
-    eval_every=16,
+    eval_every=8,
     checkpoint_every=16,
     keep_checkpoints=1,
     threads=1,
@@ -58,8 +58,8 @@ def _width(size: Size, seeds: Sequence[int]) -> list[Trial]:
 
 
 def _skips(size: Size, seeds: Sequence[int]) -> list[Trial]:
-    base = CPU if size == "cpu" else paper("humanoid")
-    return grid(base, {"skip_every": [4, 0], "depth": [4, 8, 12, 16, 24, 32]}, seeds)
+    base, depths = (CPU, [4, 16, 64]) if size == "cpu" else (paper("humanoid"), [4, 8, 12, 16, 24, 32])
+    return grid(base, {"skip_every": [4, 0], "depth": depths}, seeds)
 
 
 def _actor_and_critic(size: Size, seeds: Sequence[int]) -> list[Trial]:

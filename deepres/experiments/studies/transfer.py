@@ -45,11 +45,17 @@ OBJECTIVES: dict[str, Objective] = {
     "GCBC": Objective("gcbc"),
 }
 """Every objective that can learn from another's ring."""
+EXPLORING = (
+    "CRL", "CRL, binary", "CRL, chunks of 3", "SRL", "ChronoSRL", "MSE-TD + HER", "HL-Gauss + HER", "C-learning",
+)  # fmt: skip
+"""Those that two CPU cores train online too: contrastive, survival and categorical ones, and the mean square beside."""
 
 
 def _frozen(size: Size, seeds: Sequence[int]) -> list[Trial]:
     base = CPU if size == "cpu" else paper("ant_u4_maze")
-    collected, depths = base.env.num_envs * 5000, [4, 16] if size == "cpu" else [4, 16, 64]
+    collected, steps, depths = base.env.num_envs * 5000, 10_000, [4, 16]
+    if size == "paper":
+        steps, depths = 20_000, [4, 16, 64]
     trials = []
     for seed in seeds:
         collector = Trial(
@@ -58,7 +64,7 @@ def _frozen(size: Size, seeds: Sequence[int]) -> list[Trial]:
         )
         trials.append(collector)
         for name, one in OBJECTIVES.items():
-            learner = one.config(base, total_steps=20_000, eval_every=25, checkpoint_every=25)
+            learner = one.config(base, total_steps=steps, eval_every=steps // 800, checkpoint_every=25)
             for trial in grid(learner, {"depth": depths}, [seed]):
                 trials.append(Trial({"objective": name, **trial.labels}, trial.config, after=collector.name))
     return trials
@@ -66,12 +72,12 @@ def _frozen(size: Size, seeds: Sequence[int]) -> list[Trial]:
 
 def _online(size: Size, seeds: Sequence[int]) -> list[Trial]:
     base = CPU if size == "cpu" else paper("ant_u4_maze")
-    depths = [4, 16] if size == "cpu" else [4, 16, 64]
+    names, depths = (EXPLORING, [4, 16]) if size == "cpu" else (OBJECTIVES, [4, 16, 64])
     return [
         Trial({"objective": name, **trial.labels}, trial.config)
         for seed in seeds
-        for name, one in OBJECTIVES.items()
-        for trial in grid(one.config(base), {"depth": depths}, [seed])
+        for name in names
+        for trial in grid(OBJECTIVES[name].config(base), {"depth": depths}, [seed])
     ]
 
 
@@ -87,8 +93,8 @@ def learned(trial: Trial, folder: Path) -> Numbers:
 
 
 def _collectors(size: Size, seeds: Sequence[int]) -> list[Trial]:
-    base, deep = (CPU, 32) if size == "cpu" else (paper("ant_big_maze"), 32)
-    steps = base.schedule.total_steps
+    base, learned_for = (CPU, 10_000) if size == "cpu" else (paper("ant_big_maze"), 20_000)
+    steps, deep = base.schedule.total_steps, 32
     trials = []
     for seed in seeds:
         for collects in (4, deep):
@@ -102,7 +108,7 @@ def _collectors(size: Size, seeds: Sequence[int]) -> list[Trial]:
                 ),
             )
             trials.append(collector)
-            rounds = base.replace(total_steps=20_000, eval_every=25, checkpoint_every=25)
+            rounds = base.replace(total_steps=learned_for, eval_every=learned_for // 800, checkpoint_every=25)
             for learns in (4, deep):
                 labels = {"collector": collects, "learner": learns, "seed": seed}
                 config = rounds.replace(depth=learns, actor_depth=None, seed=seed)
@@ -117,7 +123,7 @@ FARTHER = (4, 5, 6)
 
 def _stitching(size: Size, seeds: Sequence[int]) -> list[Trial]:
     if size == "cpu":
-        base = CPU.replace(env="point_u_maze_gen_1f2f3f", total_steps=800_000)
+        base = CPU.replace(env="point_u_maze_gen_1f2f3f")
     else:
         base = paper("ant_u4_maze").replace(env="ant_u_maze_gen_1f2f3f", eval_env=None)
     return grid(base, {"depth": [4, 16, 64]}, seeds)
