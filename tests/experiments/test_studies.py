@@ -19,6 +19,7 @@ from deepres.config import Config
 from deepres.experiments import kept, studies
 from deepres.experiments.neighbours import taken
 from deepres.experiments.runner import lines, run_study, settings, verdict
+from deepres.experiments.studies import successors
 from deepres.experiments.study import Study, grid, scores, trained
 from deepres.runs.files import RunFiles
 from helpers import tiny_runs
@@ -74,6 +75,19 @@ def test_final_scores_are_means_of_the_last_five_evaluations():
     assert found["steps_to_half"] == 200 and found["skipped_steps"] == 2 and found["seconds"] == 2.0
     short = scores(RunFiles(Path(), Config("crl"), [row(0, 0.0), row(1, 0.3)], []))
     assert short["success"] == 0.3 and short["steps_to_half"] != short["steps_to_half"]
+
+
+def test_gains_are_ratios_to_crl_of_the_same_maze():
+    times = {"CRL": [100.0, 300.0], "SRL": [400.0, 400.0], "ChronoSRL": [0.0, 100.0]}
+    rows = [
+        {"env": env, "objective": name, "time_at_goal": time * scale}
+        for env, scale in (("u", 1.0), ("v", 0.0))
+        for name, each in times.items()
+        for time in each
+    ]
+    told = successors.gains(rows)
+    assert "u: SRL 2.00 [1.33, 4.00] (published 1.19" in told and "ChronoSRL 0.25 [0.00, 1.00]" in told
+    assert "v: CRL is never at its goal" in told and "chunks" not in told
 
 
 def test_seeds_come_before_settings_and_the_actor_is_as_deep_as_the_critic():
