@@ -99,6 +99,8 @@ _ENTRIES |= {
 }
 # Starts and goals so many cells apart: trained on near ones, evaluated on farther ones; `make` takes any such name.
 _APART = re.compile(r"(?P<robot>ant|point)_(?P<layout>\w+_maze)_gen_(?P<apart>(\d+f)+)")
+# A maze under this name's end asks for a whole state in place of its goal's coordinates.
+_WHOLE = "_whole_goal"
 _GENERALIZATION = [
     "point_u_maze_gen_1f2f3f",
     *(
@@ -110,8 +112,8 @@ _GENERALIZATION = [
 
 
 def names() -> list[str]:
-    """The names that `make` knows, sorted. It takes more: ROBOT_maze with a layout, and ant_LAYOUT_gen_1f2f...
-    or point_LAYOUT_gen_1f2f..."""
+    """The names that `make` knows, sorted. It takes more: ROBOT_maze with a layout, ant_LAYOUT_gen_1f2f... or
+    point_LAYOUT_gen_1f2f..., and any maze's name with _whole_goal after it."""
     return sorted([*_ENTRIES, *_GENERALIZATION])
 
 
@@ -135,6 +137,12 @@ def find(name: str) -> Entry:
 def _find(name: str) -> Entry | None:
     if name in _ENTRIES:
         return _ENTRIES[name]
+    if name.endswith(_WHOLE):
+        maze = _find(name.removesuffix(_WHOLE))
+        kinds = {_ours(*where).task: where[1] for where in _MAZES.values()}
+        if maze is None or maze.task not in kinds:
+            return None
+        return _ours("whole_goal", f"{kinds[maze.task]}WholeGoal", **maze.options)
     apart = _APART.fullmatch(name)
     if apart:
         cells = tuple(int(k) for k in re.findall(r"\d+", apart["apart"]))

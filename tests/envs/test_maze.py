@@ -291,12 +291,36 @@ def test_starts_and_goals_are_as_far_apart_as_the_name_says(name, length, apart)
         ("ant_v_maze_gen_1f", {}, "layout must be one of .*got 'v_maze'"),
         ("ant_u_maze_gen_f", {}, "env must be one of"),
         ("horse_maze", {}, "env must be one of"),
+        ("reacher_whole_goal", {}, "env must be one of reacher"),
         ("ant_maze", {"layout": ["######", "#R.RG#", "######"], "apart": (1,)}, "got 2 starts"),
     ],
 )  # fmt: skip
 def test_bad_distances_get_a_sentence(name, options, reason):
     with pytest.raises(ValueError, match=reason):
         envs.make_task(name, **options)
+
+
+def test_a_whole_goal_is_a_state_at_the_goals_place():
+    """Its place is a goal's of the maze, the rest a start's drawn apart; the place alone is judged and shown."""
+    name, place = "point_u_maze_gen_1f2f", 2
+    task, whole = envs.make_task(name), envs.make_task(f"{name}_whole_goal")
+    assert envs.make_task("ant_big_maze_whole_goal").goal_dim == 29
+    assert whole.goal_slice == slice(0, whole.state_dim) and whole.goal_dim == task.state_dim
+    physics, goals = jax.jit(jax.vmap(whole.start))(jax.random.split(jax.random.PRNGKey(2), 300))
+    states = np.asarray(jax.vmap(whole.observe)(physics))
+    asked = {tuple(goal) for goal in np.asarray(goals)[:, :place].tolist()}
+    assert asked == set(map(tuple, task.pairs.ends[:, 1].tolist()))
+    ours, theirs = np.asarray(goals)[:, place:], states[:, place:]
+    assert (ours != theirs).any(axis=1).all()
+    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), atol=0.03)
+    there = states[0].copy()
+    there[:place] = np.asarray(goals)[1, :place] + [0.3, 0.3]
+    assert whole.success(there, goals[1]) and task.success(there, goals[1, :place])
+    assert float(whole.distance(there, goals[1])) == pytest.approx(0.3 * np.sqrt(2), rel=1e-5)
+    np.testing.assert_array_equal(
+        whole.marker(np.asarray(goals)[1]), task.marker(np.asarray(goals)[1, :place])
+    )
 
 
 def test_goals_are_drawn_from_the_goal_cells_evenly():

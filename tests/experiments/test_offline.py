@@ -24,12 +24,13 @@ TINY = {
 def test_learners_come_after_data_that_are_made_once(tmp_path, monkeypatch):
     """Two trials in their folders, and the table, in which data have no score."""
     monkeypatch.setattr(make_data, "AT_ONCE", 8)
-    study = studies.find("offline-trajectories")
+    pairs = studies.find("offline-trajectories").trials("cpu", [0])[-1].config
+    assert pairs.get("together") == 4 and pairs.get("extraction") == "awr"
+    study = studies.find("offline-goal")
     whole = study.trials("cpu", [0])
-    learner = next(t for t in whole if t.labels["pairs"] == "4 of an episode" and t.labels["depth"] == 4)
-    data = Trial({"pairs": "the data 1400", "depth": 0, "seed": 0}, whole[0].config)
+    learner = next(t for t in whole if t.labels["goal"] == "whole observation" and t.labels["depth"] == 4)
+    data = Trial({"goal": "the data 1400", "depth": 0, "seed": 0}, whole[0].config)
     trials = [data, Trial(learner.labels, learner.config.replace(**TINY, eval_every=1), after=data.name)]
-    assert learner.config.get("together") == 4 and learner.config.get("extraction") == "awr"
     monkeypatch.setattr(StudyFolder, "read", lambda folder: (study, trials))
     folder = StudyFolder(tmp_path)
     for trial in trials:
@@ -41,9 +42,10 @@ def test_learners_come_after_data_that_are_made_once(tmp_path, monkeypatch):
     assert len(rows) == 2 and "success" not in rows[0]
     assert 0 <= rows[1]["train_accuracy"] < 0.2 and -1 <= rows[1]["time_rank"] <= 1
     table = (tmp_path / "table.md").read_text()
-    assert "the data 1400" not in table and "| 4 of an episode | 4 | 1 |" in table
+    assert "the data 1400" not in table and "| whole observation | 4 | 1 |" in table
 
     run = load_run(tmp_path / "trials" / trials[1].name)
+    assert run.sizes.goal == run.sizes.state == 4  # of data that know nothing of goals
     run.learner.algorithm.phi, run.learner.algorithm.psi = Told(run.sizes.goal), torch.nn.Identity()
     monkeypatch.setattr("deepres.training.loop.load_run", lambda folder: run)
     from deepres.experiments.studies.offline import known

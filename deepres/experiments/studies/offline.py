@@ -13,7 +13,7 @@ from deepres.config import Config
 from deepres.data import datasets
 from deepres.data.episodes import Episodes
 from deepres.data.relabel import FutureGoals
-from deepres.experiments.make_data import make_data, plan
+from deepres.experiments.make_data import Kind, make_data, plan
 from deepres.experiments.studies.transfer import Objective
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 from deepres.report.correlation import spearman
@@ -61,6 +61,8 @@ OBJECTIVES = {
     "HIQL": Objective("hiql"),
     "SRL": Objective("srl"),
 }
+GOALS = {"xy": MAZE, "whole observation": f"{MAZE}_whole_goal"}
+"""The task by what its goals are: a place, or a whole state, as OGBench has them."""
 AMOUNTS = {f"{count:,} transitions": count for count in (10_000, 100_000, 1_000_000)}
 """Of size "cpu" a run draws 384,000 pairs, so that the last is endless to it: no transition is likely to come twice."""
 
@@ -71,8 +73,10 @@ def _trials(
     size: Size,
     seeds: Sequence[int],
     amounts: Mapping[str, int],
+    tasks: Mapping[str, str],
 ) -> list[Trial]:
-    """Every variant at every depth and seed, from data of as many transitions as `amounts` says of the variant."""
+    """Every variant at every depth and seed, from data of as many transitions as `amounts` says of the variant, in the
+    task that `tasks` does."""
     base = BASE if size == "cpu" else PAPER
     counts = {variant: amounts.get(variant, TRANSITIONS) for variant in variants}
     made = {
@@ -82,7 +86,8 @@ def _trials(
     trials = list(made.values())
     for seed in seeds:
         for variant, one in variants.items():
-            for trial in grid(one.config(base), {"depth": DEPTHS}, [seed]):
+            config = one.config(base, env=tasks.get(variant, MAZE))
+            for trial in grid(config, {"depth": DEPTHS}, [seed]):
                 labels = {label: variant, **trial.labels}
                 trials.append(Trial(labels, trial.config, after=made[counts[variant]].name))
     return trials
@@ -97,11 +102,11 @@ def learned(trial: Trial, folder: Path) -> Numbers:
     return numbers | (known(folder) if trial.config.algorithm_name == "crl" else {})
 
 
-def _made(folder: Path, transitions: int) -> Numbers:
+def _made(folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH) -> Numbers:
     path = folder / "data.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        make_data(plan(MAZE, "navigate", -(-transitions // LENGTH), LENGTH, None, 0), path)
+        make_data(plan(MAZE, kind, -(-transitions // length), length, None, 0), path)
     return {"transitions": float(datasets.read(path).transitions)}
 
 
@@ -157,12 +162,13 @@ def _study(
     label: str,
     variants: Mapping[str, Objective],
     amounts: Mapping[str, int] | None = None,
+    tasks: Mapping[str, str] | None = None,
     **told: Any,
 ) -> Study:
     diagnosed = ("train_accuracy", "val_accuracy", "time_rank")
     return Study(
         name=name,
-        trials=lambda size, seeds: _trials(label, variants, size, seeds, amounts or {}),
+        trials=lambda size, seeds: _trials(label, variants, size, seeds, amounts or {}, tasks or {}),
         run=learned,
         seeds=(3, 3),
         also=("time_at_goal", "seconds") if variants is OBJECTIVES else (*diagnosed, "seconds"),
@@ -192,6 +198,13 @@ STUDIES = (
         question="offline, does depth gain once there are data enough?",
         claim="Success grows with depth where hardly a transition comes twice.",
         refuted="a slope on the largest data whose interval lies at or below 0.",
+    ),
+    _study(
+        "offline-goal", "goal", {name: Objective("crl", AWR) for name in GOALS}, tasks=GOALS,
+        source="arXiv 2410.20092, whose goals are whole observations; 2503.14858, section 4.6, is about its tasks",
+        question="offline, do deep critics learn too much of what a goal has beside its place?",
+        claim="Success grows with depth where a goal is a place, and does not where it is a whole observation.",
+        refuted="equal slopes, or the larger one with whole observations.",
     ),
     _study(
         "offline-objective", "objective", OBJECTIVES,
