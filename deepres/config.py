@@ -286,6 +286,10 @@ class Config:
             raise FileNotFoundError(
                 f"no run at {path.parent}: {path.name} is not there; pass a folder that `deepres train` wrote"
             ) from None
+        except NotADirectoryError:
+            raise FileNotFoundError(
+                f"no run at {path.parent}: it is a file or lies in one; pass a folder that `deepres train` wrote"
+            ) from None
         except IsADirectoryError:
             raise ValueError(f"{path} is a folder; pass a file such as its config.json") from None
         except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON

@@ -72,7 +72,7 @@ class NetworkOptions:
             if depth is not None and self.skip_every and depth > self.skip_every and depth % self.skip_every:
                 raise ValueError(
                     f"{name} must be a multiple of skip_every={self.skip_every}, got {depth}; "
-                    f"use {depth - depth % self.skip_every}"
+                    f"use {(less := depth - depth % self.skip_every)} or {less + self.skip_every}"
                 )
 
     def _check_plain(self) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import warnings
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deepres.envs import xla
 from deepres.envs.registry import LARGEST_SEED, check_figures, check_whole, find, names, register
 from deepres.options import plain
 
 if TYPE_CHECKING:
-    from deepres.envs.adapter import GymnasiumEnv
+    from deepres.envs.adapter import GymnasiumEnv, SingleGymnasiumEnv
     from deepres.envs.env import GoalSampler
     from deepres.envs.gymnasium_envs import GymnasiumVector
     from deepres.envs.task import FunctionalTask, Task, View
@@ -118,16 +118,22 @@ def _renamed(engine: str, options: dict[str, Any]) -> str:
     return str(old)
 
 
-def gymnasium_env(env: VectorEnv) -> GymnasiumEnv:
+@overload
+def gymnasium_env(env: VectorEnv, single: Literal[False] = False) -> GymnasiumEnv: ...
+@overload
+def gymnasium_env(env: VectorEnv, single: Literal[True]) -> SingleGymnasiumEnv: ...
+def gymnasium_env(env: VectorEnv, single: bool = False) -> GymnasiumEnv | SingleGymnasiumEnv:
     """`env`, as `make` returns it, as a `gymnasium.vector.VectorEnv` of numpy arrays; see GymnasiumEnv.
 
-    Raises: ImportError without gymnasium; TypeError for one that is gymnasium's already.
+    single: a `gymnasium.Env` instead, of an env made with num_envs=1; see SingleGymnasiumEnv.
+    Raises: ImportError without gymnasium; TypeError for one that is gymnasium's already; ValueError if `single` has
+    several environments.
     """
     if env.engine == "gymnasium":
         raise TypeError(f"{env.name} is a gymnasium environment; make its vector environment with gymnasium")
-    from deepres.envs.adapter import GymnasiumEnv
+    from deepres.envs.adapter import GymnasiumEnv, SingleGymnasiumEnv
 
-    return GymnasiumEnv(env)
+    return SingleGymnasiumEnv(env) if single else GymnasiumEnv(env)
 
 
 def make_task(name: str, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The environments as a `gymnasium.vector.VectorEnv`, for the libraries that ask for one."""
+"""The environments as gymnasium's, many or one, for the libraries that ask for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deepres.envs import xla
 from deepres.envs.registry import LARGEST
 
 try:
+    import gymnasium
     from gymnasium.spaces import Box
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
@@ -104,3 +105,46 @@ class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             for name in _TOLD
             for key, value in ((name, np.array(getattr(state, name))), (f"_{name}", everywhere.copy()))
         }
+
+
+class SingleGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """`env`, of one environment, as a `gymnasium.Env`: GymnasiumEnv without the leading axis, and without autoreset.
+
+    The step that ends an episode returns what it reached; reset() begins the next. infos has "success" (0.0 or 1.0)
+    and "distance" (metres).
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(self, env: Environments) -> None:
+        if env.num_envs != 1:
+            raise ValueError(
+                f"single=True is for one environment, got num_envs={env.num_envs}; make it with num_envs=1"
+            )
+        self.env, self._vector = env, GymnasiumEnv(env)
+        self.metadata = {**self.metadata, "render_fps": self._vector.metadata["render_fps"]}
+        self.observation_space = self._vector.single_observation_space
+        self.action_space = self._vector.single_action_space
+        self._over = True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new episode. seed: decides all that follows; None goes on from the seed before."""
+        super().reset(seed=seed)
+        obs, infos = self._vector.reset(seed=seed, options=options)
+        self._over = False
+        return obs[0], _of_one(infos)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One control period under action [action_dim]. Raises RuntimeError when the episode is over."""
+        if self._over:
+            raise RuntimeError("step needs an episode under way; call reset() first")
+        obs, rewards, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
+        self._over = bool(terminated[0] or truncated[0])
+        reached = infos["final_obs"][0] if self._over else obs[0]
+        return reached, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _of_one(infos)
+
+
+def _of_one(infos: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(infos[name][0]) for name in ("success", "distance")}

@@ -95,6 +95,10 @@ def _config(words: list[str], algorithm: str | None) -> Config:
 
         config = preset(value)
     else:
+        if name == "--config-file" and not Path(value).exists():
+            raise FileNotFoundError(
+                f"there is no file {value}; pass a config.json that `deepres train` wrote"
+            )
         config = RunFolder(Path(value)).read_config() if name == "--resume" else Config.from_file(Path(value))
     if algorithm not in (None, config.algorithm_name):
         raise ValueError(

@@ -119,7 +119,10 @@ def _parsed(command: Any, own: type, words: list[str], given: Defaults) -> tuple
         parts.append((group, made, field(default_factory=made)))
     everything = make_dataclass("Options", parts, frozen=True)
     known = ", ".join(algorithms.names())
-    about = f"{command.__doc__} Algorithm: {default.algorithm_name} (of {known}; --import MODULE brings your own)."
+    about = (
+        f"{command.__doc__} These are the options of {default.algorithm_name}; the word after {command.__name__} names "
+        f"another algorithm of {known}; --import MODULE brings your own."
+    )
     typed: Any = tyro.cli(
         everything,
         prog=f"deepres {command.__name__} {default.algorithm_name}",

@@ -20,13 +20,14 @@ def experiment(
     """Run a study, or go on with it: its trials, a table, a figure and a sentence. Without a name, list them.
 
     Args:
-        name: Of the study.
+        name: Name of the study.
         size: cpu, for two cores and some hours; or paper, the published protocol, for GPUs.
         seeds: Seeds to run; by default as many as the study takes.
         jobs: Trials at a time, each with one thread; 0 is one to each GPU, or one where there is none.
         out: Folder of the study; by default runs/studies/NAME.
         keep: Copy the table, its rows and the figure into this folder as well, and write its index and the table in the
             README above it; without a name, these two alone.
+        plan: Tell what its trials would take, and run none.
     """
     from deepres.experiments import kept, runner
 

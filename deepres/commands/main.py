@@ -5,6 +5,8 @@ What is wrong with the input is one sentence on stderr and exit status 2; a run 
 
 from __future__ import annotations
 
+import difflib
+import errno
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -20,7 +22,8 @@ from deepres.training.stopping import Stopped, exit_status
 
 ABOUT = (
     "Very deep residual networks for self-supervised reinforcement learning. With --import MODULE, before or after any "
-    "command, a module of yours is imported first: it registers environments and algorithms."
+    "command, a module of yours is imported first: it registers environments and algorithms. deepres --version tells "
+    "the version."
 )
 
 PLAIN: dict[str, Callable[..., None]] = {
@@ -77,6 +80,10 @@ def _run(words: list[str]) -> None:
         else:
             parsed_elsewhere = [*CONFIGURED.items(), *((name, _group(*one)) for name, one in NESTED.items())]
             commands = {**{name: _listed(one) for name, one in parsed_elsewhere}, **PLAIN}
+            if words and not words[0].startswith("-") and words[0] not in commands:
+                near = difflib.get_close_matches(words[0], commands, n=1)
+                remedy = f"did you mean {near[0]}?" if near else "`deepres --help` lists them"
+                raise ValueError(f"there is no command {words[0]!r}; {remedy}")
             tyro.extras.subcommand_cli_from_dict(commands, prog="deepres", description=ABOUT, args=words)
     except (ValueError, TypeError, OSError) as error:
         _fail(_sentence(error), 2)
@@ -105,7 +112,21 @@ def _listed(command: Any) -> Callable[[], None]:
     return stand_in
 
 
+WRONG_PLACES = {
+    errno.ENOTDIR: "is a file or lies in one, where a folder is wanted; pass another path",
+    errno.EEXIST: "is there already; pass another path",
+    errno.EISDIR: "is a folder, where a file is wanted; pass the path of a file",
+    errno.ENOENT: "is not there; pass another path",
+    errno.EACCES: "is not for this user to read or write; pass another path",
+    errno.EPERM: "is not for this user to read or write; pass another path",
+    errno.EROFS: "is on a disk that cannot be written; pass another path",
+}
+"""What the operating system says of a path, and the remedy."""
+
+
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.errno in WRONG_PLACES:
+        return f"{error.filename} {WRONG_PLACES[error.errno]}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

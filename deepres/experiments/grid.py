@@ -20,7 +20,7 @@ from typing import Any
 
 from deepres.config import Config
 from deepres.envs.registry import find
-from deepres.experiments.jobs import Job, run_jobs
+from deepres.experiments.jobs import Job, check_places, run_jobs
 from deepres.experiments.presets import ACTOR_DEPTH_LIMIT
 from deepres.report.groups import Group, group
 from deepres.report.tables import console, spread, table
@@ -151,8 +151,7 @@ def sweep(
     environments and algorithms). Raises ValueError in one sentence, with nothing written, for a grid that cannot be,
     or for a folder that holds another sweep or a run of other options.
     """
-    if jobs < 0:
-        raise ValueError(f"jobs must be a number of runs at a time, or 0 for one to each GPU, got {jobs}")
+    check_places(jobs)
     values = {name: _values(name, given) for name, given in grid.items()}
     cells = _cells(config, values, folder)
     _check_names(cells, imports)

@@ -46,6 +46,12 @@ class Outcome:
         return self.signal is not None
 
 
+def check_places(jobs: int) -> None:
+    """Raise ValueError for a number of jobs at a time that is none."""
+    if jobs < 0:
+        raise ValueError(f"jobs must be a number of runs at a time, or 0 for one to each GPU, got {jobs}")
+
+
 def run_jobs(
     waiting: Sequence[Job],
     places: int = 0,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from deepres.experiments import studies
-from deepres.experiments.jobs import Job, run_jobs
+from deepres.experiments.jobs import Job, check_places, run_jobs
 from deepres.experiments.statistics import Interval, depth_slope, mean_interval
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
@@ -98,6 +98,7 @@ def run_study(
     that holds another.
     """
     study = studies.find(name)
+    check_places(jobs)
     if size not in ("cpu", "paper"):
         raise ValueError(f"size must be cpu or paper, got {size!r}")
     seeds = list(seeds) or list(range(study.many(size)))

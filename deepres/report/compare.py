@@ -19,6 +19,8 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
     """
     if not folders:
         raise ValueError("compare wants the folders of runs; pass some that `deepres train` wrote")
+    if picture.is_dir() or not picture.suffix:
+        raise ValueError(f"the picture must be a file such as compare.png, got {picture}")
     runs = [read_run(folder) for folder in find_runs(folders)]
     out = console()
     groups = group(runs)
@@ -39,6 +41,7 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
             )
     if not any(run.evaluations for run in runs):
         raise ValueError("no run here has been evaluated yet; let one finish its first evaluation")
+    picture.parent.mkdir(parents=True, exist_ok=True)
     path = plot_groups(groups, picture)
     print(path)
     return path

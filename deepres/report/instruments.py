@@ -56,7 +56,9 @@ def report(run_dir: Path, path: Path | None = None) -> Path:
 def summary(run_dir: Path) -> list[tuple[str, ...]]:
     """Of every network, at the last measurement: blocks, the stream's rms at the end and its varying part, the ratio of
     the last block's gradient to the first's, dormant features, effective rank."""
-    rows = _rows(RunFolder(run_dir).instruments)
+    folder = RunFolder(run_dir)
+    folder.read_config()
+    rows = _rows(folder.instruments)
     time = max(int(row["env_steps"]) for row in rows)
     told = []
     for network in dict.fromkeys(row["network"] for row in rows):

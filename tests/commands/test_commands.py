@@ -56,7 +56,7 @@ def test_doctor_and_envs_tell_what_is_here(capsys):
         (
             ["train", "--depth", "6"],
             2,
-            "depth must be a multiple of skip_every=4, got 6; use 4",
+            "depth must be a multiple of skip_every=4, got 6; use 4 or 8",
         ),
         (["train", "--env", "mars"], 2, "env must be one of ant"),
         (
@@ -68,6 +68,26 @@ def test_doctor_and_envs_tell_what_is_here(capsys):
         (["train", "--resume", "nowhere"], 2, "no run at nowhere"),
         (["render", "nowhere", "--format", "avi"], 2, "no run at nowhere"),
         (["train", "--run-dir", "a", "--resume", "."], 2, "no run at .: config.json is not there"),
+        (["train", "--config-file", "no.json"], 2, "there is no file no.json; pass a config.json that"),
+        (
+            ["eval", f"{__file__}/run"],
+            2,
+            f"no run at {__file__}/run: it is a file or lies in one; pass a folder",
+        ),
+        (
+            ["train", *TINY, "--run-dir", __file__],
+            2,
+            f"{__file__} is a file or lies in one, where a folder is",
+        ),
+        (["report", "nowhere"], 2, "no run at nowhere"),
+        (["compare", "nowhere", "--out", "."], 2, "the picture must be a file such as compare.png, got ."),
+        (
+            ["experiment", "depth", "--jobs", "-1"],
+            2,
+            "jobs must be a number of runs at a time, or 0 for one to",
+        ),
+        (["trian"], 2, "there is no command 'trian'; did you mean train?"),
+        (["learn-it-all"], 2, "there is no command 'learn-it-all'; `deepres --help` lists them"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_status(arguments, status, sentence, capsys, tmp_path, monkeypatch):

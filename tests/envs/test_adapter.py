@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from deepres import envs
 
 N, LENGTH = 4, 5
+UNBOUNDED = "A Box observation space (minimum|maximum) value is"  # true: velocities have no bounds
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +47,30 @@ def test_a_seed_decides_all_that_follows_and_every_bit_of_it_counts(env):
 def test_who_asks_for_pictures_is_told_where_they_are(env):
     with pytest.raises(NotImplementedError, match=r"deepres.report.video.render_rollout"):
         env.render()
+
+
+@pytest.mark.parametrize("name", ["point_u_maze", "ant_ball", "arm_push_easy", "pusher_easy"])
+def test_gymnasiums_checker_passes_on_a_task_of_every_family(name):
+    """And what it does not look at: where an episode ends, and what follows."""
+    env = envs.gymnasium_env(envs.make(name, num_envs=1, episode_length=2), single=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", f".*{UNBOUNDED}")
+        check_env(env, skip_render_check=True)
+    first, _ = env.reset(seed=3)
+    action = np.ones(env.action_space.shape, np.float32)
+    seen = [env.step(action), env.step(action)]
+    assert [one[2:4] for one in seen] == [(False, False), (False, True)]
+    goal = slice(env.env.state_dim, None)
+    np.testing.assert_array_equal(seen[1][0][goal], first[goal])  # what it reached, of its own goal
+    assert seen[1][4]["distance"] > 0 and (seen[1][0] != seen[0][0]).any()
+    with pytest.raises(RuntimeError, match=r"step needs an episode under way; call reset\(\) first"):
+        env.step(action)
+    second = env.reset()[0]
+    assert (second != first).any() and (env.reset(seed=3)[0] == first).all()
+    assert (env.reset()[0] == second).all()
+
+
+def test_one_environment_is_asked_of_one(env):
+    with pytest.raises(ValueError, match="single=True is for one environment, got num_envs=4; make it with"):
+        envs.gymnasium_env(env.env, single=True)
