@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deepres.acting import ActorPolicy
 from deepres.algorithms.base import Algorithm, Group
 from deepres.algorithms.parts import SecondStream, squashed_gaussian
 from deepres.networks import GaussianPolicy, Networks
@@ -44,7 +45,7 @@ class SoftActor(Algorithm):
     def build_actor(self, networks: Networks) -> dict[str, Group]:
         """Makes actor and log_alpha; their groups."""
         options, action = self.options, self.sizes.action
-        self.actor = networks.actor(self.sizes.state + self.sizes.goal, action)
+        self.actor: nn.Module = networks.actor(self.sizes.state + self.sizes.goal, action)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.target_entropy = options.target_entropy_per_action * action
         self.side = SecondStream()
@@ -58,5 +59,5 @@ class SoftActor(Algorithm):
         mean, log_std = self.actor(obs)
         return squashed_gaussian(mean, log_std, noise, exact=self.options.exact_tanh)
 
-    def policy(self) -> GaussianPolicy:
+    def policy(self) -> ActorPolicy:
         return GaussianPolicy(self.actor)

@@ -44,7 +44,10 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "chrono": [{"bins": 9}, {"bins": 9, "actor_reads": "old", "goal_sequence": 3, "horizon": 1}],
     "c_learning": [{}, {"weights": "2020"}],
     "ppo": [{}, {"value_clip": 0.2, "reward": "dense"}],
-    "qrl": [{"feature_dim": 16}, {"feature_dim": 16, "distance": "mrn", "actor_goals": "random"}],
+    "qrl": [
+        {"feature_dim": 16},
+        {"feature_dim": 16, "distance": "mrn", "extraction": "awr", "actor_goals": "random"},
+    ],
     "td_infonce": [{}, {"actor_goals": "future", "entropy": True}],
     "gcbc": [{}, {"goals": "uniform", "commanded": 0.3}],
     "gcsl": [{}],

@@ -49,7 +49,7 @@ def plain_mrn(x: Tensor, y: Tensor) -> Tensor:
     return over + torch.sqrt(((x - y)[:, half:] ** 2).sum(1) + 1e-6)
 
 
-def equations(distance: str, goals: str):
+def equations(distance: str, goals: str, extraction: str):
     def losses(p: Parameters, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
         def d(x: Tensor, y: Tensor, learned: bool = True) -> Tensor:
             if distance == "mrn":
@@ -62,32 +62,58 @@ def equations(distance: str, goals: str):
         spread = 100 * torch.log(1 + torch.exp(5 - d(z, encoded(p, "psi", others)) / 100))
         bracket = ((d(z, after) - 1).clip(0) ** 2).mean()
         bracket = bracket + (d(z, encoded(p, "psi", batch.extra["achieved"])) ** 2).mean()
-        lam, alpha = p["log_lam"].exp(), p["log_alpha"].exp()
+        lam = p["log_lam"].exp()
         fixed, there = z.detach(), after.detach()
         hat = fixed + encoded(p, "model", fixed, a)
         g = others if goals == "random" else g
-        action, log_prob = act(p, s, g, noise)
-        led = fixed + encoded(p, "model", fixed, action)
-        left = d(led, encoded(p, "psi", g).detach(), False)
-        return {
+        told = {
             "critic": spread.mean() + lam.detach() * bracket,
             "dual": -lam * (bracket.detach() - 0.05),
             "model": (d(there, hat, False) + d(hat, there, False)).mean(),
-            "actor": (alpha.detach() * log_prob + left).mean(),
-            "alpha": alpha * (-log_prob.detach() + 0.5 * SIZES.action).mean(),
             "violation": bracket,
+        }
+
+        def left(action: Tensor) -> Tensor:
+            led = fixed + encoded(p, "model", fixed, action)
+            return d(led, encoded(p, "psi", g).detach(), False)
+
+        if extraction != "entropy":
+            mean = encoded(p, "actor", s, g)
+            bc = torch.distributions.Normal(mean, 1.0).log_prob(a).sum(1)
+            if extraction == "awr":
+                aim = encoded(p, "psi", g).detach()
+                nearer = (d(fixed, aim, False) - d(there, aim, False)).detach()
+                return {**told, "actor": -((0.1 * nearer).exp().clip(max=100) * bc).mean()}
+            far = left(mean.clip(-1, 1))
+            return {**told, "actor": far.mean() / (far.mean().detach() + 1e-6) - 0.1 * bc.mean()}
+        action, log_prob = act(p, s, g, noise)
+        alpha = p["log_alpha"].exp()
+        return {
+            **told,
+            "actor": (alpha.detach() * log_prob + left(action)).mean(),
+            "alpha": alpha * (-log_prob.detach() + 0.5 * SIZES.action).mean(),
         }
 
     return losses
 
 
-@pytest.mark.parametrize(("distance", "goals"), [("iqe", "future"), ("mrn", "random")])
-def test_a_step_equals_the_equations(distance, goals):
+@pytest.mark.parametrize(
+    ("distance", "goals", "extraction"),
+    [
+        ("iqe", "future", "entropy"),
+        ("mrn", "random", "entropy"),
+        ("iqe", "random", "ddpg_bc"),
+        ("iqe", "future", "awr"),
+    ],
+)
+def test_a_step_equals_the_equations(distance, goals, extraction):
     groups = dict(GROUPS)
+    if extraction != "entropy":
+        del groups["alpha"]
     if distance == "mrn":
         groups["critic"] = ("phi.", "psi.")
-    config = CONFIG.replace(distance=distance, actor_goals=goals)
-    check_step(config, equations(distance, goals), groups)
+    config = CONFIG.replace(distance=distance, actor_goals=goals, extraction=extraction, bc_alpha=0.1)
+    check_step(config, equations(distance, goals, extraction), groups)
 
 
 def test_distances_are_quasimetrics():
