@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepres.commands.main import main
 from deepres.config import Config
 from deepres.data import datasets
 from deepres.data.batch import Batch
@@ -16,7 +17,7 @@ from deepres.data.relabel import FutureGoals, Hindsight
 from deepres.runs.files import read_run
 from deepres.training.loop import train
 from deepres.training.memory_plan import plan
-from helpers.tiny_runs import SIZES
+from helpers.tiny_runs import SIZES, words
 
 L, E, S, A = 9, 5, 4, 2
 
@@ -184,13 +185,19 @@ def test_chunks_stay_in_their_episode():
 
 @pytest.mark.parametrize(("name", "options"), [("crl", {}), ("gcbc", {}), ("sac", {"hindsight": 1.0})])
 def test_a_run_learns_from_a_file_alone(tmp_path, name, options):
-    path = write(tmp_path / "point.npz", made())
+    """A file of this package's from Python; one of OGBench's, with its own layout and more members, by command."""
+    path = write(tmp_path / "point.npz", made(), {"qpos": np.zeros((E * (L + 1), 2), np.float32)})
     config = Config(name, **{**SIZES, "total_steps": 8, "eval_every": 1}, **options, data=str(path))
-    result = train(config, tmp_path / "run", progress=False)
-    assert result.env_steps == 8 and len(read_run(result.run_dir).evaluations) == 3
+    if name == "crl":
+        np.savez(path, **plain_reader(path)["compact"])
+        main(["train", *words(config), "--run-dir", str(tmp_path / "run")])
+    else:
+        train(config, tmp_path / "run", progress=False)
+    files = read_run(tmp_path / "run")
+    assert files.finished and files.rounds[-1]["gradient_steps"] == 8 and len(files.evaluations) == 3
     from deepres.training.loop import load_run
 
-    sizes = load_run(result.run_dir).sizes
+    sizes = load_run(tmp_path / "run").sizes
     assert plan(config, sizes).parts["replay buffer"] == pytest.approx(E * (L + 1) * (S + A) * 4, abs=300)
     with pytest.raises(ValueError, match="the task has"):
         train(config.replace(env="reacher"), tmp_path / "other", progress=False)
