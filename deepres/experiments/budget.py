@@ -43,9 +43,13 @@ def steps(config: Config) -> tuple[int, int]:
     return first + (rounds - 1) * unroll, rounds * schedule.gradient_steps
 
 
-def budget(trial: Trial) -> Budget:
-    """Of one trial, as its config says; one that reads another's run learns from its ring and does not act."""
-    acted, learned = (0, trial.config.schedule.total_steps) if trial.after else steps(trial.config)
+def budget(study: Study, trial: Trial) -> Budget:
+    """Of one trial, as the study says, else as its config does: one that comes after another learns from what that one
+    made and does not act."""
+    if study.takes:
+        acted, learned = study.takes(trial)
+    else:
+        acted, learned = (0, trial.config.schedule.total_steps) if trial.after else steps(trial.config)
     return Budget(1, acted, learned, predicted_hours(trial.config.network.depth, learned))
 
 
@@ -71,7 +75,7 @@ def print_budget(study: Study, size: Size, seeds: Sequence[int] = ()) -> Budget:
     by_depth: dict[int, Budget] = {}
     for trial in study.trials(size, list(seeds) or list(range(study.many(size)))):
         depth = trial.config.network.depth
-        by_depth[depth] = by_depth.get(depth, Budget()) + budget(trial)
+        by_depth[depth] = by_depth.get(depth, Budget()) + budget(study, trial)
     whole = sum(by_depth.values(), Budget())
     rows = [(str(depth), *_cells(one, size)) for depth, one in sorted(by_depth.items())]
     columns = ("depth", "trials", "env steps", "gradient steps", *(["GPU hours"] if size == "paper" else []))

@@ -272,6 +272,13 @@ def test_random_actions_are_measured_among_other_walls(monkeypatch):
     assert (smooth.model.geom_condim == 1).all()
 
 
+COMPRESSING = {
+    (640_000, 9500), (320_000, 10_000), (128_000, 4000), (192_000, 6000), (224_000, 7000), (256_000, 8000),
+}  # fmt: skip
+"""As its rows told after it was run: the teacher and its like, the distilled, the pruned."""
+OFFLINE = {(1_100_000, 0), (0, 8000)}
+
+
 def test_a_studys_cost_is_told_before_it_is_run(capsys, monkeypatch):
     from deepres.experiments import budget
     from deepres.experiments.presets import preset
@@ -284,6 +291,10 @@ def test_a_studys_cost_is_told_before_it_is_run(capsys, monkeypatch):
     between, deep = (budget.predicted_hours(depth, learned) for depth in (1024, 2048))
     assert between == pytest.approx(10.99 * 134.15 / 46.7)
     assert deep - between == pytest.approx((between - 10.99) * 1024 / 960)
+    for study, found in (("compression", COMPRESSING), ("offline-goal", OFFLINE), ("starts", {(0, 0)})):
+        one = studies.find(study)
+        told = [budget.budget(one, trial) for trial in one.trials("cpu", [0])]
+        assert {(part.env_steps, part.gradient_steps) for part in told} == found, study
     main(["experiment", "stability", "--size", "paper", "--plan"])
     told = capsys.readouterr().out
     assert "GPU hours" in told and "not measured here" in told and "4096" in told

@@ -15,9 +15,11 @@ import numpy as np
 from deepres.compress.distill import ENVS, ROUND, UNROLL, distill
 from deepres.compress.prune import prune, schedule
 from deepres.config import Config
+from deepres.experiments import budget
 from deepres.experiments.presets import paper
 from deepres.experiments.statistics import REPLICATES, Interval
 from deepres.experiments.study import Numbers, Size, Study, Trial, trained
+from deepres.networks import NetworkOptions
 from deepres.policy import Policy
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import read_run
@@ -30,10 +32,11 @@ OWN_STATES = 64
 SEED = 77
 TEACHER, DISTILLED, PRUNED, SCRATCH = "the teacher", "distilled", "pruned", "from scratch"
 ENOUGH = 0.95
+TEACHERS_DEPTH = 64
 CPU = Config(
-    "crl", env="point_u_maze", depth=64, width=64, init="scaled", batch_size=256, num_envs=128, unroll_length=50,
-    gradient_steps=100, buffer_steps=5000, min_buffer_steps=300, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3,
-    target_entropy_per_action=0.0, gamma=0.995, total_steps=640_000, eval_envs=128, eval_every=25,
+    "crl", env="point_u_maze", depth=TEACHERS_DEPTH, width=64, init="scaled", batch_size=256, num_envs=128,
+    unroll_length=50, gradient_steps=100, buffer_steps=5000, min_buffer_steps=300, actor_lr=1e-3, critic_lr=1e-3,
+    alpha_lr=1e-3, target_entropy_per_action=0.0, gamma=0.995, total_steps=640_000, eval_envs=128, eval_every=25,
     checkpoint_every=25, keep_checkpoints=1, threads=1, device="cpu",
 )  # fmt: skip
 """The teacher of size "cpu": the demo's options at 64 layers, for a third of its steps."""
@@ -44,11 +47,11 @@ HEAL = 1000
 
 
 def _compression(size: Size, seeds: Sequence[int]) -> list[Trial]:
-    base = CPU if size == "cpu" else paper("ant_u4_maze").replace(depth=64)
+    base = CPU if size == "cpu" else paper("ant_u4_maze").replace(depth=TEACHERS_DEPTH)
     trials = []
     for seed in seeds:
         config = base.replace(seed=seed)
-        teacher = Trial({"method": TEACHER, "depth": 64, "seed": seed}, config)
+        teacher = Trial({"method": TEACHER, "depth": TEACHERS_DEPTH, "seed": seed}, config)
         trials.append(teacher)
         for method in (DISTILLED, PRUNED, SCRATCH):
             for depth in (32, 16, 8, 4):
@@ -119,7 +122,7 @@ def _student(folder: Path, teacher: Path, depth: int, seed: int) -> None:
         result = train(run.read_config(), folder, resume=True, progress=False)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        effort = EFFORT.get(RunFolder(teacher).read_config().env.name, {"steps": 50_000})
+        effort = _effort(RunFolder(teacher).read_config().env.name)
         result = distill(teacher, depth, folder, seed=seed, progress=False, **effort)
     if result.interrupted:
         raise KeyboardInterrupt
@@ -128,16 +131,39 @@ def _student(folder: Path, teacher: Path, depth: int, seed: int) -> None:
 def _pruned(folder: Path, teacher: Path, depth: int, seed: int) -> Numbers:
     """Prune the teacher into `folder`, or go on with it (the seconds are then those of what was left to do)."""
     network = RunFolder(teacher).read_config().network
-    rounds = len(schedule(network.depth // network.skip_every, depth // network.skip_every))
     began = time.perf_counter()
     if not RunFolder(folder).config.exists():
         prune(teacher, depth, folder, heal=HEAL, seed=seed)
-    steps = float(rounds * HEAL)
+    steps = _healing(network, depth)
     return {
         "seconds": time.perf_counter() - began,
-        "gradient_steps": steps,
-        "env_steps": steps / ROUND * UNROLL * ENVS,
+        "gradient_steps": float(steps),
+        "env_steps": float(_acted(steps)),
     }
+
+
+def _healing(teacher: NetworkOptions, depth: int) -> int:
+    """Gradient steps after all rounds of pruning to `depth`."""
+    return HEAL * len(schedule(teacher.depth // teacher.skip_every, depth // teacher.skip_every))
+
+
+def _acted(steps: int) -> int:
+    """Environment steps of a student or a pruned policy in so many gradient steps."""
+    return math.ceil(steps / ROUND) * UNROLL * ENVS
+
+
+def takes(trial: Trial) -> tuple[int, int]:
+    """Environment and gradient steps of a trial."""
+    method, depth = trial.labels["method"], trial.labels["depth"]
+    if method not in (DISTILLED, PRUNED):
+        return budget.steps(trial.config)
+    network = trial.config.replace(depth=TEACHERS_DEPTH).network
+    steps = _healing(network, depth) if method == PRUNED else _effort(trial.config.env.name)["steps"]
+    return _acted(steps), steps
+
+
+def _effort(task: str) -> dict[str, Any]:
+    return EFFORT.get(task, {"steps": 50_000})
 
 
 def action_rmse(student: Policy, teacher: Policy) -> float:
@@ -193,6 +219,7 @@ STUDIES = (
         refuted="a depth at which learning from scratch retains as much as both.",
         trials=_compression,
         run=compressed,
+        takes=takes,
         metric="retained",
         seeds=(3, 3),
         rising=None,

@@ -62,6 +62,13 @@ def wandered(trial: Trial, folder: Path) -> Numbers:
     return explored(_registered(trial.labels["contact"]), trial.labels["seed"])
 
 
+def wanders(trial: Trial) -> tuple[int, int]:
+    """Steps of that."""
+    from deepres.experiments.contact_maze import ENVS, STEPS
+
+    return ENVS * STEPS, 0
+
+
 def learned(trial: Trial, folder: Path) -> Numbers:
     """Train among such walls."""
     _registered(trial.labels["contact"])
@@ -77,6 +84,7 @@ STUDIES = (
         refuted="a change of stiffness, damping or time step that moves the share of cells as much as friction does.",
         trials=_random,
         run=wandered,
+        takes=wanders,
         metric="cells",
         along="contact",
         rising=None,

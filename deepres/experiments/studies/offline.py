@@ -13,7 +13,7 @@ from deepres.config import Config
 from deepres.data import datasets
 from deepres.data.episodes import Episodes
 from deepres.data.relabel import FutureGoals
-from deepres.experiments.make_data import Kind, make_data, plan
+from deepres.experiments.make_data import VALIDATION, Kind, make_data, plan
 from deepres.experiments.studies.transfer import Objective
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 from deepres.report.correlation import spearman
@@ -96,18 +96,27 @@ def _trials(
 def learned(trial: Trial, folder: Path) -> Numbers:
     """Make the data, or train the trial from what the one that it comes after has made."""
     if trial.after is None:
-        return _made(folder, int(next(iter(trial.labels.values())).split()[-1]))
+        return made(folder, int(next(iter(trial.labels.values())).split()[-1]))
     data = folder.with_name(trial.after) / "data.npz"
     numbers = trained(Trial(trial.labels, trial.config.replace(data=str(data))), folder)
     return numbers | (known(folder) if trial.config.algorithm_name == "crl" else {})
 
 
-def _made(folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH) -> Numbers:
+def made(folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH) -> Numbers:
+    """Make a data set of episodes of `length` in `folder`, unless it is there; how many transitions it has."""
     path = folder / "data.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_data(plan(MAZE, kind, -(-transitions // length), length, None, 0), path)
     return {"transitions": float(datasets.read(path).transitions)}
+
+
+def takes(trial: Trial) -> tuple[int, int]:
+    """Environment and gradient steps: of those that make data the former, of those that learn the latter."""
+    if trial.after is not None:
+        return 0, trial.config.schedule.total_steps
+    count = str(next(iter(trial.labels.values()))).split()[-1]
+    return round((1 + VALIDATION) * (int(count) if count.isdecimal() else TRANSITIONS)), 0
 
 
 PAIRS, BATCHES, EPISODES = 256, 8, 32
@@ -170,6 +179,7 @@ def _study(
         name=name,
         trials=lambda size, seeds: _trials(label, variants, size, seeds, amounts or {}, tasks or {}),
         run=learned,
+        takes=takes,
         seeds=(3, 3),
         also=("time_at_goal", "seconds") if variants is OBJECTIVES else (*diagnosed, "seconds"),
         **told,

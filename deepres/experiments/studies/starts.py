@@ -189,6 +189,7 @@ STUDIES = (
         refuted="a share of live means that does not fall with depth.",
         trials=_starts,
         run=started,
+        takes=lambda trial: (0, 0),
         metric="live_means",
         seeds=(3, 5),
         rising=False,
