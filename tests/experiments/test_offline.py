@@ -7,6 +7,7 @@ import torch
 
 from deepres.experiments import make_data, studies
 from deepres.experiments.runner import StudyFolder, report
+from deepres.experiments.studies import offline_methods
 from deepres.experiments.study import Trial
 from deepres.experiments.trial import run_trial
 from deepres.training.loop import load_run
@@ -52,6 +53,27 @@ def test_learners_come_after_data_that_are_made_once(tmp_path, monkeypatch):
 
     assert known(tmp_path)["val_accuracy"] == pytest.approx(known(tmp_path)["val_accuracy"])
     assert known(tmp_path)["train_accuracy"] > 3 / 256  # places near the goal are likelier to be its own
+
+
+def test_methods_are_ranked_beside_what_was_published():
+    """Of each kind of data: who makes it, who learns from it and how, and the order that came out."""
+    study = studies.find("offline-methods")
+    trials = study.trials("cpu", [0, 1])
+    assert len(trials) == 2 + 2 * 2 * 6 and len({trial.name for trial in trials}) == len(trials)
+    for trial in trials:
+        if trial.after:
+            assert trial.after == f"data_{trial.labels['data']}-method_the_data-s0"
+            anywhere = 0.5 if trial.labels["data"] == "stitch" else 0.0
+            assert trial.config.flat().get("random_actor_goals", anywhere) == anywhere
+    published = offline_methods.PUBLISHED["navigate"]
+    rows = [
+        {"data": "navigate", "method": name, "success": medium / 100 + shift}
+        for name, (medium, _) in published.items()
+        for shift in (-0.01, 0.01)
+    ]
+    said = study.says(rows)
+    assert said.startswith("navigate: QRL 0.82, HIQL 0.79, GCIVL 0.63, GCIQL 0.53, CRL 0.29, GCBC 0.09")
+    assert "pointmaze-medium 1.00, -large 0.94" in said
 
 
 class Told(torch.nn.Module):
