@@ -102,12 +102,14 @@ def learned(trial: Trial, folder: Path) -> Numbers:
     return numbers | (known(folder) if trial.config.algorithm_name == "crl" else {})
 
 
-def made(folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH) -> Numbers:
+def made(
+    folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH, maze: str = MAZE
+) -> Numbers:
     """Make a data set of episodes of `length` in `folder`, unless it is there; how many transitions it has."""
     path = folder / "data.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        make_data(plan(MAZE, kind, -(-transitions // length), length, None, 0), path)
+        make_data(plan(maze, kind, -(-transitions // length), length, None, 0), path)
     return {"transitions": float(datasets.read(path).transitions)}
 
 
