@@ -149,7 +149,7 @@ def _healing(teacher: NetworkOptions, depth: int) -> int:
 
 def _acted(steps: int) -> int:
     """Environment steps of a student or a pruned policy in so many gradient steps."""
-    return math.ceil(steps / ROUND) * UNROLL * ENVS
+    return steps * UNROLL * ENVS // ROUND
 
 
 def takes(trial: Trial) -> tuple[int, int]:
