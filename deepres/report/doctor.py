@@ -37,7 +37,8 @@ def print_report(config: Config, memory_gb: float | None = None) -> None:
     try:
         sizes = task_sizes(config.env)
     except ImportError as error:
-        out.print(f"no memory plan: {error}")
+        remedy = "" if "pip install" in str(error) else "; pip install 'deepres[envs]'"
+        out.print(f"no memory plan without environments: {error}{remedy}")
         return
     if memory_gb is None:
         device, limit = pick_device(config.system.device).type, memory.room(config)
