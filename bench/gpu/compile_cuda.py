@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 from bench.harness.results import Row
 from deepres.kernels import cuda_program
-from deepres.kernels.residual_stack.cuda import WIDTHS, Geometry
-from deepres.kernels.residual_stack.cuda_geometry import fewest_blocks
+from deepres.kernels.residual_stack import cuda_geometry
+from deepres.kernels.residual_stack.cuda_geometry import Geometry, fewest_blocks
 from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
 # Shared memory that one block may ask for (CUDA C++ programming guide, technical specifications), in bytes.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90a": 227 * 1024, "sm_100a": 227 * 1024, "sm_120a": 99 * 1024}
+WIDTHS = (*cuda_geometry.WIDTHS, *cuda_geometry.CLUSTERED)
 CLUSTERS = (1, 2, 4)  # blocks that share 16 rows; which of them serves depends on width and batch
 
 
@@ -32,6 +33,8 @@ def report(
                 if cluster < fewest_blocks(width, _capability(target)):
                     continue
                 geometry = Geometry(width, StackOptions(precision=precision), cluster)
+                if geometry.stages(SHARED_LIMIT[target]) < 2:  # which is not served there
+                    continue
                 _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, target)
                 stages = geometry.stages(SHARED_LIMIT[target])
                 chain = geometry.fixed_bytes + stages * geometry.stage_bytes

@@ -64,7 +64,7 @@ def residual_stack() -> Iterator[Entry]:
     from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
     short = {"torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16"}
-    scalars = {**dict.fromkeys(("batch", "layers", "every", "checkpoints"), "i32"), "eps": "fp32"}
+    scalars = {**dict.fromkeys(kernels.COUNTS, "i32"), "eps": "fp32"}
     vectors = ("x", "dy", "bias", "gamma", "beta", "y", "rstd", "dx", "stream", "sums", "dweight")
     for width in launcher.WIDTHS:
         for precision in PRECISIONS:

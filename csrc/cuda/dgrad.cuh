@@ -283,37 +283,60 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
 // dy [batch, W], the gradient of the last layer's output, back through `layers` layers, whose weights lie
 // packed for the transposed product. The first layer begins a block.
 //
-// Grid: batch / 16 rounded up, a cluster each; padded = 16 times that. Inputs: y [batch, W], the output of
-// the last layer; x, the input of the first (null: found by walking back from y); normalized and rstd as
-// forward left them. Outputs, each null where not wanted: dx [batch, W] (may be dy); block_input [batch, W],
-// the first layer's input (may be y); inputs and du [layers, padded, W] in the operand's format, each layer's
-// input and the gradient at its Dense; partials [layers, teams, 3, W], the team's share of dbias, dgamma and
-// dbeta.
+// Grid: batch / 16 rounded up, a cluster each; members, whose stacks are apart: shapes here are of one.
+// padded = 16 times the clusters. Inputs: y [batch, W], the output of the last layer; x, the input of the
+// first (null: found by walking back from y); normalized and rstd as forward left them. Outputs, each null
+// where not wanted: dx [batch, W] (may be dy); block_input [batch, W], the first layer's input (may be y);
+// inputs and du [layers, padded, W] in the operand's format, each layer's input and the gradient at its
+// Dense; partials [layers, teams, 3, W], the team's share of dbias, dgamma and dbeta. From one member to the
+// next there are `depth` layers of gamma and beta, packed_held of packed, normalized_held of normalized and
+// rstd; x_held and y_held times [batch, W] of x and y; of the others one, or `layers`.
 DEEPRES_CHAIN_KERNEL
 residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsigned char* packed,
                      const float* gamma, const float* beta, const unsigned char* normalized,
                      const float* rstd, float* dx, float* block_input, unsigned char* inputs,
-                     unsigned char* du, float* partials, i64 batch, i64 layers, i64 skip_every, i64 stages) {
-  const Lane at(ptx::thread_index(), ptx::block_index() / kCluster);
-  SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages), packed + (layers - 1) * kLayerBytes,
-                      -kLayerBytes, layers - (dx == nullptr), at);
-  const DgradArguments arguments{dy,          y,      x,  gamma,    beta,  normalized, rstd,      dx,
-                                 block_input, inputs, du, partials, batch, layers,     skip_every};
-  dgrad_rows(arguments, shared, ptx::block_index() / kCluster, at);
+                     unsigned char* du, float* partials, i64 batch, i64 layers, i64 skip_every, i64 stages,
+                     i64 depth, i64 packed_held, i64 x_held, i64 y_held, i64 normalized_held) {
+  const i64 team = ptx::block_index() / kCluster, teams = ptx::block_count() / kCluster;
+  const Lane at(ptx::thread_index(), team);
+  const unsigned char* last = packed + (layers - 1) * kLayerBytes;
+  SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages),
+                      member_of(last, packed_held * kLayerBytes), -kLayerBytes, layers - (dx == nullptr), at);
+  const i64 rows = batch * kWidth, vectors = depth * kWidth;
+  const i64 operands = layers * teams * kRows * kWidth * Operand::kBytes;
+  const DgradArguments arguments{member_of(dy, rows),
+                                 member_of(y, y_held * rows),
+                                 member_of(x, x_held * rows),
+                                 member_of(gamma, vectors),
+                                 member_of(beta, vectors),
+                                 member_of(normalized, normalized_held * rows * Saved::kBytes),
+                                 member_of(rstd, normalized_held * batch),
+                                 member_of(dx, rows),
+                                 member_of(block_input, rows),
+                                 member_of(inputs, operands),
+                                 member_of(du, operands),
+                                 member_of(partials, layers * teams * 3 * kWidth),
+                                 batch,
+                                 layers,
+                                 skip_every};
+  dgrad_rows(arguments, shared, team, at);
 }
 
 // partials [layers, blocks, 3, W] -> dbias, dgamma, dbeta [layers, W] (null where not wanted), blocks in
-// order. Grid: (W / 64, layers * 3); 64 threads.
+// order. Grid: (W / 64 of each member, layers * 3); 64 threads. From one member to the next there are
+// `layers` layers of partials, `depth` of the others.
 DEEPRES_KERNEL(64)
-residual_stack_reduce(const float* partials, float* dbias, float* dgamma, float* dbeta, i64 blocks) {
+residual_stack_reduce(const float* partials, float* dbias, float* dgamma, float* dbeta, i64 blocks,
+                      i64 layers, i64 depth) {
   const i64 layer = ptx::block_index_y() / 3, which = ptx::block_index_y() % 3;
   float* out = which == 0 ? dbias : which == 1 ? dgamma : dbeta;
   if (out == nullptr) return;
-  const i64 column = ptx::block_index() * 64 + ptx::thread_index();
-  const float* part = partials + (layer * blocks * 3 + which) * kWidth + column;
+  const i64 member = ptx::block_index() / (kWidth / 64);
+  const i64 column = ptx::block_index() % (kWidth / 64) * 64 + ptx::thread_index();
+  const float* part = partials + ((member * layers + layer) * blocks * 3 + which) * kWidth + column;
   float sum = 0;
   for (i64 block = 0; block < blocks; ++block, part += 3 * kWidth) sum += *part;
-  out[layer * kWidth + column] = sum;
+  out[(member * depth + layer) * kWidth + column] = sum;
 }
 
 }  // namespace deepres

@@ -152,24 +152,29 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 
 // x [batch, W] through `layers` layers, whose weights lie packed for the forward product.
 //
-// Grid: batch / 16 rounded up, a cluster each. Outputs, each null where not wanted: y [batch, W] (may be x
-// itself); normalized [layers, batch, W] in `Saved` and rstd [layers, batch], what backward needs;
-// kept [.., batch, W], the input of every `segment`-th layer but the first (segment 0: none).
-// skip_every 0: no skips.
+// Grid: batch / 16 rounded up, a cluster each; members, whose stacks are apart: shapes here are of one.
+// Outputs, each null where not wanted: y [batch, W] (may be x itself); normalized [layers, batch, W] in
+// `Saved` and rstd [layers, batch], what backward needs; kept [.., batch, W], the input of every `segment`-th
+// layer but the first (segment 0: none). skip_every 0: no skips. From one member to the next there are
+// `depth` layers of bias, gamma and beta, packed_held of packed, normalized_held of normalized and rstd;
+// x_held, y_held and kept_held times [batch, W] of x, y and kept.
 DEEPRES_CHAIN_KERNEL
 residual_stack_forward(const float* x, const unsigned char* packed, const float* bias, const float* gamma,
                        const float* beta, float* y, unsigned char* normalized, float* rstd, float* kept,
-                       i64 batch, i64 layers, i64 skip_every, i64 segment, double eps, i64 stages) {
+                       i64 batch, i64 layers, i64 skip_every, i64 segment, double eps, i64 stages, i64 depth,
+                       i64 packed_held, i64 x_held, i64 y_held, i64 kept_held, i64 normalized_held) {
   const Lane at(ptx::thread_index(), ptx::block_index() / kCluster);
-  SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages), packed, kLayerBytes, layers, at);
-  const ForwardArguments arguments{x,
-                                   bias,
-                                   gamma,
-                                   beta,
-                                   y,
-                                   normalized,
-                                   rstd,
-                                   kept,
+  SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages),
+                      member_of(packed, packed_held * kLayerBytes), kLayerBytes, layers, at);
+  const i64 rows = batch * kWidth, vectors = depth * kWidth;
+  const ForwardArguments arguments{member_of(x, x_held * rows),
+                                   member_of(bias, vectors),
+                                   member_of(gamma, vectors),
+                                   member_of(beta, vectors),
+                                   member_of(y, y_held * rows),
+                                   member_of(normalized, normalized_held * rows * Saved::kBytes),
+                                   member_of(rstd, normalized_held * batch),
+                                   member_of(kept, kept_held * rows),
                                    batch,
                                    layers,
                                    skip_every,

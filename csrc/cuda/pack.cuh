@@ -10,9 +10,11 @@
 namespace deepres {
 
 // weight [layers, W, W] -> packed, for a @ weight[l] or, transposed, for du @ weight[l].T. One thread a
-// vector of 16 bytes; grid: enough threads for all of them.
+// vector of 16 bytes; grid: enough threads for all of a member's, and members. From one member to the next
+// there are `depth` layers of weight and `held` of packed.
 DEEPRES_KERNEL(256)
-residual_stack_pack(const float* weight, unsigned char* packed, i64 layers, i64 transposed) {
+residual_stack_pack(const float* weight, unsigned char* packed, i64 layers, i64 transposed, i64 depth,
+                    i64 held) {
   constexpr i64 kVectors = kLayerBytes / 16;       // of a layer
   constexpr int kElements = 16 / Operand::kBytes;  // of a vector
   constexpr int kPerWord = 4 / Operand::kBytes;
@@ -21,7 +23,8 @@ residual_stack_pack(const float* weight, unsigned char* packed, i64 layers, i64 
   const int lane = vector % 32, group = lane / 4;
   const int tile = vector / 32 % kTiles, slab = vector / 32 / kTiles % kSlabs;
   const int part = vector % kVectors / (32 * kTiles * kSlabs);
-  const float* source = weight + vector / kVectors * kWidth * kWidth;
+  const i64 member = ptx::block_index_y();
+  const float* source = weight + (member * depth + vector / kVectors) * kWidth * kWidth;
 
   // Column n = 2 c + e of the tensor cores' tile is what lane c of a row gets as element e: tile.cuh's
   // `column`.
@@ -35,7 +38,7 @@ residual_stack_pack(const float* weight, unsigned char* packed, i64 layers, i64 
   }
   u32 words[4];
   encode<Operand, kElements>(values, words);
-  store_words(packed + vector * 16, words);
+  store_words(packed + member * held * kLayerBytes + vector * 16, words);
 }
 
 }  // namespace deepres

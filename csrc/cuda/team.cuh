@@ -25,6 +25,12 @@ struct Lane {
         column(part * 8 * kTiles + lane % 4 * kOwned) {}
 };
 
+// What the block's member of a group has of a tensor, `elements` behind the member before it; null of null.
+template <class T>
+DEEPRES_DEVICE T* member_of(T* tensor, i64 elements) {
+  return tensor == nullptr ? nullptr : tensor + ptx::block_index_y() * elements;
+}
+
 class Board {
  public:
   static constexpr int kBarrierBytes = 16;

@@ -69,16 +69,19 @@ struct GradFragments {
 };
 
 // inputs, du [layers, rows, W] in the operand's format, rows a multiple of 16 -> dweight [layers, W, W].
-// Grid: ((W / kGradTile)^2, layers); 256 threads; shared memory 2 kChunks kChunkBytes.
+// Grid: ((W / kGradTile)^2 of each member, layers); 256 threads; shared memory 2 kChunks kChunkBytes. From
+// one member to the next there are `layers` layers of inputs and du, `depth` of dweight.
 DEEPRES_KERNEL(kGradThreads)
-residual_stack_wgrad(const unsigned char* inputs, const unsigned char* du, float* dweight, i64 rows) {
+residual_stack_wgrad(const unsigned char* inputs, const unsigned char* du, float* dweight, i64 rows,
+                     i64 layers, i64 depth) {
   constexpr int kTilesAcross = kWidth / kGradTile;
   const int thread = ptx::thread_index(), warp = thread / 32, lane = thread % 32;
-  const int tile_row = ptx::block_index() / kTilesAcross * kGradTile;
-  const int tile_column = ptx::block_index() % kTilesAcross * kGradTile;
+  const i64 member = ptx::block_index() / (kTilesAcross * kTilesAcross);
+  const int tile = ptx::block_index() % (kTilesAcross * kTilesAcross);
+  const int tile_row = tile / kTilesAcross * kGradTile, tile_column = tile % kTilesAcross * kGradTile;
   const i64 layer = ptx::block_index_y(), row_bytes = kWidth * Operand::kBytes;
-  inputs += layer * rows * row_bytes + tile_row * Operand::kBytes;
-  du += layer * rows * row_bytes + tile_column * Operand::kBytes;
+  inputs += (member * layers + layer) * rows * row_bytes + tile_row * Operand::kBytes;
+  du += (member * layers + layer) * rows * row_bytes + tile_column * Operand::kBytes;
 
   unsigned char* memory = ptx::shared_memory();
   const int warp_row = warp / 4 * 16 * kGradDown, warp_column = warp % 4 * 8 * kGradAcross;
@@ -112,7 +115,7 @@ residual_stack_wgrad(const unsigned char* inputs, const unsigned char* du, float
                             fragments.right[across][1]);
     }
   }
-  float* out = dweight + layer * kWidth * kWidth;
+  float* out = dweight + (member * depth + layer) * kWidth * kWidth;
 #pragma unroll
   for (int down = 0; down < kGradDown; ++down)
 #pragma unroll

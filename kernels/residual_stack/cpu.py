@@ -21,7 +21,6 @@ except ImportError:
 
 PRECISIONS = ("fp32", "bf16")
 PAD, STRETCH_LAYERS, SPAN_LAYERS, STRETCH_WORDS = 32, 8, 64, 6 << 20  # as in csrc/cpu
-GROUPS = True
 NEEDS_OUTPUT = False
 
 

@@ -5,6 +5,10 @@ weights stream past it from L2. Weights are first packed, stretch by stretch, in
 which the tensor cores take them; the weight gradients of a stretch are one grouped product. A stretch is as
 many blocks of layers as keep its scratch in L2.
 
+A group of E stacks is one launch of each kernel: the grid's second dimension, or a part of its first, is the member.
+Teams of different members never wait for each other, so they need not all be there at once. A group is cut into
+clusters and stretches as one of its members would be, for sums that are split otherwise have other bits.
+
 `activations` holds n of every layer (fp16 for the 16-bit precisions: |n| <= sqrt(W)), or, under recompute=k,
 the float32 input of every k-th block but the first, from which backward runs a stretch forward again.
 """
@@ -26,13 +30,16 @@ from deepres.kernels.residual_stack.cuda_geometry import (
     Geometry,
     choose_cluster,
 )
+from deepres.kernels.residual_stack.group import as_group, held, of_layers
 from deepres.kernels.residual_stack.options import StackOptions
 from deepres.kernels.residual_stack.scaling import scaled_in_fp16
 from deepres.kernels.streams import SecondStream
 
 PACKED_BYTES = 2**30  # of one order of one network's weights, the most that is kept beyond a call
 MOST_LAYERS = 65_535 // 3  # of a stretch, whose sums are a grid of three rows of blocks a layer
-SCRATCH_BYTES = 26 * 2**20  # of a stretch: half of an H100's L2, and little beside what depth 1024 saves
+SCRATCH_BYTES = (
+    26 * 2**20
+)  # of a stretch and member: half of an H100's L2, little beside what depth 1024 saves
 
 
 def unavailable() -> str | None:
@@ -64,23 +71,23 @@ def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:
 
 
 class Stack:
-    """The kernels over one call's parameters and sizes."""
+    """The kernels over one call's parameters and sizes: x [E, B, W], weight [E, D, W, W], the others [E, D, W]."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions
+        self, options: StackOptions, x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor
     ):
         self.x, self.weight = _aligned(x), weight
         self.bias, self.gamma, self.beta = _aligned(bias), _aligned(gamma), _aligned(beta)
         self.options = options
-        self.depth, self.width = bias.shape
-        self.batch = x.shape[0]
+        self.members, self.depth, self.width = bias.shape
+        self.batch = x.shape[1]
         self.blocks = -(-self.batch // ROWS)
         self.padded = self.blocks * ROWS
         device = cuda_program.device_facts(x.device)
         cluster = choose_cluster(self.width, self.blocks, device.capability, device.processors)
         self.geometry = Geometry(self.width, options, cluster)
         self.program = cuda_program.load_program(self.geometry.program, x.device)
-        self.grid = (self.blocks * cluster, 1)
+        self.grid = (self.blocks * cluster, self.members)
         self.stages = self.geometry.stages(device.shared_limit)
         self.layer_bytes = self.width**2 * self.geometry.operand_bytes
         self.per_block = options.skip_every or self.depth
@@ -93,11 +100,14 @@ class Stack:
         return [(start, min(start + layers, self.depth)) for start in range(0, self.depth, layers)]
 
     def packing_scratch(self, stretches: list[tuple[int, int]]) -> Tensor:
-        return self.x.new_empty((_longest(stretches), self.layer_bytes), dtype=torch.uint8)
+        return self._packed_layers(_longest(stretches))
+
+    def _packed_layers(self, layers: int) -> Tensor:
+        return self.x.new_empty((self.members, layers, self.layer_bytes), dtype=torch.uint8)
 
     def block_input(self, layer: int, kept: Tensor) -> Tensor:
         """The input of a segment's first layer, under recompute=k."""
-        return self.x if layer == 0 else kept[layer // self.segment - 1]
+        return self.x if layer == 0 else kept[:, layer // self.segment - 1]
 
     @property
     def packs_once(self) -> bool:
@@ -108,20 +118,21 @@ class Stack:
         """The weights of a stretch as a chain takes them, in `scratch` if they are packed for this call alone."""
         if scratch is None:
             what = (self.geometry, transposed)
-            return packing.packed(self.weight, what, lambda: self._pack_all(transposed))[start:stop]
+            return packing.packed(self.weight, what, lambda: self._pack_all(transposed))[:, start:stop]
         self._pack(start, stop, scratch, transposed)
         return scratch
 
     def _pack_all(self, transposed: bool) -> Tensor:
-        packed = self.x.new_empty((self.depth, self.layer_bytes), dtype=torch.uint8)
+        packed = self._packed_layers(self.depth)
         self._pack(0, self.depth, packed, transposed)
         return packed
 
     def _pack(self, start: int, stop: int, packed: Tensor, transposed: bool) -> None:
         vectors = (stop - start) * self.layer_bytes // 16
         self.program.launch(
-            "residual_stack_pack", (-(-vectors // 256), 1), 256, 0,
-            self.weight[start:stop], packed, stop - start, int(transposed),
+            "residual_stack_pack", (-(-vectors // 256), self.members), 256, 0,
+            self.weight[:, start:stop], packed, stop - start, int(transposed),
+            self.depth, held(packed, self.layer_bytes),
         )  # fmt: skip
 
     def forward(
@@ -133,6 +144,7 @@ class Stack:
             x, packed, *self._vectors(start), y, normalized, rstd, kept,
             self.batch, stop - start, self.options.skip_every, 0 if kept is None else self.segment,
             self.options.eps, self.stages,
+            self.depth, held(packed, self.layer_bytes), *self._rows_held(x, y, kept, normalized),
         )  # fmt: skip
 
     def dgrad(
@@ -146,34 +158,42 @@ class Stack:
             tensors["normalized"], tensors["rstd"], tensors["dx"], tensors["block_input"],
             scratch.inputs, scratch.du, scratch.partials,
             self.batch, stop - start, self.options.skip_every, self.stages,
+            self.depth, held(packed, self.layer_bytes),
+            *self._rows_held(tensors["x"], tensors["y"], tensors["normalized"]),
         )  # fmt: skip
 
     def wgrad(self, start: int, stop: int, scratch: Scratch, dweight: Tensor) -> None:
         tiles = (self.width // self.geometry.wgrad_tile) ** 2
         self.program.launch(
-            "residual_stack_wgrad", (tiles, stop - start), 256, self.geometry.wgrad_bytes,
-            scratch.inputs, scratch.du, dweight[start:stop], self.blocks * ROWS,
+            "residual_stack_wgrad", (tiles * self.members, stop - start), 256, self.geometry.wgrad_bytes,
+            scratch.inputs, scratch.du, dweight[:, start:stop], self.blocks * ROWS, stop - start, self.depth,
         )  # fmt: skip
 
     def reduce(self, start: int, stop: int, scratch: Scratch, sums: Iterable[Tensor | None]) -> None:
-        outputs = [None if out is None else out[start:stop] for out in sums]
+        outputs = [None if out is None else out[:, start:stop] for out in sums]
         self.program.launch(
-            "residual_stack_reduce", (self.width // 64, 3 * (stop - start)), 64, 0,
-            scratch.partials, *outputs, self.blocks,
+            "residual_stack_reduce", (self.width // 64 * self.members, 3 * (stop - start)), 64, 0,
+            scratch.partials, *outputs, self.blocks, stop - start, self.depth,
         )  # fmt: skip
 
     def _chain_bytes(self) -> int:
         return self.geometry.fixed_bytes + self.stages * self.geometry.stage_bytes
 
     def _vectors(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.options.norm:  # gamma and beta are placeholders, never read
-            return self.bias[start:], self.gamma, self.beta
-        return self.bias[start:], self.gamma[start:], self.beta[start:]
+        layers = slice(start, None)
+        return self.bias[:, layers], of_layers(self.gamma, layers), of_layers(self.beta, layers)
+
+    def _rows_held(self, *tensors: Tensor | None) -> list[int]:
+        """Of each, how many [B, W] lie from one member to the next: it may be one of what was kept."""
+        return [held(tensor, self.batch * self.width) for tensor in tensors]
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """What a stretch of backward writes for the sums over rows; None where no gradient asks for it."""
+    """What a stretch of backward writes for the sums over rows; None where no gradient asks for it.
+
+    Of all members, each with as many layers as the stretch has, from the memory's beginning.
+    """
 
     inputs: Tensor | None
     du: Tensor | None
@@ -181,16 +201,18 @@ class Scratch:
 
     @staticmethod
     def layer_bytes(stack: Stack, needs: tuple[bool, ...]) -> int:
+        """Of one member."""
         operands = 2 * stack.padded * stack.width * stack.geometry.operand_bytes
         return operands * needs[1] + stack.blocks * 3 * stack.width * 4 * any(needs[2:])
 
     @classmethod
     def of(cls, stack: Stack, layers: int, needs: tuple[bool, ...]) -> Scratch:
         def operands() -> Tensor | None:
-            shape = (layers, stack.padded, stack.width * stack.geometry.operand_bytes)
+            shape = (stack.members, layers, stack.padded, stack.width * stack.geometry.operand_bytes)
             return stack.x.new_empty(shape, dtype=torch.uint8) if needs[1] else None
 
-        partials = stack.x.new_empty((layers, stack.blocks, 3, stack.width)) if any(needs[2:]) else None
+        shape = (stack.members, layers, stack.blocks, 3, stack.width)
+        partials = stack.x.new_empty(shape) if any(needs[2:]) else None
         return cls(operands(), operands(), partials)
 
 
@@ -241,16 +263,22 @@ def saved_spec(
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, options: StackOptions, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    depth = weight.shape[0]
+    members, (batch, width), depth = x.shape[:-2], x.shape[-2:], weight.shape[-3]
     y = torch.empty_like(x)
-    activations, statistics = x.new_empty(0), x.new_empty(0)
+    saved = (x.new_empty(0), x.new_empty(0))
     if save:
-        specs = saved_spec(x.shape[0], x.shape[1], depth, options)
-        activations, statistics = (x.new_empty(shape, dtype=dtype) for shape, dtype in specs)
-    if x.shape[0] == 0:
-        return y, activations, statistics
-    stack = Stack(x, weight, bias, gamma, beta, options)
-    once, begun = stack.packs_once, SecondStream.mark(x.device)
+        (kept, kind), (rstd, fp32) = saved_spec(batch, width, depth, options)
+        saved = (x.new_empty((*members, *kept), dtype=kind), x.new_empty((*members, *rstd), dtype=fp32))
+    if batch > 0:
+        stack = Stack(options, *as_group(members, x, weight, bias, gamma, beta))
+        _forward(stack, save, *as_group(members, y, *saved))
+    return y, *saved
+
+
+def _forward(stack: Stack, save: bool, y: Tensor, activations: Tensor, statistics: Tensor) -> None:
+    """A group's y, and what backward needs if it is to be saved."""
+    depth, options, device = stack.depth, stack.options, y.device
+    once, begun = stack.packs_once, SecondStream.mark(device)
     stretches = [(0, depth)] if once else stack.stretches(stack.layer_bytes)
     scratch = None if once else stack.packing_scratch(stretches)
     keeps_inputs = save and options.recompute > 0
@@ -259,19 +287,18 @@ def forward(
         packed = stack.packed(start, stop, scratch, transposed=False)
         if keeps_inputs:
             out = y if stop == depth else stack.block_input(stop, activations)
-            stack.forward(start, stop, source, packed, out, kept=activations[start // stack.segment :])
+            stack.forward(start, stop, source, packed, out, kept=activations[:, start // stack.segment :])
         elif save:
-            rstd = statistics[start:stop] if options.norm else None
+            rstd = statistics[:, start:stop] if options.norm else None
             out = y
-            stack.forward(start, stop, source, packed, y, activations[start:stop], rstd)
+            stack.forward(start, stop, source, packed, y, activations[:, start:stop], rstd)
         else:
             out = y
             stack.forward(start, stop, source, packed, y)
         source = out
     if once and save:  # backward's order, beside the chain
-        with SecondStream.of_current(x.device).beside(x.device, after=begun):
+        with SecondStream.of_current(device).beside(device, after=begun):
             stack.packed(0, depth, None, transposed=True)
-    return y, activations, statistics
 
 
 @scaled_in_fp16
@@ -279,13 +306,23 @@ def backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    parameters = (x, weight, bias, gamma, beta)
-    if x.shape[0] == 0:
-        return tuple(torch.zeros_like(t) if need else None for t, need in zip(parameters, needs, strict=True))
-    grads = [torch.empty_like(t) if need else None for t, need in zip(parameters, needs, strict=True)]
+    inputs, members = (x, weight, bias, gamma, beta), x.shape[:-2]
+    new = torch.zeros_like if x.shape[-2] == 0 else torch.empty_like
+    grads = tuple(new(t) if need else None for t, need in zip(inputs, needs, strict=True))
+    if x.shape[-2] > 0:
+        stack = Stack(options, *as_group(members, *inputs))
+        outputs = [None if grad is None else as_group(members, grad)[0] for grad in grads]
+        _backward(stack, outputs, *as_group(members, dy, y, activations, statistics))
+    return grads
+
+
+def _backward(
+    stack: Stack, grads: list[Tensor | None], dy: Tensor, y: Tensor, activations: Tensor, statistics: Tensor
+) -> None:
+    """A group's gradients, into those of [dx, dweight, dbias, dgamma, dbeta] that there is room for."""
     dx, dweight, *sums = grads
-    depth, width = bias.shape
-    stack = Stack(x, weight, bias, gamma, beta, options)
+    x, width, options = stack.x, stack.width, stack.options
+    needs = tuple(grad is not None for grad in grads)
     once, recompute, summed = stack.packs_once, options.recompute > 0, any(needs[1:])
     stretches = stack.stretches(
         (0 if once else stack.layer_bytes)
@@ -297,21 +334,23 @@ def backward(
     weights = WeightGradients(stack, longest, len(stretches), needs)
     normalized = rstd = None
     if recompute:
-        normalized = x.new_empty((longest, stack.batch, width), dtype=stack.geometry.saved_dtype)
-        rstd = x.new_empty((longest, stack.batch))
+        shape = (stack.members, longest, stack.batch)
+        normalized = x.new_empty((*shape, width), dtype=stack.geometry.saved_dtype)
+        rstd = x.new_empty(shape)
     gradient, stream = _aligned(dy), _aligned(y)  # at the end of the stretch: dL/da, and a
     below = dx if dx is not None else torch.empty_like(x) if len(stretches) > 1 else None
     for start, stop in reversed(stretches):
-        source = stack.x if start == 0 else None  # the stretch's input, where it is known
+        source = x if start == 0 else None  # the stretch's input, where it is known
         block_input = None
         if recompute:
             source = stack.block_input(start, activations)
             packed = stack.packed(start, stop, packing_scratch, transposed=False)
             stack.forward(start, stop, source, packed, None, normalized, rstd)
         else:
-            normalized, rstd = activations[start:stop], statistics[start:stop]
+            normalized = activations[:, start:stop]
+            rstd = of_layers(statistics, slice(start, stop))
             if start > 0:
-                block_input = torch.empty_like(x) if stop == depth else stream
+                block_input = torch.empty_like(x) if stop == stack.depth else stream
         packed = stack.packed(start, stop, packing_scratch, transposed=True)
         stack.dgrad(
             start, stop, packed, weights.scratch(),
@@ -327,7 +366,6 @@ def backward(
             assert next_stream is not None
             stream = next_stream
     weights.join()
-    return tuple(grads)
 
 
 def _longest(stretches: list[tuple[int, int]]) -> int:

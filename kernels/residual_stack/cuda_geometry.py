@@ -113,14 +113,14 @@ def choose_cluster(width: int, blocks: int, capability: tuple[int, int], process
 
     What a layer costs is bytes through one SM; a cluster divides them. Only sm_90 and newer have clusters.
     """
-    if width in CLUSTERED:
-        return CLUSTERED[width]
-    if capability < (9, 0):
-        return 1
+    if width in CLUSTERED or capability < (9, 0):
+        return fewest_blocks(width, capability)
     fitting = (c for c in (4, 2) if width // c >= 64 and blocks * c <= processors)
     return next(fitting, fewest_blocks(width, capability))
 
 
 def fewest_blocks(width: int, capability: tuple[int, int]) -> int:
     """Blocks that a row takes at least: on sm_120 512 columns of fp32 are 20 bytes more than one block's registers."""
+    if width in CLUSTERED:
+        return CLUSTERED[width]
     return 2 if width == 512 and capability >= (12, 0) else 1

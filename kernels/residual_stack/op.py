@@ -24,9 +24,9 @@ A backend module (cpu.py, triton.py, cuda.py; see dispatch.py) serves the op wit
         -> (dx, dweight, dbias, dgamma, dbeta), None where `needs` is False
 
 on contiguous tensors of one device; what the two saved tensors hold is the backend's own business. One that says
-`NEEDS_OUTPUT = False` gets an empty y in backward. One that says `GROUPS = True` is also given groups of E stacks:
-every tensor then has E as its first dimension, the two saved ones too, and `saved_spec` tells the shapes of one member.
-For the others, op.py calls member after member.
+`NEEDS_OUTPUT = False` gets an empty y in backward. Of a group of E stacks every tensor has E as its first dimension,
+the two saved ones too, and `saved_spec` tells the shapes of one member; a group's results are those of a call for each
+member, to the bit.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
         x = x.expand(members, *x.shape)
     # `precision` alone says what the products use.
     with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
-        if members is not None and not getattr(dispatch.load("residual_stack", chosen), "GROUPS", False):
+        if members is not None and chosen == "reference":
             none = [None] * members
             each = (none if t is None else t.unbind() for t in (x, weight, bias, gamma, beta))
             own = (*options, chosen)

@@ -25,25 +25,34 @@ def scaled_in_fp16(backward: Callable[..., Grads]) -> Callable[..., Grads]:
         *tensors, options, needs = arguments
         if options.precision != "fp16" or dy.numel() == 0:
             return backward(dy, *tensors, options, needs)
-        dy, unscale = scaled(dy)
+        dy, factor = scaled(dy)
         grads = backward(dy, *tensors, options, needs)
-        torch._foreach_mul_([g for g in grads if g is not None], unscale)
+        unscale([g for g in grads if g is not None], factor)
         return grads
 
     return with_factor
 
 
 def scaled(dy: Tensor) -> tuple[Tensor, Tensor]:
-    """(dy * 2^k, 2^-k []), k such that 8 <= max |dy| * 2^k < 16; k = 0 where dy is 0 or not finite.
+    """(dy * 2^k, 2^-k), k such that 8 <= max |dy| * 2^k < 16; k = 0 where dy is 0 or not finite.
 
-    dy: [...] float32. Nothing here waits for the device.
+    dy: [B, W] float32, and 2^-k is []; of E members [E, B, W], each with a k of its own, and [E]. Nothing here waits
+    for the device.
     """
-    largest = dy.abs().amax()
+    largest = dy.abs().amax((-2, -1))
     exponent = (torch.frexp(largest).exponent - LARGEST).clamp(-100, 100)
     exponent = torch.where(largest.isfinite() & (largest > 0), exponent, 0).int()
-    return dy * _power(-exponent), _power(exponent)
+    return dy * _power(-exponent)[..., None, None], _power(exponent)
+
+
+def unscale(grads: list[Tensor], factor: Tensor) -> None:
+    """Each of `grads` times the factor that `scaled` gave, in place; of a group's, each member's part times its own."""
+    if factor.ndim == 0:
+        torch._foreach_mul_(grads, factor)
+    else:
+        torch._foreach_mul_(grads, [factor.view(-1, *[1] * (g.ndim - 1)) for g in grads])
 
 
 def _power(exponent: Tensor) -> Tensor:
-    """2^exponent in float32, exactly: [] int32, -126 to 127."""
+    """2^exponent in float32, exactly: int32, -126 to 127."""
     return ((exponent + 127) << 23).view(torch.float32)

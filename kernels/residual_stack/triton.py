@@ -6,7 +6,7 @@
                     forward_kernel   with recompute=k: n and rstd of the stretch once more
                     dgrad_kernel     the chain of input gradients; writes du and the rebuilt inputs a
                     wgrad_kernel     dweight = a.T @ du of all its layers, one grouped product
-                    torch.sum        of what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
+                    reduce_kernel    sums what dgrad_kernel found for dbias, dgamma, dbeta in each tile of rows
 
 What is saved: the normalised n of every layer (fp16 for bf16 and fp16; fp32 for fp32, tf32 and without norm)
 and rstd per row; with recompute=k the input of every k-th block instead, in fp32. Forward itself goes on
@@ -24,13 +24,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepres.kernels.residual_stack.group import as_group, held, of_layers
 from deepres.kernels.residual_stack.options import StackOptions
-from deepres.kernels.residual_stack.scaling import scaled
+from deepres.kernels.residual_stack.scaling import scaled_in_fp16
 from deepres.kernels.triton_device import Tiles, interpreted, unsupported_device
 from deepres.kernels.triton_device import unavailable as unavailable
 
 WIDTHS = (64, 128, 256, 512)
-GROUPS = True
 # Formats that tensors are rounded to, and the dtype that holds them. The last is for Triton's interpreter,
 # which multiplies bf16 wrongly and rounds to it by truncation: the same values in fp32.
 FORMATS = {
@@ -40,9 +40,9 @@ FORMATS = {
     "fp16": torch.float16,
     "bf16 in fp32": torch.float32,
 }
-# Layers whose du and a are in memory at a time, where n of every layer is saved.
+# Layers whose du and a are in memory at a time, of all members of a group, where n of every layer is saved.
 STRETCH = 32
-# Layers whose weights are in memory a second time, rounded to the operand format, during forward.
+# Layers whose weights are in memory a second time, rounded to the operand format, during forward; of all members.
 ROUNDED_AHEAD = 256
 
 
@@ -115,9 +115,9 @@ def saved_spec(
     return [((depth, batch, width), FORMATS[stored_format(options)]), (rstd, torch.float32)]
 
 
-def stretches(depth: int, options: StackOptions) -> list[slice]:
+def stretches(depth: int, options: StackOptions, members: int = 1) -> list[slice]:
     """The layers that backward works on at a time, bottom first."""
-    length = options.recompute * options.skip_every or _whole_blocks(STRETCH, options)
+    length = options.recompute * options.skip_every or _whole_blocks(STRETCH // members, options)
     return [slice(start, min(start + length, depth)) for start in range(0, depth, length)]
 
 
@@ -136,40 +136,33 @@ def forward(
     if save:
         specs = saved_spec(batch, width, weight.shape[-3], options)
         saved, rstd = (x.new_empty((*members, *shape), dtype=dtype) for shape, dtype in specs)
-    if batch == 0:
-        return y, saved, rstd
-    results = (saved, rstd) if save else None
-    for k in range(members[0]) if members else (None,):
-        own = _member(k, x, weight, bias, gamma, beta, y)
-        _forward(own, options, results and _member(k, *results))
+    if batch > 0:
+        tensors = as_group(members, x, weight, bias, gamma, beta, y)
+        _forward(tensors, options, as_group(members, saved, rstd) if save else None)
     return y, saved, rstd
 
 
-def _member(k: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The k-th stack's part of a group's tensors; the tensors of one alone (None). Placeholders are everyone's."""
-    return tensors if k is None else tuple(t if t.shape == (0,) else t[k] for t in tensors)
-
-
 def _forward(tensors: tuple[Tensor, ...], options: StackOptions, saved: tuple[Tensor, ...] | None) -> None:
-    """One stack's x, weight, bias, gamma, beta into its y, the last of `tensors`; and into what is saved (n, rstd)."""
+    """A group's x, weight, bias, gamma, beta into its y, the last of `tensors`; and into what is saved (n, rstd)."""
     x, weight, bias, gamma, beta, y = tensors
-    depth = weight.shape[0]
+    members, depth = weight.shape[:2]
     every = options.recompute * options.skip_every
-    piece = depth if options.precision == "fp32" else _whole_blocks(ROUNDED_AHEAD, options)
+    piece = depth if options.precision == "fp32" else _whole_blocks(ROUNDED_AHEAD // members, options)
     with torch.cuda.device_of(x):
-        launch = _Launches(x, options)
+        launch = _Launches(x, depth, options)
         for start in range(0, depth, piece):
             layers = slice(start, start + piece)
-            part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
+            part = launch.part(weight, bias, gamma, beta, layers)
             rows = x if start == 0 else y
             if saved is None:
                 launch.forward(rows, part, y)
             elif every:
-                launch.forward(rows, part, y, inputs=saved[0][start // every :], every=every)
+                launch.forward(rows, part, y, inputs=saved[0][:, start // every :], every=every)
             else:
-                launch.forward(rows, part, y, n=saved[0][layers], rstd=saved[1][layers])
+                launch.forward(rows, part, y, n=saved[0][:, layers], rstd=of_layers(saved[1], layers))
 
 
+@scaled_in_fp16
 def backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor, options: StackOptions, needs: tuple[bool, ...],
@@ -179,111 +172,113 @@ def backward(
     dx = new(x)  # between two stretches, the gradient of the rows there
     parameters = (weight, bias, gamma, beta)
     grads = [new(t) if need else None for t, need in zip(parameters, needs[1:], strict=True)]
-    for k in range(members[0] if members else 1) if rows else ():
-        which = k if members else None
-        own = _member(which, dy, x, y, *parameters, activations, statistics, dx)
-        _backward(own, [None if g is None else _member(which, g)[0] for g in grads], options, needs[0])
+    if rows > 0:
+        tensors = as_group(members, dy, x, y, *parameters, activations, statistics, dx)
+        _backward(tensors, [None if g is None else as_group(members, g)[0] for g in grads], options, needs[0])
     return (dx if needs[0] else None, *grads)
 
 
 def _backward(
     tensors: tuple[Tensor, ...], grads: list[Tensor | None], options: StackOptions, need_x: bool
 ) -> None:
-    """One stack, into dx, the last of its `tensors`, and the gradients of its parameters that there is room for."""
+    """A group, into dx, the last of its `tensors`, and the gradients of its parameters that there is room for."""
     dy, x, y, weight, bias, gamma, beta, activations, statistics, dx = tensors
     dweight, *dvectors = grads
     need_vectors = any(gradient is not None for gradient in dvectors)
-    unscale = None
-    if options.precision == "fp16":
-        dy, unscale = scaled(dy)  # by each member's own size
+    members, depth = weight.shape[:2]
     with torch.cuda.device_of(x):
-        launch = _Launches(x, options)
+        launch = _Launches(x, depth, options)
         stream = y.clone() if dweight is not None else None
         dout = dy
-        for i, layers in reversed(list(enumerate(stretches(weight.shape[0], options)))):
-            part = launch.part(weight[layers], bias[layers], gamma[layers], beta[layers])
+        for i, layers in reversed(list(enumerate(stretches(depth, options, members)))):
+            part = launch.part(weight, bias, gamma, beta, layers)
             if options.recompute:
-                n, rstd = launch.recomputed(x if i == 0 else activations[i - 1], part)
+                n, rstd = launch.recomputed(x if i == 0 else activations[:, i - 1], part)
             else:
-                n, rstd = activations[layers], statistics[layers]
+                n, rstd = activations[:, layers], of_layers(statistics, layers)
             chain = launch.dgrad(
                 dout, dx, need_x or i > 0, part, n, rstd, x if i == 0 else None, stream, need_vectors
             )  # fmt: skip
             if dweight is not None:
-                launch.wgrad(chain, dweight[layers])
-            for gradient, sums in zip(dvectors, chain.sums, strict=False):  # no sums where none are wanted
-                if gradient is not None:
-                    torch.sum(sums, 0, out=gradient[layers])
+                launch.wgrad(chain, dweight[:, layers])
+            if need_vectors:
+                launch.reduce(chain, [g if g is None else g[:, layers] for g in dvectors])
             dout = dx
-        if unscale is not None:
-            results = [dx if need_x else None, *grads]
-            torch._foreach_mul_([result for result in results if result is not None], unscale)
 
 
 class _Part(NamedTuple):
-    """The parameters of L consecutive layers as the kernels read them."""
+    """The parameters of L consecutive layers as the kernels read them, slices of those of more."""
 
-    weight: Tensor  # [L, W, W] in the operand format
-    bias: Tensor
+    weight: Tensor  # [E, L, W, W] in the operand format
+    bias: Tensor  # [E, L, W], gamma and beta too
     gamma: Tensor
     beta: Tensor
+
+    @property
+    def layers(self) -> int:
+        return self.weight.shape[1]
 
 
 class _Chain(NamedTuple):
     """What the chain of a part leaves for the weight gradients."""
 
-    a: Tensor  # [L, B, W], the layers' inputs in the operand format; empty if no weight gradient is asked for
+    a: Tensor  # [E, L, B, W], the layers' inputs in the operand format; empty if no weight gradient is asked for
     du: Tensor  # likewise, the gradients of their products
-    sums: Tensor  # [3, tiles of rows, L, W]: dbias, dgamma, dbeta of a tile; those that are asked for
+    sums: Tensor  # [3, E, tiles of rows, L, W]: dbias, dgamma, dbeta of a tile; those that are asked for
 
 
 class _Launches:
-    """The kernels' launches for the rows of one call, on the current device and stream."""
+    """The kernels' launches for the rows [E, B, W] of one call, on the current device and stream: one for all members
+    each."""
 
-    def __init__(self, x: Tensor, options: StackOptions) -> None:
+    def __init__(self, x: Tensor, depth: int, options: StackOptions) -> None:
         from deepres.kernels.residual_stack import triton_kernels as kernels
 
-        self.kernels, self.x, self.options = kernels, x, options
-        self.batch, self.width = x.shape
+        self.kernels, self.x, self.depth, self.options = kernels, x, depth, options
+        self.members, self.batch, self.width = x.shape
         self.nothing = x.new_empty(0)
         self.capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
         self.chain = tiles("forward", self.width, options.precision, self.capability)
         self.constants = chain_constants(self.width, options)
         self.programs = -(-self.batch // self.chain.blocks["BLOCK_B"])
 
-    def part(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> _Part:
+    def part(self, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, layers: slice) -> _Part:
+        own = weight[:, layers]
+        vectors = (of_layers(t, layers) for t in (bias, gamma, beta))
         if self.options.precision == "fp32":
-            return _Part(weight, bias, gamma, beta)
-        operand = torch.empty_like(weight, dtype=FORMATS[operand_format(self.options)])
-        count, block = weight.numel(), 4096
-        self.kernels.round_kernel[(-(-count // block),)](
-            weight, operand, count, OPERAND=operand_format(self.options), BLOCK=block, enable_fp_fusion=True
-        )
-        return _Part(operand, bias, gamma, beta)
+            return _Part(own, *vectors)
+        operand = own.new_empty(own.shape, dtype=FORMATS[operand_format(self.options)])
+        count, block = own.shape[1] * self.width**2, 4096
+        self.kernels.round_kernel[(-(-count // block), self.members)](
+            own, operand, own.shape[1], self.depth,
+            W=self.width, OPERAND=operand_format(self.options), BLOCK=block, enable_fp_fusion=True,
+        )  # fmt: skip
+        return _Part(operand, *vectors)
 
     def forward(
         self, rows: Tensor, part: _Part, y: Tensor, *,
         n: Tensor | None = None, rstd: Tensor | None = None, inputs: Tensor | None = None, every: int = 1,
     ) -> None:  # fmt: skip
         """y of the part's layers; keeps n and rstd of each, or the `inputs` of one in `every`, or nothing."""
-        save, saved = "nothing", self.nothing
+        save, saved, tile = "nothing", self.nothing, self.batch * self.width
         if n is not None:
             save, saved = "layers", n
         elif inputs is not None:
             save, saved = "blocks", inputs
-        self.kernels.forward_kernel[(self.programs,)](
+        self.kernels.forward_kernel[(self.programs, self.members)](
             rows, *part, y, saved, self.nothing if rstd is None else rstd,
-            self.batch, part.weight.shape[0], every, saved.shape[0], self.options.eps,
+            self.batch, part.layers, every, 0 if inputs is None else inputs.shape[1], self.options.eps,
+            self.depth, held(part.weight, self.width**2), held(rows, tile), held(saved, tile),
             STORED=stored_format(self.options), SAVE=save,
             **self.constants, **self.chain.arguments(),
         )  # fmt: skip
 
     def recomputed(self, rows: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
         """n and rstd of the part's layers, from the part's input."""
-        layers = part.weight.shape[0]
-        n = self.x.new_empty((layers, *self.x.shape), dtype=FORMATS[stored_format(self.options)])
-        rstd = self.x.new_empty((layers, self.batch))
-        self.forward(rows, part, torch.empty_like(rows), n=n, rstd=rstd)
+        shape = (self.members, part.layers, self.batch)
+        n = self.x.new_empty((*shape, self.width), dtype=FORMATS[stored_format(self.options)])
+        rstd = self.x.new_empty(shape)
+        self.forward(rows, part, torch.empty_like(self.x), n=n, rstd=rstd)
         return n, rstd
 
     def dgrad(
@@ -295,15 +290,15 @@ class _Launches:
         x: the input of the stack if the part begins with layer 0. stream: the output of the part, replaced by
         its input; None if no weight gradient is asked for.
         """
-        layers = part.weight.shape[0]
-        operands = (2, layers, *self.x.shape) if stream is not None else (2, 0)
+        operands = (2, self.members, part.layers, self.batch, self.width) if stream is not None else (2, 0)
         a, du = self.x.new_empty(operands, dtype=part.weight.dtype)
         kinds = (3 if self.options.norm else 1) if need_vectors else 0
-        sums = self.x.new_empty((kinds, self.programs, layers, self.width))
-        self.kernels.dgrad_kernel[(self.programs,)](
+        sums = self.x.new_empty((kinds, self.members, self.programs, part.layers, self.width))
+        self.kernels.dgrad_kernel[(self.programs, self.members)](
             dy, self.nothing if x is None else x, part.weight, part.gamma, part.beta, n, rstd,
             dx, self.nothing if stream is None else stream, a, du, sums,
-            self.batch, layers,
+            self.batch, part.layers, self.depth,
+            held(part.weight, self.width**2), held(n, self.batch * self.width),
             FIRST=x is not None, NEED_INPUT=need_dx, NEED_WEIGHT=stream is not None,
             NEED_VECTORS=need_vectors, **self.constants, **self.chain.arguments(),
         )  # fmt: skip
@@ -311,8 +306,15 @@ class _Launches:
 
     def wgrad(self, chain: _Chain, dweight: Tensor) -> None:
         grouped = tiles("wgrad", self.width, self.options.precision, self.capability)
-        side = grouped.blocks["BLOCK_M"]
-        self.kernels.wgrad_kernel[(dweight.shape[0] * (self.width // side) ** 2,)](
-            chain.a, chain.du, dweight, self.batch,
+        layers, side = dweight.shape[1], grouped.blocks["BLOCK_M"]
+        self.kernels.wgrad_kernel[(layers * (self.width // side) ** 2, self.members)](
+            chain.a, chain.du, dweight, self.batch, layers, self.depth,
             W=self.width, DOT=self.constants["DOT"], **grouped.arguments(),
+        )  # fmt: skip
+
+    def reduce(self, chain: _Chain, dvectors: list[Tensor | None]) -> None:
+        kinds, _, _, layers, _ = chain.sums.shape
+        self.kernels.reduce_kernel[(layers, self.members, kinds)](
+            chain.sums, *dvectors, self.programs, layers, self.depth,
+            W=self.width, BLOCK_P=8, enable_fp_fusion=True,
         )  # fmt: skip

@@ -6,6 +6,9 @@ K-chunk of every layer's weight. The chunks of the rows' own activations stay in
 layer into the next without draining. (A tile that is PARKED in memory for a block is read by threads of the
 program that wrote it: barriers lie between, as every product exchanges its operand through shared memory.)
 
+The second dimension of the grid is a group's E members: a program finds its member's part of every tensor, and shapes
+below are one member's. "layers of depth" is a slice: from one member to the next there are `depth` layers.
+
 Forward, for rows a [BLOCK_B, W]
 
     u = a @ weight + bias;  n = (u - mean(u)) * rstd;  z = gamma * n + beta;  a = act(z) (+ block input)
@@ -19,6 +22,9 @@ Backward, from the last layer to the first, with y = act(z) rebuilt from the sav
 
 import triton
 import triton.language as tl
+
+# Arguments that differ from call to call, for which no kernel is built anew.
+COUNTS = ["batch", "layers", "every", "kept", "depth", "weights_held", "rows_held", "saved_held", "programs"]
 
 
 @triton.jit
@@ -80,27 +86,37 @@ def _slope(z, SWISH: tl.constexpr):
         return tl.where(z > 0, 1.0, 0.0)
 
 
-@triton.jit(do_not_specialize=["count"])
-def round_kernel(source, out, count, OPERAND: tl.constexpr, BLOCK: tl.constexpr):
-    """out[i] = source[i] in the operand format, for i < count."""
+@triton.jit(do_not_specialize=COUNTS)
+def round_kernel(
+    source,  # [E, layers of depth, W, W] fp32
+    out,  # [E, layers, W, W] in the operand format
+    layers, depth,
+    W: tl.constexpr, OPERAND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = source in the operand format, BLOCK elements of a member to a program."""
+    member = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + i, _rounded(tl.load(source + i, mask=i < count), OPERAND), mask=i < count)
+    inside = i < layers.to(tl.int64) * W * W
+    values = tl.load(source + member * depth * W * W + i, mask=inside)
+    tl.store(out + member * layers * W * W + i, _rounded(values, OPERAND), mask=inside)
 
 
-@triton.jit(do_not_specialize=["batch", "layers", "every", "kept"], do_not_specialize_on_alignment=["rstd"])
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=["rstd"])
 def forward_kernel(
-    x,  # [B, W] fp32, input of the stretch; may be y itself
-    weight,  # [layers, W, W] in the operand format
-    bias, gamma, beta,  # [layers, W] fp32
+    x,  # [B, W] of rows_held fp32, input of the stretch; may be y itself
+    weight,  # [layers of weights_held, W, W] in the operand format
+    bias, gamma, beta,  # [layers of depth, W] fp32
     y,  # out [B, W] fp32
-    saved,  # out: n [layers, B, W] for SAVE="layers", block inputs [kept, B, W] for SAVE="blocks"
-    rstd,  # out [layers, B] fp32, for SAVE="layers"
+    saved,  # out, of saved_held: n [layers, B, W] for SAVE="layers", block inputs [kept, B, W] for SAVE="blocks"
+    rstd,  # out [layers of saved_held, B] fp32, for SAVE="layers"
     batch, layers, every, kept, eps,
+    depth, weights_held, rows_held, saved_held,
     W: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SKIP: tl.constexpr, NORM: tl.constexpr,
     SWISH: tl.constexpr, OPERAND: tl.constexpr, DOT: tl.constexpr, STORED: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
     """All layers of a stretch for BLOCK_B rows. SAVE: "nothing", "layers", or "blocks" (one in `every`)."""
     CHUNKS: tl.constexpr = W // BLOCK_K
+    member = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0).to(tl.int64) * BLOCK_B  # of the program's rows
     rows = tl.arange(0, BLOCK_B)
     cols = tl.arange(0, W)
@@ -108,10 +124,14 @@ def forward_kernel(
     size = batch.to(tl.int64) * W
     live = rows < batch - start
     inside = live[:, None]
-    x += start * W
-    y += start * W
-    saved += start * W
-    rstd += start
+    x += (member * rows_held * batch + start) * W
+    weight += member * weights_held * W * W
+    bias += member * depth * W
+    gamma += member * depth * W
+    beta += member * depth * W
+    y += (member * batch + start) * W
+    saved += (member * saved_held * batch + start) * W
+    rstd += member * saved_held * batch + start
 
     stream = tl.load(x + tile, mask=inside, other=0.0)
     PARKED: tl.constexpr = W > 256 and SKIP > 0  # the residual stream waits in y: its registers would spill
@@ -168,18 +188,18 @@ def forward_kernel(
                 shift = tl.load(beta + following)
 
 
-@triton.jit(do_not_specialize=["batch", "layers"], do_not_specialize_on_alignment=["rstd"])
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=["rstd"])
 def dgrad_kernel(
     dy,  # [B, W] fp32, gradient of the stretch's output; may be dx itself
     x,  # [B, W] fp32, input of the whole stack (NEED_WEIGHT and FIRST)
-    weight,  # [layers, W, W] in the operand format
-    gamma, beta,  # [layers, W] fp32
-    saved, rstd,  # n [layers, B, W], [layers, B] fp32, as forward_kernel saved them
+    weight,  # [layers of weights_held, W, W] in the operand format
+    gamma, beta,  # [layers of depth, W] fp32
+    saved, rstd,  # n [layers, B, W], [layers, B] fp32, of saved_held, as forward_kernel saved them
     dx,  # out [B, W] fp32, gradient of the stretch's input (NEED_INPUT; scratch in any case)
     stream,  # in and out [B, W] fp32: the stretch's output, then its input (NEED_WEIGHT and SKIP)
     a, du,  # out [layers, B, W] in the operand format (NEED_WEIGHT)
-    sums,  # out [3, programs, layers, W] fp32: this tile's dbias, dgamma, dbeta (NEED_VECTORS)
-    batch, layers,
+    sums,  # out [3, E, programs, layers, W] fp32: this tile's dbias, dgamma, dbeta (NEED_VECTORS)
+    batch, layers, depth, weights_held, saved_held,
     W: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, SKIP: tl.constexpr, NORM: tl.constexpr,
     SWISH: tl.constexpr, OPERAND: tl.constexpr, DOT: tl.constexpr, FIRST: tl.constexpr,
     NEED_INPUT: tl.constexpr, NEED_WEIGHT: tl.constexpr, NEED_VECTORS: tl.constexpr,
@@ -190,22 +210,27 @@ def dgrad_kernel(
     # registers would spill, they wait in dx and stream, and addresses are computed anew in each layer.
     WIDE: tl.constexpr = W > 256
     PARKED: tl.constexpr = WIDE and SKIP > 0
-    program = tl.program_id(0).to(tl.int64)
-    start = program * BLOCK_B  # of the program's rows
+    member = tl.program_id(1).to(tl.int64)
+    program = member * tl.num_programs(0) + tl.program_id(0)
+    start = tl.program_id(0).to(tl.int64) * BLOCK_B  # of the program's rows
     rows = tl.arange(0, BLOCK_B)
     cols = tl.arange(0, W)
     tile = rows[:, None] * W + cols[None, :]
     size = batch.to(tl.int64) * W
     live = rows < batch - start
     inside = live[:, None]
-    dy += start * W
-    x += start * W
-    saved += start * W
-    rstd += start
-    dx += start * W
-    stream += start * W
-    a += start * W
-    du += start * W
+    own = (member * batch + start) * W
+    dy += own
+    x += own
+    weight += member * weights_held * W * W
+    gamma += member * depth * W
+    beta += member * depth * W
+    saved += (member * saved_held * batch + start) * W
+    rstd += member * saved_held * batch + start
+    dx += own
+    stream += own
+    a += (member * layers * batch + start) * W
+    du += (member * layers * batch + start) * W
 
     da = tl.load(dy + tile, mask=inside, other=0.0)
     if not PARKED:
@@ -228,8 +253,8 @@ def dgrad_kernel(
         k = t % CHUNKS
         l = last - t // CHUNKS
         if k == 0:
-            own = rows + tl.minimum(l, 0) if WIDE else rows  # the same rows, but the compiler cannot tell
-            here = own[:, None] * W + cols[None, :]
+            same = rows + tl.minimum(l, 0) if WIDE else rows  # the same rows, but the compiler cannot tell
+            here = same[:, None] * W + cols[None, :]
             if SKIP > 0:
                 if (l + 1) % SKIP == 0:
                     if not PARKED:
@@ -262,7 +287,7 @@ def dgrad_kernel(
                 normal = n.to(tl.float32)
                 if NEED_VECTORS:
                     place = sums + (program * layers + l) * W + cols
-                    third = tl.num_programs(0).to(tl.int64) * layers * W
+                    third = tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * layers * W
                     tl.store(place + third, tl.sum(dz * normal, 0))
                     tl.store(place + 2 * third, tl.sum(dz, 0))
                 dz *= scale[None, :]
@@ -305,17 +330,52 @@ def dgrad_kernel(
         tl.store(a + tile, _rounded(bottom, OPERAND), mask=inside)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=COUNTS)
+def reduce_kernel(
+    sums,  # [3, E, programs, layers, W] fp32 (1 in place of 3 without norm), of dgrad_kernel
+    dbias, dgamma, dbeta,  # out [E, layers of depth, W] fp32, each None if it is not asked for
+    programs, layers, depth,
+    W: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The sums over tiles of rows: one layer of a member, and one of the three, to a program."""
+    l = tl.program_id(0).to(tl.int64)
+    member = tl.program_id(1).to(tl.int64)
+    kind = tl.program_id(2).to(tl.int64)
+    tiles = tl.arange(0, BLOCK_P)
+    cols = tl.arange(0, W)
+    sums += ((kind * tl.num_programs(1) + member) * programs * layers + l) * W
+    place = (member * depth + l) * W + cols
+    total = tl.zeros([BLOCK_P, W], tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        tile = (start + tiles).to(tl.int64)[:, None]
+        total += tl.load(sums + tile * layers * W + cols[None, :], mask=tile < programs, other=0.0)
+    found = tl.sum(total, 0)
+    if dbias is not None:
+        if kind == 0:
+            tl.store(dbias + place, found)
+    if dgamma is not None:
+        if kind == 1:
+            tl.store(dgamma + place, found)
+    if dbeta is not None:
+        if kind == 2:
+            tl.store(dbeta + place, found)
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def wgrad_kernel(
-    a, du,  # [layers, B, W] in the operand format
-    dweight,  # out [layers, W, W] fp32
-    batch,
+    a, du,  # [E, layers, B, W] in the operand format
+    dweight,  # out [E, layers of depth, W, W] fp32
+    batch, layers, depth,
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """dweight[l] = a[l].T @ du[l], a tile [BLOCK_M, BLOCK_N] of one layer to a program."""
     ACROSS: tl.constexpr = W // BLOCK_N
     TILES: tl.constexpr = (W // BLOCK_M) * ACROSS
     l = (tl.program_id(0) // TILES).to(tl.int64)
+    member = tl.program_id(1).to(tl.int64)
+    a += member * layers * batch * W
+    du += member * layers * batch * W
+    dweight += member * depth * W * W
     tile = tl.program_id(0) % TILES
     i = (tile // ACROSS) * BLOCK_M + tl.arange(0, BLOCK_M)
     j = (tile % ACROSS) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -197,8 +197,9 @@ def test_every_access_to_memory_is_in_bounds() -> None:
     runtimes = [subprocess.check_output([find[0], flag], text=True).strip() for flag in find[1:]]
     plain, clusters = "test_error_is_no_worse_than_plain_pytorch", "test_clusters_are_no_worse_either"
     chosen = (
-        f"{plain}[64-12-33-{{'precision': 'bf16', 'recompute': 2}}]",
-        f"{clusters}[128-8-20-{{'precision': 'bf16'}}]",
+        f"{__file__}::{plain}[64-12-33-{{'precision': 'bf16', 'recompute': 2}}]",
+        f"{__file__}::{clusters}[128-8-20-{{'precision': 'bf16'}}]",
+        f"{Path(__file__).with_name('test_residual_stack_groups.py')}::test_cuda_group_to_the_bit[cluster-stretches]",
     )
     done = subprocess.run(
         [
@@ -208,7 +209,7 @@ def test_every_access_to_memory_is_in_bounds() -> None:
             "-qs",
             "-p",
             "no:cacheprovider",
-            *(f"{__file__}::{name}" for name in chosen),
+            *chosen,
         ],
         env=os.environ
         | {"DEEPRES_SANITIZE": "1", "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
@@ -217,7 +218,7 @@ def test_every_access_to_memory_is_in_bounds() -> None:
         text=True,
         timeout=250,
     )
-    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 # --- Compiling for GPUs, with none ---

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
 
 import deepres
+from deepres.kernels import cuda_program, packing
+from deepres.kernels.residual_stack import cuda
 from deepres.testing import assert_no_worse
+from helpers import cuda_on_host
 
 NAMES = ("y", "dx", "dweight", "dbias", "dgamma", "dbeta")
 
@@ -71,6 +76,50 @@ def test_a_group_is_a_call_for_each_member_to_the_bit(impl, shape, options):
     group = outputs(args, torch.float32, impl=impl, **options)
     for name, a, b in zip(NAMES, group, one_by_one(args, torch.float32, impl=impl, **options), strict=True):
         assert torch.equal(a, b), name
+
+
+ON_CUDA = {  # width, what the GPU is, options; one block of layers to a stretch
+    "fp16": (64, cuda_on_host.SMALL, {"precision": "fp16"}, False),
+    "relu": (64, cuda_on_host.SMALL, {"norm": False, "activation": "relu"}, False),
+    "recompute-stretches": (64, cuda_on_host.SMALL, {"precision": "bf16", "recompute": 1}, True),
+    "cluster-stretches": (128, cuda_on_host.LARGE, {"precision": "bf16"}, True),
+}
+
+
+@pytest.mark.parametrize(("width", "facts", "options", "cut"), ON_CUDA.values(), ids=ON_CUDA)
+def test_cuda_group_to_the_bit(width, facts, options, cut, monkeypatch):
+    """On the host: in as many launches as one member takes, gradients of any size, with weights packed once or not."""
+    dys = torch.randn(2, 20, width, generator=torch.Generator().manual_seed(1))
+    dys *= torch.tensor([1.0, 2.0**-12])[:, None, None]
+    launched, run = [], cuda_on_host.HostProgram.launch
+
+    def launch(self, kernel, *rest):
+        launched.append(kernel)
+        run(self, kernel, *rest)
+
+    def found(dy, tensors, once):
+        launched.clear()
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        with packing.packed_once() if once else nullcontext():
+            y = deepres.residual_stack(*leaves, impl="cuda", **options)
+            grads = torch.autograd.grad(y, leaves, dy, allow_unused=True, materialize_grads=True)
+            with torch.no_grad():
+                assert torch.equal(y, deepres.residual_stack(*leaves, impl="cuda", **options))
+        return [y.detach(), *grads], launched.copy()
+
+    group = [t.float() for t in arguments(2, 20, width, 8)]
+    with cuda_on_host.served(monkeypatch):
+        monkeypatch.setattr(cuda_program, "device_facts", lambda _: facts)
+        monkeypatch.setattr(cuda_on_host.HostProgram, "launch", launch)
+        if cut:
+            monkeypatch.setattr(cuda, "SCRATCH_BYTES", 1)
+        for once in (False, True):
+            whole, launches = found(dys, group, once)
+            for k in range(2):
+                alone, of_one = found(dys[k], [t[k] for t in group], once)
+                assert launches == of_one
+                for name, a, b in zip(NAMES, whole, alone, strict=True):
+                    assert torch.equal(a[k], b), name
 
 
 @pytest.mark.parametrize("options", [{}, {"recompute": 1}, {"precision": "bf16"}], ids=str)

@@ -177,10 +177,19 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("precision", "options"), [("fp16", {}), ("tf32", {"recompute": 1, "norm": False})])
-def check_a_group_is_a_call_for_each_member_to_the_bit(precision, options) -> None:
-    members = [network(17, 64, 4, seed) for seed in range(2)]
+def check_a_group_is_a_call_for_each_member_to_the_bit(precision, options, monkeypatch) -> None:
+    """In one launch for all, its gradients of any size; in stretches half as long, for half the scratch each."""
+    launched, forward = [], triton._Launches.forward
+    monkeypatch.setattr(
+        triton._Launches, "forward", lambda *given, **named: (launched.append(0), forward(*given, **named))[1]
+    )
+    monkeypatch.setattr(triton, "ROUNDED_AHEAD", 16)
+    members = [network(17, 64, 8, seed) for seed in range(2)]
+    members[1][-1] *= 2.0**-12
     group = run([torch.stack(each) for each in zip(*members, strict=True)], precision=precision, **options)
+    of_group = len(launched)
     alone = [run(member, precision=precision, **options) for member in members]
+    assert len(launched) == 3 * of_group
     for whole, *parts in zip(group, *alone, strict=True):
         assert whole is None if parts[0] is None else torch.equal(whole, torch.stack(parts))
     empty = run([torch.stack([t, t]) for t in network(0, 64, 4)], precision=precision, **options)
