@@ -11,9 +11,8 @@
 namespace deepres {
 namespace {
 
-constexpr int64_t kPanel = 2 * kLanes;   // columns of a register tile
 constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
-static_assert(kPad % kPanel == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
+static_assert(kPad % (2 * kLanes) == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
               "tiles must fit the padding");
 
 // to [rows, width] = rows of `from`, whose stride is `padded`; this core will not read them soon.
@@ -28,7 +27,10 @@ inline void stream_rows(const StackShape& shape, const float* from, int64_t rows
 // Products by vector instructions: register tiles of kRows x kPanel sums.
 template <class O>
 struct VectorProducts {
-  static constexpr int64_t kAhead = 12;  // rows of a panel from the prefetch to the use
+  static constexpr int64_t kPanel = 2 * kLanes;  // columns of a register tile, and of a panel of weights
+  static constexpr int64_t kSide = kPad;         // and of the panels of a weight gradient
+  static constexpr int64_t kLeftBytes = int64_t{1} << 30;  // no bound: memory keeps up with these products
+  static constexpr int64_t kAhead = 12;                    // rows of a panel from the prefetch to the use
 
   // sum_j left_word(i, j) * right_row(j)[0 .. kPanel) for kRows values of i, handed to finish(i, low, high).
   template <class Left, class Right, class Finish>

@@ -1,7 +1,8 @@
 // The residual stack on the CPU: what the driver and the kernels of each instruction set share.
 //
 // A stretch is a run of layers. For each stretch the driver lets the threads pack its weights, then walk
-// their own rows through all its layers, and (backward) turn what the rows left behind into weight gradients:
+// their own rows through all its layers, and (backward) turn what the rows left behind into weight gradients,
+// one layer later, as these want the output of the layer before:
 //
 //   forward    pack W -> rows: [product, statistics, activation, skip] per layer
 //   backward   pack W^T -> rows: [dz, du, product with W^T] per layer, leaving a and du -> dW = a^T du
@@ -61,19 +62,24 @@ struct RebuildRows : StackRows {
   float* inputs;        // [blocks] panels
 };
 
+// One layer, `first`.
 struct BackwardRows : StackRows {
   float *da, *dblock;  // row states: gradient of the layer's output, and of its block's output
-  float* a;            // [layers] panels: each layer's input, but for layers that open a block
-  float* du;           // [layers] panels; null, like a, if no weight gradient is wanted
-  float* sums;         // [row blocks, layers, 3, padded]: dbias, dgamma, dbeta of each block of rows
-  bool needs_input;    // whether the gradient of layer `first`'s input is wanted
+  float* a;            // panels of the layer's output; null if nobody wants it
+  float* du;           // panels; null if no weight gradient is wanted
+  float* sums;         // [row blocks, 3, padded]: dbias, dgamma, dbeta of each block of rows
+  bool needs_input;    // whether the gradient of the layer's input is wanted
 };
 
 struct StackKernels {
   int64_t pack_values;  // values to a word
+  int64_t planes;       // words that hold the values of one
   int64_t saved_bytes;  // of one saved value of n
-  // weight [width, width] as right operand of the product, or its transpose; `work` as in StackRows.
-  void (*pack)(const StackShape&, const float* weight, bool transposed, float* packed, float* work);
+  int64_t left_bytes;   // that the layers of a stretch may leave behind for their weight gradients
+  // weight [width, width] as right operand of the product, or its transpose: what rows kPad * part and the
+  // kPad - 1 after it of weight give of it. `work` as in StackRows.
+  void (*pack)(const StackShape&, const float* weight, bool transposed, int64_t part, float* packed,
+               float* work);
   void (*forward)(const StackShape&, const ForwardRows&);
   void (*rebuild)(const StackShape&, const RebuildRows&);
   void (*backward)(const StackShape&, const BackwardRows&);
@@ -83,13 +89,14 @@ struct StackKernels {
 
   // Words along k of a product over the width, and over the batch.
   int64_t width_words(const StackShape& shape) const {
-    return pack_values == 1 ? shape.width : shape.padded / 2;
+    return pack_values == 1 ? shape.width : row_words(shape);
   }
+  int64_t row_words(const StackShape& shape) const { return shape.padded / pack_values * planes; }
   int64_t batch_words(const StackShape& shape) const {
-    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / pack_values;
+    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / pack_values * planes;
   }
   int64_t packed_size(const StackShape& shape) const { return shape.padded * width_words(shape); }
-  // One layer's operand of the weight gradient: panels [padded / kPad, batch words, kPad].
+  // One layer's operand of the weight gradient: panels [padded / side, batch words, side].
   int64_t panels_size(const StackShape& shape) const { return shape.padded * batch_words(shape); }
 };
 
@@ -98,9 +105,8 @@ inline int64_t work_size(const StackShape& shape) { return (2 * kRowBlock + 1) *
 // The kernels that serve `precision` with the instruction set isa(); throws as that does.
 const StackKernels& stack_kernels(int precision);
 
-// Layers that backward takes in one go; layers between the saved inputs (streams) that it rebuilds the blocks
-// from; layers between the inputs that recomputation keeps (the whole depth without).
-int64_t stack_stretch(const StackShape& shape);
+// Layers between the saved inputs (streams) that backward rebuilds the blocks from; layers between the inputs
+// that recomputation keeps (the whole depth without).
 int64_t stack_span(const StackShape& shape);
 int64_t stack_segment(const StackShape& shape);
 

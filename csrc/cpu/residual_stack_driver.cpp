@@ -21,6 +21,23 @@ constexpr int64_t kStretchWords = int64_t{6}
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
+// A span is a whole number of units, and is one where nothing is skipped.
+int64_t unit(const StackShape& shape) {
+  const int64_t layer_words =
+      2 * std::max<int64_t>(shape.batch, 1) * shape.padded / (shape.precision ? 2 : 1);
+  int64_t layers = std::clamp<int64_t>(kStretchWords / layer_words, 1, kStretchLayers);
+  if (shape.skip_every) layers = std::max(layers - layers % shape.skip_every, shape.skip_every);
+  return std::min(layers, stack_segment(shape));
+}
+
+// Layers of a stretch: what these kernels want, in whole parts of a unit.
+int64_t stretch_of(const StackShape& shape, const StackKernels& kernels) {
+  const int64_t layer_bytes = 2 * sizeof(float) * std::max<int64_t>(kernels.panels_size(shape), 1);
+  int64_t layers = std::clamp<int64_t>(kernels.left_bytes / layer_bytes, 1, unit(shape));
+  while (unit(shape) % layers) --layers;
+  return layers;
+}
+
 // Floats, uninitialised.
 class Scratch {
  public:
@@ -39,14 +56,15 @@ class Run {
       : shape_(shape),
         parameters_(parameters),
         kernels_(stack_kernels(shape.precision)),
-        stretch_(stack_stretch(shape)),
+        stretch_(deepres::stretch_of(shape, kernels_)),
         span_(stack_span(shape)),
         tile_(std::clamp(rounded_up(divided_up(shape.batch, threads), kRowBlock), kRowBlock, kTileRows)),
         rows_(rounded_up(shape.batch, tile_)),
         state_(rows_ * shape.padded),
+        operands_(rows_ * kernels_.row_words(shape)),
         packed_(2 * stretch_ * kernels_.packed_size(shape)),
         vectors_(3 * shape.depth * shape.padded),
-        states_(2 * state_),
+        states_(operands_ + state_),
         works_(threads * work_size(shape)) {}
 
   float* work() const { return works_.at(thread_index() * work_size(shape_)); }
@@ -85,7 +103,7 @@ class Run {
   }
 
  protected:
-  float* block() const { return states_.at(state_); }
+  float* block() const { return states_.at(operands_); }
 
   // One tile of rows through layers [start, end) of a run that began at `first`.
   void walk(int64_t first, int64_t start, int64_t end, int64_t row, const StackSaved& saved) const {
@@ -116,10 +134,12 @@ class Run {
 
   // All threads, who leave together; no layers are no work.
   void pack(int64_t first, int64_t last, bool transposed) const {
+    const int64_t parts = shape_.padded / kPad;
 #pragma omp for schedule(static)
-    for (int64_t layer = first; layer < last; ++layer) {
-      kernels_.pack(shape_, parameters_.weight + layer * shape_.width * shape_.width, transposed,
-                    packed(first) + (layer - first) * kernels_.packed_size(shape_), work());
+    for (int64_t task = 0; task < (last - first) * parts; ++task) {
+      const int64_t local = task / parts;
+      kernels_.pack(shape_, parameters_.weight + (first + local) * shape_.width * shape_.width, transposed,
+                    task % parts, packed(first) + local * kernels_.packed_size(shape_), work());
     }
   }
 
@@ -140,7 +160,7 @@ class Run {
   const StackShape& shape_;
   const StackParameters& parameters_;
   const StackKernels& kernels_;
-  const int64_t stretch_, span_, tile_, rows_, state_;
+  const int64_t stretch_, span_, tile_, rows_, state_, operands_;
   const Scratch packed_, vectors_, states_, works_;
 };
 
@@ -152,21 +172,26 @@ class BackwardRun : public Run {
         gradients_(gradients),
         panels_(kernels_.panels_size(shape)),
         blocks_(shape.skip_every ? divided_up(span_, shape.skip_every) : 1),
-        left_(gradients.dweight ? (2 * stretch_ + blocks_) * panels_ : 0),
-        sums_(rows_ / kRowBlock * stretch_ * 3 * shape.padded),
+        left_(gradients.dweight ? (2 * stretch_ + 1 + blocks_) * panels_ : 0),
+        layer_sums_(rows_ / kRowBlock * 3 * shape.padded),
+        sums_((stretch_ + 1) * layer_sums_),
         gradient_states_(2 * state_) {}
 
-  // All threads: from dy, which the first call loads, back through layers [first, last).
+  // All threads: from dy, which the first call loads, back through layers [first, last). A layer's weight
+  // gradient wants the output of the one before: it follows one layer later.
   void backward(int64_t first, int64_t last, const float* dy, const StackSaved& saved) const {
     pack(stretch_of(first, last - 1), last, true);
     for (int64_t span = first + (last - first - 1) / span_ * span_; span >= first; span -= span_) {
       const int64_t span_end = std::min(span + span_, last);
       if (gradients_.dweight) rebuild(first, span, span_end, saved);
       for (int64_t start = stretch_of(first, span_end - 1); start >= span; start -= stretch_) {
-        chain(first, start, std::min(start + stretch_, last), dy, saved);
-        finish(span, start, std::min(start + stretch_, last));
+        const int64_t end = std::min(start + stretch_, span_end);
+        chain(first, start, end, span_end, dy, saved);
+        finish(span, start + 1, std::min(end + 1, span_end));
         pack(std::max(start - stretch_, first), start, true);  // the next ones, while others still finish
       }
+      finish(span, span, span + 1);
+#pragma omp barrier
     }
   }
 
@@ -175,7 +200,12 @@ class BackwardRun : public Run {
     return first + (layer - first) / stretch_ * stretch_;
   }
 
-  float* inputs() const { return left_.at(2 * stretch_ * panels_); }
+  // What the layers of a stretch, and the one after it, leave behind.
+  float* outputs(int64_t layer) const { return left_.at(layer % stretch_ * panels_); }
+  float* dus(int64_t layer) const { return left_.at((stretch_ + layer % (stretch_ + 1)) * panels_); }
+  float* sums(int64_t layer) const { return sums_.at(layer % (stretch_ + 1) * layer_sums_); }
+
+  float* inputs() const { return left_.at((2 * stretch_ + 1) * panels_); }
 
   void rebuild(int64_t first, int64_t span, int64_t span_end, const StackSaved& saved) const {
 #pragma omp for schedule(static)
@@ -188,70 +218,76 @@ class BackwardRun : public Run {
     }
   }
 
-  void chain(int64_t first, int64_t start, int64_t end, const float* dy, const StackSaved& saved) const {
+  void chain(int64_t first, int64_t start, int64_t end, int64_t span_end, const float* dy,
+             const StackSaved& saved) const {
     float *da = gradient_states_.at(), *dblock = gradient_states_.at(state_);
-    float* a = gradients_.dweight ? left_.at() : nullptr;
-    float* du = gradients_.dweight ? left_.at(stretch_ * panels_) : nullptr;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows_; row += tile_) {
       const int64_t row_end = std::min(row + tile_, shape_.batch);
       if (end == shape_.depth) load_rows(dy, shape_.width, row, da);
-      BackwardRows rows{common(row, row_end, start, end), da, dblock, a, du, sums_.at(),
-                        start > 0 || gradients_.dx};
-      save_at(&rows, saved, start - first);
-      kernels_.backward(shape_, rows);
+      for (int64_t layer = end - 1; layer >= start; --layer) {
+        BackwardRows rows{common(row, row_end, layer, layer + 1),
+                          da,
+                          dblock,
+                          nullptr,
+                          nullptr,
+                          sums(layer),
+                          layer > 0 || gradients_.dx};
+        rows.packed = packed(start) + (layer - start) * kernels_.packed_size(shape_);
+        // The inputs of blocks come from `rebuild`.
+        const bool wanted = layer + 1 < span_end && !(shape_.skip_every && shape_.ends_block(layer));
+        if (gradients_.dweight) {
+          rows.du = dus(layer);
+          rows.a = wanted ? outputs(layer) : nullptr;
+        }
+        save_at(&rows, saved, layer - first);
+        kernels_.backward(shape_, rows);
+      }
       if (start == 0 && gradients_.dx) store_rows(da, row, row_end, gradients_.dx);
     }
   }
 
-  // The gradients of the parameters, out of what the rows left behind.
+  // The gradients of the parameters of layers [start, end), out of what the rows left behind.
   void finish(int64_t span, int64_t start, int64_t end) const {
     const int64_t tasks = 1 + (gradients_.dweight ? shape_.padded / kPad : 0);
 #pragma omp for schedule(static) nowait
     for (int64_t task = 0; task < (end - start) * tasks; ++task) {
-      const int64_t layer = start + task / tasks, local = layer - start, panel = task % tasks - 1;
+      const int64_t layer = start + task / tasks, panel = task % tasks - 1;
       if (panel < 0) {
-        add_sums(start, end, layer);
+        add_sums(layer);
         continue;
       }
       const bool opens = shape_.skip_every ? shape_.opens_block(layer) : layer == span;
       const int64_t block = shape_.skip_every ? (layer - span) / shape_.skip_every : 0;
-      kernels_.weight_gradient(shape_, opens ? inputs() + block * panels_ : left_.at(local * panels_),
-                               left_.at((stretch_ + local) * panels_), panel,
-                               gradients_.dweight + layer * shape_.width * shape_.width, work());
+      kernels_.weight_gradient(shape_, opens ? inputs() + block * panels_ : outputs(layer - 1), dus(layer),
+                               panel, gradients_.dweight + layer * shape_.width * shape_.width, work());
     }
   }
 
-  void add_sums(int64_t start, int64_t end, int64_t layer) const {
+  void add_sums(int64_t layer) const {
     float* targets[3] = {gradients_.dbias, gradients_.dgamma, gradients_.dbeta};
     for (int i = 0; i < 3; ++i) {
       if (!targets[i]) continue;
       float* row = targets[i] + layer * shape_.width;
       std::fill_n(row, shape_.width, 0.0f);
       for (int64_t block = 0; block * kRowBlock < shape_.batch; ++block) {
-        const float* sums = sums_.at(((block * (end - start) + layer - start) * 3 + i) * shape_.padded);
-        for (int64_t j = 0; j < shape_.width; ++j) row[j] += sums[j];
+        const float* more = sums(layer) + (3 * block + i) * shape_.padded;
+        for (int64_t j = 0; j < shape_.width; ++j) row[j] += more[j];
       }
     }
   }
 
   const StackGradients& gradients_;
   const int64_t panels_, blocks_;
-  const Scratch left_, sums_, gradient_states_;
+  const Scratch left_;
+  const int64_t layer_sums_;
+  const Scratch sums_, gradient_states_;
 };
 
 }  // namespace
 
-int64_t stack_stretch(const StackShape& shape) {
-  const int64_t layer_words =
-      2 * std::max<int64_t>(shape.batch, 1) * shape.padded / (shape.precision ? 2 : 1);
-  int64_t layers = std::clamp<int64_t>(kStretchWords / layer_words, 1, kStretchLayers);
-  if (shape.skip_every) layers = std::max(layers - layers % shape.skip_every, shape.skip_every);
-  return std::min(layers, stack_segment(shape));
-}
-
 int64_t stack_span(const StackShape& shape) {
-  const int64_t stretch = stack_stretch(shape);
+  const int64_t stretch = unit(shape);
   // Without skips there is nothing to rebuild a stretch's input from.
   return shape.skip_every ? std::max<int64_t>(kSpanLayers / stretch, 1) * stretch : stretch;
 }

@@ -33,20 +33,21 @@ DEEPRES_INLINE Floats activated(Floats z) {
   return z <= 0.0f ? Floats{} : z;  // NaN stays NaN
 }
 
-// Where column c of row `row` (of a row pair, for paired operands) lies in panels [padded / kPad, words,
-// kPad].
+// Where column c of row `row` (of a row pair, for paired operands) lies in panels [padded / side, words,
+// side].
+template <int64_t kSide>
 DEEPRES_INLINE int64_t in_panels(int64_t words, int64_t word, int64_t c) {
-  return (c / kPad * words + word) * kPad + c % kPad;
+  return (c / kSide * words + word) * kSide + c % kSide;
 }
 
 // Two rows of values go into panels together: paired operands keep neighbouring rows in one word.
-template <class O>
+template <class O, int64_t kSide>
 DEEPRES_INLINE void put_in_panels(float* panels, int64_t words, int64_t row, int64_t c, const Floats v[2]) {
   if constexpr (O::kPack == 2) {
-    store(panels + in_panels(words, row / 2, c), O::word(v[0], v[1]));
+    O::put_words(panels + in_panels<kSide>(words, O::place(row / 2), c), kGroupWords * kSide, v[0], v[1]);
   } else {
-    store(panels + in_panels(words, row, c), O::word(v[0], v[0]));
-    store(panels + in_panels(words, row + 1, c), O::word(v[1], v[1]));
+    O::put_words(panels + in_panels<kSide>(words, row, c), 0, v[0], v[0]);
+    O::put_words(panels + in_panels<kSide>(words, row + 1, c), 0, v[1], v[1]);
   }
 }
 
@@ -54,27 +55,30 @@ DEEPRES_INLINE void put_in_panels(float* panels, int64_t words, int64_t row, int
 template <class O, class P>
 struct Stack {
   using Saved = typename O::Saved;
+  static constexpr int64_t kPanel = P::kPanel;
 
   static int64_t width_words(const StackShape& shape) {
-    return O::kPack == 1 ? shape.width : shape.padded / O::kPack;
+    return O::kPack == 1 ? shape.width : row_words(shape);
   }
-  static int64_t row_words(const StackShape& shape) { return shape.padded / O::kPack; }
+  static int64_t row_words(const StackShape& shape) { return shape.padded / O::kPack * O::kPlanes; }
   static int64_t batch_words(const StackShape& shape) {
-    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / O::kPack;
+    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / O::kPack * O::kPlanes;
   }
 
-  static void pack(const StackShape& shape, const float* weight, bool transposed, float* packed,
+  static void pack(const StackShape& shape, const float* weight, bool transposed, int64_t part, float* packed,
                    float* work) {
-    transposed ? pack_transposed(shape, weight, packed, work) : pack_plain(shape, weight, packed, work);
+    (transposed ? pack_transposed : pack_plain)(shape, weight, part, packed, work);
   }
 
-  static void pack_plain(const StackShape& shape, const float* weight, float* packed, float* work) {
+  static void pack_plain(const StackShape& shape, const float* weight, int64_t part, float* packed,
+                         float* work) {
+    constexpr int64_t kWords = kPad / O::kPack;
     const int64_t width = shape.width, padded = shape.padded, words = width_words(shape);
     const float* zeros = work + work_size(shape) - padded;
-    for (int64_t word = 0; word < words; ++word) {
+    for (int64_t word = part * kWords; word < std::min((part + 1) * kWords, words / O::kPlanes); ++word) {
       const float* rows[2];
       for (int64_t i = 0; i < O::kPack; ++i) {
-        const int64_t k = word * O::kPack + i;
+        const int64_t k = O::value_of(word, i);
         rows[i] = k < width ? weight + k * width : zeros;
         if (k < width && width != padded) {
           float* copy = work + i * padded;
@@ -84,19 +88,21 @@ struct Stack {
         }
       }
       for (int64_t c = 0; c < padded; c += kPanel) {
-        float* panel = packed + c * words + word * kPanel;
+        float* panel = packed + c * words + O::place(word) * kPanel;
         for (int64_t j = 0; j < kPanel; j += kLanes) {
-          store(panel + j, O::word(load(rows[0] + c + j), load(rows[O::kPack - 1] + c + j)));
+          O::put_words(panel + j, kGroupWords * kPanel, load(rows[0] + c + j),
+                       load(rows[O::kPack - 1] + c + j));
         }
       }
     }
   }
 
-  static void pack_transposed(const StackShape& shape, const float* weight, float* packed, float* work) {
+  static void pack_transposed(const StackShape& shape, const float* weight, int64_t part, float* packed,
+                              float* work) {
     const int64_t width = shape.width, padded = shape.padded, words = width_words(shape),
                   row_stride = row_words(shape);
     float *copy = work, *operands = work + padded;
-    for (int64_t c = 0; c < padded; c += kLanes) {
+    for (int64_t c = part * kPad; c < (part + 1) * kPad; c += kLanes) {
       float* panel = packed + c / kPanel * kPanel * words + c % kPanel;
       for (int64_t i = 0; i < kLanes; ++i) {
         const float* row = weight + (c + i) * width;
@@ -236,7 +242,7 @@ struct Stack {
           }
           store(kept, block[i]);
         }
-        put_in_panels<O>(inputs, words, row, c, block);
+        put_in_panels<O, P::kSide>(inputs, words, row, c, block);
       }
     }
   }
@@ -248,29 +254,24 @@ struct Stack {
   // From the gradient of the layer's output to du, of kTogether rows from `row` on; du goes to `work` as a
   // left operand and to panels, dbias, dgamma and dbeta grow. Rows from rows.end on count as zeros.
   template <bool kSwish, bool kNorm>
-  static void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row,
-                            int64_t in_block, float* sums) {
+  static void gradient_rows(const StackShape& shape, const BackwardRows& rows, int64_t row, int64_t in_block,
+                            float* sums) {
     const int64_t padded = shape.padded, width = covered(shape), words = batch_words(shape);
-    const int64_t local = layer - rows.first;
-    const LayerVectors vectors = vectors_of(shape, rows, layer);
-    const bool ends = shape.ends_block(layer);
-    // The layer's output is the next one's input; the inputs of blocks come from `rebuild`.
-    const bool leaves = rows.a && layer + 1 < rows.last && !(ends && shape.skip_every);
-    float* a = leaves ? rows.a + (local + 1) * padded * words : nullptr;
-    float* panels = rows.du ? rows.du + local * padded * words : nullptr;
-    float *scratch = rows.work + kRowBlock * padded, *zeros = rows.work + 2 * kRowBlock * padded;
+    const LayerVectors vectors = vectors_of(shape, rows, rows.first);
+    const bool ends = shape.ends_block(rows.first);
+    float *scratch = rows.work + work_size(shape) - (1 + kTogether) * padded,
+          *zeros = scratch + kTogether * padded;
     const Saved* n[kTogether];
     const float* da[kTogether];
     float *dblock[kTogether], *operand[kTogether], rstd[kTogether] = {};
     for (int64_t i = 0; i < kTogether; ++i) {
       const bool real = row + i < rows.end;
-      const int64_t saved = local * shape.batch + row + i;
-      n[i] =
-          real ? static_cast<const Saved*>(rows.n) + saved * padded : reinterpret_cast<const Saved*>(zeros);
+      n[i] = real ? static_cast<const Saved*>(rows.n) + (row + i) * padded
+                  : reinterpret_cast<const Saved*>(zeros);
       da[i] = real ? rows.da + (row + i) * padded : zeros;
       dblock[i] = rows.dblock + (row + i) * padded;
       operand[i] = rows.work + (in_block + i) * row_words(shape);
-      if (real) rstd[i] = rows.rstd[saved];
+      if (real) rstd[i] = rows.rstd[row + i];
     }
     float *dbias = sums, *dgamma = dbias + padded, *dbeta = dgamma + padded;
     Floats total[kTogether] = {}, along[kTogether] = {};
@@ -301,7 +302,8 @@ struct Stack {
       }
       store(dgamma + c, load(dgamma + c) + scale);
       store(dbeta + c, load(dbeta + c) + shift);
-      for (int64_t i = 0; i < kTogether && leaves; i += 2) put_in_panels<O>(a, words, row + i, c, y + i);
+      for (int64_t i = 0; i < kTogether && rows.a; i += 2)
+        put_in_panels<O, P::kSide>(rows.a, words, row + i, c, y + i);
     }
     float mean[kTogether] = {}, slope[kTogether] = {};  // times rstd
     for (int64_t i = 0; i < kTogether && kNorm; ++i) {
@@ -318,8 +320,8 @@ struct Stack {
         shift += du[i];
       }
       store(dbias + c, load(dbias + c) + shift);
-      for (int64_t i = 0; i < kTogether && panels; i += 2)
-        put_in_panels<O>(panels, words, row + i, c, du + i);
+      for (int64_t i = 0; i < kTogether && rows.du; i += 2)
+        put_in_panels<O, P::kSide>(rows.du, words, row + i, c, du + i);
     }
     for (int64_t c = width; c < padded; c += kLanes) {  // the scratch of other steps lies here
       for (float* each : operand) O::put_row(each, c, Floats{});
@@ -327,29 +329,27 @@ struct Stack {
   }
 
   template <bool kSwish, bool kNorm>
-  static void backward_layer(const StackShape& shape, const BackwardRows& rows, int64_t layer, int64_t row) {
-    const int64_t padded = shape.padded, local = layer - rows.first, k = width_words(shape);
-    const bool joins = shape.skip_every && shape.opens_block(layer);
+  static void backward_block(const StackShape& shape, const BackwardRows& rows, int64_t row) {
+    const int64_t padded = shape.padded;
+    const bool joins = shape.skip_every && shape.opens_block(rows.first);
     const float* zeros = rows.work + 2 * kRowBlock * padded;
-    float* sums = rows.sums + (row / kRowBlock * (rows.last - rows.first) + local) * 3 * padded;
+    float* sums = rows.sums + row / kRowBlock * 3 * padded;
     std::fill_n(sums, 3 * padded, 0.0f);
     // Panels want whole row blocks.
     const int64_t count = rows.du ? kRowBlock : std::min(kRowBlock, rows.end - row);
     for (int64_t i = 0; i < count; i += kTogether) {
-      gradient_rows<kSwish, kNorm>(shape, rows, layer, row + i, i, sums);
+      gradient_rows<kSwish, kNorm>(shape, rows, row + i, i, sums);
     }
-    if (layer == rows.first && !rows.needs_input) return;
-    P::product(shape, std::min(kRowBlock, rows.end - row), rows.work, row_words(shape),
-               rows.packed + local * padded * k, k, joins ? rows.dblock + row * padded : zeros,
-               joins ? padded : 0, rows.da + row * padded);
+    if (!rows.needs_input) return;
+    P::product(shape, std::min(kRowBlock, rows.end - row), rows.work, row_words(shape), rows.packed,
+               width_words(shape), joins ? rows.dblock + row * padded : zeros, joins ? padded : 0,
+               rows.da + row * padded);
   }
 
   template <bool kSwish, bool kNorm>
-  static void backward_layers(const StackShape& shape, const BackwardRows& rows) {
-    for (int64_t layer = rows.last - 1; layer >= rows.first; --layer) {
-      for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
-        backward_layer<kSwish, kNorm>(shape, rows, layer, row);
-      }
+  static void backward_layer(const StackShape& shape, const BackwardRows& rows) {
+    for (int64_t row = rows.row; row < rows.end; row += kRowBlock) {
+      backward_block<kSwish, kNorm>(shape, rows, row);
     }
   }
 
@@ -374,8 +374,8 @@ struct Stack {
   }
 
   static void backward(const StackShape& shape, const BackwardRows& rows) {
-    choose(shape, rows, backward_layers<true, true>, backward_layers<true, false>,
-           backward_layers<false, true>, backward_layers<false, false>);
+    choose(shape, rows, backward_layer<true, true>, backward_layer<true, false>, backward_layer<false, true>,
+           backward_layer<false, false>);
   }
 
   static void weight_gradient(const StackShape& shape, const float* a, const float* du, int64_t panel,
@@ -386,7 +386,8 @@ struct Stack {
   }
 
   static constexpr StackKernels table() {
-    return {O::kPack, sizeof(Saved), pack, forward, rebuild, backward, weight_gradient};
+    return {O::kPack, O::kPlanes, sizeof(Saved), P::kLeftBytes,  pack,
+            forward,  rebuild,    backward,      weight_gradient};
   }
 };
 

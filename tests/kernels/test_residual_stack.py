@@ -172,8 +172,21 @@ def test_every_instruction_set_of_this_processor(isa: str, precision: str) -> No
     try:
         assert_matches(arguments(70, 100, 8), precision=precision)
         assert_matches(arguments(5, 16, 8), activation="relu", skip_every=2, precision=precision)
+        if precision == "fp32":
+            assert_infinities_stay()
     finally:
         _C.use_isa(fastest)
+
+
+def assert_infinities_stay() -> None:
+    """An output that is infinite or overflows in plain fp32 does so here, and no other becomes NaN."""
+    args = arguments(6, 40, 1)
+    args[0][0, 0], args[0][1, 0], args[0][2, 5], args[0][3, 20] = torch.inf, 3e38, 3e38, -torch.inf
+    args[1][0, 0, :3] = torch.tensor([2.0, -2.0, 4.0])
+    options = {"activation": "relu", "norm": False, "skip_every": 1}
+    plain, fused = (outputs(impl, torch.float32, args, **options)[0] for impl in ("reference", "cpu"))
+    assert all(row.isinf().any() for row in plain[[0, 1, 3]])
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def test_instruction_set_can_be_named_from_outside() -> None:
