@@ -333,7 +333,7 @@ def test_every_options_type_and_bounds_are_checked(group):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"depth": 6}, "depth must be a multiple of skip_every=4, got 6; use 4"),
+        ({"depth": 6}, "depth must be a multiple of skip_every=4, got 6; use 4 or 8"),
         ({"actor_lr": float("nan")}, "actor_lr must be a finite number >= 0, got nan"),
         ({"critic_lr": -1.0}, "critic_lr must be a finite number >= 0, got -1.0"),
         ({"gamma": 1.0}, "gamma must lie strictly between 0 and 1, got 1.0"),
