@@ -57,7 +57,7 @@ OBJECTIVES = {
     "GCBC": Objective("gcbc", {"goals": "uniform"}),
     "GCIVL": Objective("gcivl"),
     "GCIQL": Objective("gciql", {"bc_alpha": 0.003}),
-    "QRL": Objective("qrl"),
+    "QRL": Objective("qrl", {"extraction": "awr", "bc_alpha": 3.0, "critic_lr": 1e-3, "feature_dim": 64}),
     "HIQL": Objective("hiql"),
     "SRL": Objective("srl"),
 }
