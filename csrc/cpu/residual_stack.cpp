@@ -15,7 +15,7 @@ namespace deepres {
 
 extern const StackKernels kStackBase[2];
 #if defined(__x86_64__)
-extern const StackKernels kStackAvx512[2], kStackAvx2[2], kStackAvx512Bf16, kStackAmx[2], kStackAmxPlain[2];
+extern const StackKernels kStackAvx512[2], kStackAvx2[2], kStackAvx512Bf16, kStackAmx, kStackAmxPlain;
 #endif
 
 namespace {
@@ -43,11 +43,11 @@ const StackKernels& stack_kernels(int precision) {
       // fp32, bf16
       {&kStackBase[0], &kStackBase[1]},  // Isa::kBase
 #if defined(__x86_64__)
-      {&kStackAvx2[0], &kStackAvx2[1]},          // kAvx2
-      {&kStackAvx512[0], &kStackAvx512[1]},      // kAvx512
-      {&kStackAvx512[0], &kStackAvx512Bf16},     // kAvx512Bf16
-      {&kStackAmxPlain[0], &kStackAmxPlain[1]},  // kAmxPlain
-      {&kStackAmx[0], &kStackAmx[1]},            // kAmx
+      {&kStackAvx2[0], &kStackAvx2[1]},       // kAvx2
+      {&kStackAvx512[0], &kStackAvx512[1]},   // kAvx512
+      {&kStackAvx512[0], &kStackAvx512Bf16},  // kAvx512Bf16
+      {&kStackAvx512[0], &kStackAmxPlain},    // kAmxPlain
+      {&kStackAvx512[0], &kStackAmx},         // kAmx
 #endif
   };
   return *kernels[static_cast<int>(isa())][precision];

@@ -73,7 +73,6 @@ struct BackwardRows : StackRows {
 
 struct StackKernels {
   int64_t pack_values;  // values to a word
-  int64_t planes;       // words that hold the values of one
   int64_t saved_bytes;  // of one saved value of n
   int64_t left_bytes;   // that the layers of a stretch may leave behind for their weight gradients
   // weight [width, width] as right operand of the product, or its transpose: what rows kPad * part and the
@@ -91,9 +90,9 @@ struct StackKernels {
   int64_t width_words(const StackShape& shape) const {
     return pack_values == 1 ? shape.width : row_words(shape);
   }
-  int64_t row_words(const StackShape& shape) const { return shape.padded / pack_values * planes; }
+  int64_t row_words(const StackShape& shape) const { return shape.padded / pack_values; }
   int64_t batch_words(const StackShape& shape) const {
-    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / pack_values * planes;
+    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / pack_values;
   }
   int64_t packed_size(const StackShape& shape) const { return shape.padded * width_words(shape); }
   // One layer's operand of the weight gradient: panels [padded / side, batch words, side].

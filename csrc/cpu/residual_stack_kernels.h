@@ -44,10 +44,10 @@ DEEPRES_INLINE int64_t in_panels(int64_t words, int64_t word, int64_t c) {
 template <class O, int64_t kSide>
 DEEPRES_INLINE void put_in_panels(float* panels, int64_t words, int64_t row, int64_t c, const Floats v[2]) {
   if constexpr (O::kPack == 2) {
-    O::put_words(panels + in_panels<kSide>(words, O::place(row / 2), c), kGroupWords * kSide, v[0], v[1]);
+    store(panels + in_panels<kSide>(words, row / 2, c), O::word(v[0], v[1]));
   } else {
-    O::put_words(panels + in_panels<kSide>(words, row, c), 0, v[0], v[0]);
-    O::put_words(panels + in_panels<kSide>(words, row + 1, c), 0, v[1], v[1]);
+    store(panels + in_panels<kSide>(words, row, c), O::word(v[0], v[0]));
+    store(panels + in_panels<kSide>(words, row + 1, c), O::word(v[1], v[1]));
   }
 }
 
@@ -60,9 +60,9 @@ struct Stack {
   static int64_t width_words(const StackShape& shape) {
     return O::kPack == 1 ? shape.width : row_words(shape);
   }
-  static int64_t row_words(const StackShape& shape) { return shape.padded / O::kPack * O::kPlanes; }
+  static int64_t row_words(const StackShape& shape) { return shape.padded / O::kPack; }
   static int64_t batch_words(const StackShape& shape) {
-    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / O::kPack * O::kPlanes;
+    return (shape.batch + kRowBlock - 1) / kRowBlock * kRowBlock / O::kPack;
   }
 
   static void pack(const StackShape& shape, const float* weight, bool transposed, int64_t part, float* packed,
@@ -75,10 +75,10 @@ struct Stack {
     constexpr int64_t kWords = kPad / O::kPack;
     const int64_t width = shape.width, padded = shape.padded, words = width_words(shape);
     const float* zeros = work + work_size(shape) - padded;
-    for (int64_t word = part * kWords; word < std::min((part + 1) * kWords, words / O::kPlanes); ++word) {
+    for (int64_t word = part * kWords; word < std::min((part + 1) * kWords, words); ++word) {
       const float* rows[2];
       for (int64_t i = 0; i < O::kPack; ++i) {
-        const int64_t k = O::value_of(word, i);
+        const int64_t k = word * O::kPack + i;
         rows[i] = k < width ? weight + k * width : zeros;
         if (k < width && width != padded) {
           float* copy = work + i * padded;
@@ -88,10 +88,9 @@ struct Stack {
         }
       }
       for (int64_t c = 0; c < padded; c += kPanel) {
-        float* panel = packed + c * words + O::place(word) * kPanel;
+        float* panel = packed + c * words + word * kPanel;
         for (int64_t j = 0; j < kPanel; j += kLanes) {
-          O::put_words(panel + j, kGroupWords * kPanel, load(rows[0] + c + j),
-                       load(rows[O::kPack - 1] + c + j));
+          store(panel + j, O::word(load(rows[0] + c + j), load(rows[O::kPack - 1] + c + j)));
         }
       }
     }
@@ -314,8 +313,8 @@ struct Stack {
       Floats du[kTogether], shift{};
       DEEPRES_UNROLL
       for (int64_t i = 0; i < kTogether; ++i) {
-        const Floats normal = O::load_saved(n[i] + c, kNorm);
-        du[i] = load(scratch + i * padded + c) * rstd[i] - (normal * slope[i] + mean[i]);
+        du[i] = load(scratch + i * padded + c) * rstd[i];
+        if constexpr (kNorm) du[i] -= O::load_saved(n[i] + c, true) * slope[i] + mean[i];
         O::put_row(operand[i], c, du[i]);
         shift += du[i];
       }
@@ -386,8 +385,7 @@ struct Stack {
   }
 
   static constexpr StackKernels table() {
-    return {O::kPack, O::kPlanes, sizeof(Saved), P::kLeftBytes,  pack,
-            forward,  rebuild,    backward,      weight_gradient};
+    return {O::kPack, sizeof(Saved), P::kLeftBytes, pack, forward, rebuild, backward, weight_gradient};
   }
 };
 

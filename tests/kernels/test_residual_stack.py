@@ -184,9 +184,12 @@ def assert_infinities_stay() -> None:
     args[0][0, 0], args[0][1, 0], args[0][2, 5], args[0][3, 20] = torch.inf, 3e38, 3e38, -torch.inf
     args[1][0, 0, :3] = torch.tensor([2.0, -2.0, 4.0])
     options = {"activation": "relu", "norm": False, "skip_every": 1}
-    plain, fused = (outputs(impl, torch.float32, args, **options)[0] for impl in ("reference", "cpu"))
-    assert all(row.isinf().any() for row in plain[[0, 1, 3]])
+    (plain, plain_dx, *_), (fused, fused_dx, *_) = (
+        outputs(impl, torch.float32, args, **options) for impl in ("reference", "cpu")
+    )
+    assert all(row.isinf().any() for row in plain[[0, 1, 3]]) and plain_dx.isfinite().all()
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(fused_dx, plain_dx, rtol=1e-4, atol=1e-4)
 
 
 def test_instruction_set_can_be_named_from_outside() -> None:
