@@ -262,6 +262,8 @@ class Config:
         """The config that `values` holds, also as version 0.1 wrote it. Raises ValueError, which names `source`, for
         what is damaged or unknown."""
         _must_be_object(values, "it", source)
+        if "format" not in values and "env" not in values:
+            raise ValueError(f"{source} was not written by `deepres train`; pass the folder of a run")
         if "format" not in values:  # 0.1: one algorithm, all fields flat
             return _known(lambda: cls(**_renamed(values, None)), source)
         if values["format"] != FORMAT:

@@ -202,6 +202,7 @@ def test_what_a_file_holds_and_nobody_knows_is_refused(tmp_path):
             lambda whole: {**whole, "network": {"depth": 6}},
             ": depth must be a multiple of skip_every=4, got 6",
         ),
+        (lambda whole: {}, "was not written by `deepres train`"),
         (lambda whole: {**whole, "format": "3"}, "has config format '3', this version reads up to 3"),
         (lambda whole: {**whole, "format": None}, "has config format None, this version reads"),
         (lambda whole: {**whole, "format": 2}, "has config format 2, this version reads"),

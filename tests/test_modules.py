@@ -43,6 +43,7 @@ def test_leading_dimensions_of_a_group_and_of_networks():
         ({"precison": "bf16"}, TypeError, r"no option 'precison'; did you mean precision\?"),
         ({"dropout": 0.1}, TypeError, "no option 'dropout'; there are skip_every, activation,"),
         ({"depth": 6}, ValueError, "multiple of skip_every=4, got 6 layers; use 4 or 8"),
+        ({"depth": 3}, ValueError, "multiple of skip_every=4, got 3 layers; use 4$"),
         ({"depth": 0}, ValueError, "depth must be a whole number >= 1, got 0"),
         ({"width": 8.0}, ValueError, "width must be a whole number >= 1, got 8.0"),
         ({"members": 0}, ValueError, "members must be a number of networks >= 1, got 0"),

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepres.kernels.extension import why_missing
 from deepres.kernels.info_nce.checks import check_labels
 from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions, Results
 
@@ -33,7 +34,7 @@ def unavailable() -> str | None:
     try:
         import_module("deepres._C")
     except ImportError:
-        return "deepres._C is not built; install a C++ compiler and run pip install again"
+        return why_missing()
     return None
 
 

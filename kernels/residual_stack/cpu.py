@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from deepres.kernels.extension import why_missing
 from deepres.kernels.residual_stack.options import StackOptions
 
 try:  # importing torch first: the extension then shares its OpenMP threads
@@ -25,12 +26,7 @@ NEEDS_OUTPUT = False
 
 
 def unavailable() -> str | None:
-    if _C is None:
-        return (
-            "the extension deepres._C is not built; install a C++17 compiler with OpenMP (g++ or clang) "
-            "and install deepres again"
-        )
-    return None
+    return why_missing() if _C is None else None
 
 
 def unsupported(x: Tensor, depth: int, options: StackOptions) -> str | None:

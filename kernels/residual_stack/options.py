@@ -42,7 +42,7 @@ def checked_options(
     if skip_every and depth % skip_every:
         raise ValueError(
             f"the depth must be a multiple of skip_every={skip_every}, got {depth} layers; "
-            f"use {depth - depth % skip_every or skip_every} or {depth + skip_every - depth % skip_every}"
+            f"use {f'{less} or ' if (less := depth - depth % skip_every) else ''}{less + skip_every}"
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")

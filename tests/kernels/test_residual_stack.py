@@ -209,7 +209,7 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_without_the_extension_the_reference_runs_and_says_so_once() -> None:
+def test_without_the_extension_the_reference_runs_and_says_so_once(tmp_path) -> None:
     program = (
         "import sys, warnings; sys.modules['deepres._C'] = None\n"
         "import torch, deepres\n"
@@ -220,10 +220,15 @@ def test_without_the_extension_the_reference_runs_and_says_so_once() -> None:
         "assert torch.equal(y[0], deepres.residual_stack(x, w, v, v, v, impl='reference'))\n"
         "[warning] = caught; print(warning.message)\n"
         "print(deepres.backends()['residual_stack']['cpu'])\n"
+        f"sys.path.append({str(tmp_path)!r})\n"
+        "from deepres.kernels.extension import why_missing; print(why_missing())\n"
     )
+    (tmp_path / "deepres").mkdir()
+    (tmp_path / "deepres" / "_C.so").touch()
     done = run_python(program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("deepres._C is not built; install a C++17 compiler") == 2
+    assert f"hide the deepres that is installed in {tmp_path / 'deepres'}; leave that folder" in done.stdout
 
 
 def test_opcheck_and_compile() -> None:
