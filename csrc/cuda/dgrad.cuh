@@ -20,6 +20,7 @@ struct Kept {
   float rstd[2], gamma[kOwned], beta[kOwned];
 };
 
+// Of the block's member, but for x, dx and block_input, which are of the first.
 struct DgradArguments {
   const float* dy;
   const float* y;
@@ -33,7 +34,7 @@ struct DgradArguments {
   unsigned char* inputs;
   unsigned char* du;
   float* partials;
-  i64 batch, layers, skip_every;
+  i64 batch, layers, skip_every, x_held;
 
   DEEPRES_DEVICE void load(Kept& kept, i64 layer, const Lane& at) const {
     kept.normalized.load(normalized + layer * batch * kWidth * Saved::kBytes, batch, at);
@@ -272,12 +273,15 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
         for (int i = 0; i < kOwned; ++i) d[h][i] += d_block[h][i];
     }
   }
-  if (in.dx != nullptr) store_tile<Float32>(in.dx, d, in.batch, at);
+  // Found here, not kept through the layers: registers are full there.
+  const i64 rows = in.batch * kWidth;
+  if (in.dx != nullptr) store_tile<Float32>(member_of(in.dx, rows), d, in.batch, at);
   if (in.inputs != nullptr) {
-    if (in.x != nullptr) load_tile(stream, in.x, in.batch, at);
+    if (in.x != nullptr) load_tile(stream, member_of(in.x, in.x_held * rows), in.batch, at);
     store_tile<Operand>(in.inputs, stream, kAllRows, at);
   }
-  if (in.block_input != nullptr) store_tile<Float32>(in.block_input, stream, in.batch, at);
+  if (in.block_input != nullptr)
+    store_tile<Float32>(member_of(in.block_input, rows), stream, in.batch, at);
 }
 
 // dy [batch, W], the gradient of the last layer's output, back through `layers` layers, whose weights lie
@@ -306,19 +310,20 @@ residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsi
   const i64 operands = layers * teams * kRows * kWidth * Operand::kBytes;
   const DgradArguments arguments{member_of(dy, rows),
                                  member_of(y, y_held * rows),
-                                 member_of(x, x_held * rows),
+                                 x,
                                  member_of(gamma, vectors),
                                  member_of(beta, vectors),
                                  member_of(normalized, normalized_held * rows * Saved::kBytes),
                                  member_of(rstd, normalized_held * batch),
-                                 member_of(dx, rows),
-                                 member_of(block_input, rows),
+                                 dx,
+                                 block_input,
                                  member_of(inputs, operands),
                                  member_of(du, operands),
                                  member_of(partials, layers * teams * 3 * kWidth),
                                  batch,
                                  layers,
-                                 skip_every};
+                                 skip_every,
+                                 x_held};
   dgrad_rows(arguments, shared, team, at);
 }
 

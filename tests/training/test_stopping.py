@@ -60,10 +60,12 @@ def ask(name: str) -> Callable[[], None]:
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_run_that_is_asked_to_end_saves_after_its_round(
-    undisturbed, tmp_path, monkeypatch, capsys, name, status
+    undisturbed, tmp_path, monkeypatch, capsys, request, name, status
 ):
     run = tmp_path / "run"
-    handler = signal.getsignal(getattr(signal, name))
+    handler = signal.default_int_handler  # under nohup SIGHUP is ignored, and stays so in a run
+    before = signal.signal(getattr(signal, name), handler)
+    request.addfinalizer(lambda: signal.signal(getattr(signal, name), before))
     at_call(monkeypatch, Run, "round", 3, ask(name))
     result = train(CONFIG, run)
     assert (result.ended, result.interrupted, result.status) == (name, True, status)
