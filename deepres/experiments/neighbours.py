@@ -40,14 +40,16 @@ def taken(config: Config, folder: Path) -> Path | None:
 
 def _finished(run: Path, row: Path, config: Config) -> bool:
     try:
-        files, made = read_run(run), json.loads(row.read_text())["made"]
+        if json.loads(row.read_text())["made"]["version"] != __version__:
+            return False
+        found = RunFolder(run).read_config()
+        return (
+            found.replace(data=None) == config.replace(data=None)
+            and _same_data(found.schedule.data, config.schedule.data)
+            and read_run(run).finished
+        )
     except (OSError, ValueError, KeyError):
         return False
-    found = files.config
-    same = found.replace(data=None) == config.replace(data=None) and _same_data(
-        found.schedule.data, config.schedule.data
-    )
-    return same and files.finished and made["version"] == __version__
 
 
 def _same_data(one: str | None, other: str | None) -> bool:

@@ -86,7 +86,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
 def disturbed(run: Path, number: signal.Signals, moment: float) -> str | None:
     """Where the run was when the signal reached it, its status and last words; None if it had ended before."""
     process, until = begin(run), time.monotonic() + moment
-    while time.monotonic() < until:
+    while time.monotonic() < until and not ended(process):
         time.sleep(0.002)
     if ended(process):
         wait(process)

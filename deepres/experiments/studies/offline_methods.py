@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from deepres.experiments.make_data import Kind
-from deepres.experiments.studies.offline import BASE, MADE, PAPER, TRANSITIONS, made, takes
+from deepres.experiments.studies.offline import BASE, MADE, PAPER, QRL, TRANSITIONS, made, takes
 from deepres.experiments.studies.transfer import Objective
 from deepres.experiments.study import Numbers, Size, Study, Trial, trained
 from deepres.report.correlation import spearman
@@ -30,8 +30,6 @@ TASK = {"env": "point_u_maze", "eval_env": "point_u_maze_eval", "depth": 4, "act
 gets farther than some four cells in so few steps."""
 CPU = BASE.replace(**TASK, batch_size=256, episode_length=500, total_steps=4000, eval_every=5)
 AWR = {"extraction": "awr"}
-QRL = {**AWR, "bc_alpha": 3.0, "critic_lr": 1e-3, "feature_dim": 64}
-"""Its distances and their multiplier grow by steps of Adam, so slowly at the published 3e-4 that few would be left."""
 
 
 def _methods(kind: Kind) -> dict[str, Objective]:
