@@ -113,9 +113,8 @@ class Distill(Algorithm):
             judge = replace(networks, options=replace(shape, depth=options.energy_depth))
             self.phi = judge.encoder(self.sizes.state + action, options.feature_dim).requires_grad_(False)
             self.psi = judge.encoder(self.sizes.goal, options.feature_dim).requires_grad_(False)
-            self.taken = nn.Parameter(
-                torch.zeros(()), requires_grad=False
-            )  # gradient steps; saved as parameters are
+            # Gradient steps so far; saved as parameters are.
+            self.taken = nn.Parameter(torch.zeros(()), requires_grad=False)
             self.passes = (*self.passes, Pass("psi", backward=False), Pass("phi", weights=False))
         return {
             "actor": Group(

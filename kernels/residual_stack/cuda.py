@@ -37,9 +37,7 @@ from deepres.kernels.streams import SecondStream
 
 PACKED_BYTES = 2**30  # of one order of one network's weights, the most that is kept beyond a call
 MOST_LAYERS = 65_535 // 3  # of a stretch, whose sums are a grid of three rows of blocks a layer
-SCRATCH_BYTES = (
-    26 * 2**20
-)  # of a stretch and member: half of an H100's L2, little beside what depth 1024 saves
+SCRATCH_BYTES = 26 * 2**20  # of a stretch and member: half of an H100's L2
 
 
 def unavailable() -> str | None:
