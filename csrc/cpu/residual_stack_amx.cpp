@@ -168,7 +168,8 @@ struct TileProducts {
           block.clear();
         }
         for (int64_t word = 0; word < count; word += kTile) {
-          block.add({left + word * kPad, kTile}, {du + column * words + (first + word) * kTile, words * kTile});
+          block.add({left + word * kPad, kTile},
+                    {du + column * words + (first + word) * kTile, words * kTile});
         }
         block.put(c + column, shape.padded);
       }

@@ -280,8 +280,7 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
     if (in.x != nullptr) load_tile(stream, member_of(in.x, in.x_held * rows), in.batch, at);
     store_tile<Operand>(in.inputs, stream, kAllRows, at);
   }
-  if (in.block_input != nullptr)
-    store_tile<Float32>(member_of(in.block_input, rows), stream, in.batch, at);
+  if (in.block_input != nullptr) store_tile<Float32>(member_of(in.block_input, rows), stream, in.batch, at);
 }
 
 // dy [batch, W], the gradient of the last layer's output, back through `layers` layers, whose weights lie
