@@ -4,9 +4,11 @@
     python bench/latency.py --depths 64 --precisions fp32     # these
     python bench/latency.py --only eager compiled --calls 200
 
-Contestants, each in a process of its own on the same core, taking turns: plain PyTorch, torch.compile, onnxruntime (the
-file of Policy.export; fp32 alone), deepres (Policy.act, the kernels of training) and Policy.compiled (one observation
-alone). `read` is reading the packed weights once and no more: what no contestant can beat where they come from memory.
+Contestants, each in a process of its own on the same core, taking turns: plain PyTorch as most scripts have it (modules:
+nn.Linear, nn.LayerNorm, nn.SiLU, a module for each block) and as bare functions of the same tensors (eager),
+torch.compile of the functions, onnxruntime (the file of Policy.export; fp32 alone), deepres (Policy.act, the kernels of
+training) and Policy.compiled (one observation alone). `read` is reading the packed weights once and no more: what no
+contestant can beat where they come from memory.
 Each is compared with float64 before its clock starts. The JSON, under bench/results/new/ or bench/results/ (--keep), is
 complete after every case.
 """
@@ -32,7 +34,7 @@ from bench.harness.progress import Progress, draw_table
 from bench.harness.results import Row
 from bench.harness.workers import Crew, Failed, Unavailable
 
-CONTESTANTS = ("eager", "compile", "onnxruntime", "deepres", "compiled", "read")
+CONTESTANTS = ("modules", "eager", "compile", "onnxruntime", "deepres", "compiled", "read")
 DEPTHS, WIDTH, BATCHES = (4, 16, 64, 256, 512, 1024), 256, (1, 512)
 INPUTS, OUTPUTS = 31, 8  # of the ant
 CALLS, WARM, ROUNDS = 1000, 100, 10
@@ -232,6 +234,31 @@ def _eager(case: dict[str, Any], obs: Any) -> Built:
     return _judged(case, obs, lambda: network(given))
 
 
+def _modules(case: dict[str, Any], obs: Any) -> Built:
+    network, given = _written_out(case), obs.to(_dtype(case))
+    return _judged(case, obs, lambda: network(given))
+
+
+def _written_out(case: dict[str, Any]) -> Any:
+    """The network as a script without this library has it: a module for each operation."""
+    from torch import nn
+
+    trunk, head = (actor := _policy(case).actor).trunk, actor.mean
+    layers = trunk.stack.to_layers()
+
+    class Block(nn.Sequential):
+        def forward(self, x: Any) -> Any:
+            return x + super().forward(x)
+
+    def swished(pairs: list[Any]) -> list[Any]:
+        return [each for i in range(0, len(pairs), 2) for each in (*pairs[i : i + 2], nn.SiLU())]
+
+    each = 2 * trunk.stack.options["skip_every"]
+    blocks = [Block(*swished(layers[i : i + each])) for i in range(0, len(layers), each)]
+    network = nn.Sequential(*swished([trunk.stem, trunk.norm]), *blocks, head, nn.Tanh())
+    return network.to(_dtype(case))
+
+
 def _compile(case: dict[str, Any], obs: Any) -> Built:
     import torch
 
@@ -290,8 +317,8 @@ def _read(case: dict[str, Any], obs: Any) -> Built:
 
 
 BUILDERS: dict[str, Callable[[dict[str, Any], Any], Built]] = {
-    "eager": _eager, "compile": _compile, "onnxruntime": _onnxruntime, "deepres": _deepres,
-    "compiled": _compiled, "read": _read,
+    "modules": _modules, "eager": _eager, "compile": _compile, "onnxruntime": _onnxruntime,
+    "deepres": _deepres, "compiled": _compiled, "read": _read,
 }  # fmt: skip
 
 HEADINGS = ("depth", "precision", "batch", "contestant", "p50 ms", "p99 ms", "observations/s", "GB/s", "")

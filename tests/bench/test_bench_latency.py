@@ -32,7 +32,7 @@ def test_rows_have_percentiles_throughput_and_the_time_of_reading(tmp_path, caps
 def test_every_contestant_is_judged_and_acts(precision):
     case = {"depth": 4, "width": 16, "precision": precision, "batch": 3}
     obs = torch.randn(3, bench.INPUTS)
-    for name in ("eager", "deepres", "onnxruntime"):
+    for name in ("modules", "eager", "deepres", "onnxruntime"):
         if (name, precision) == ("onnxruntime", "bf16"):
             with pytest.raises(bench.Unavailable, match="no bf16 on a CPU"):
                 bench.BUILDERS[name](case, obs)
