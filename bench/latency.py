@@ -4,8 +4,8 @@
     python bench/latency.py --depths 64 --precisions fp32     # these
     python bench/latency.py --only eager compiled --calls 200
 
-Contestants, each in a process of its own on the same core, taking turns: plain PyTorch as most scripts have it (modules:
-nn.Linear, nn.LayerNorm, nn.SiLU, a module for each block) and as bare functions of the same tensors (eager),
+Contestants, each in a process of its own on the same core, taking turns: plain PyTorch as scripts have it (modules:
+nn.Linear, nn.LayerNorm, nn.SiLU, one for each operation) and as bare functions of the same tensors (eager),
 torch.compile of the functions, onnxruntime (the file of Policy.export; fp32 alone), deepres (Policy.act, the kernels of
 training) and Policy.compiled (one observation alone). `read` is reading the packed weights once and no more: what no
 contestant can beat where they come from memory.
