@@ -56,7 +56,8 @@ class Schedule:
     """How much of what is done, and when."""
 
     total_steps: int = option(100_000_000, least=1, resume=True)
-    """Environment steps of the whole run, all environments together; of a run from `data`, gradient steps."""
+    """Environment steps of the whole run, all environments together; of a run from `data`, gradient steps, 1,000,000
+    unless said."""
     data: str | None = option(None)
     """Learn from what is recorded, without acting: a data set of episodes (.npz, `deepres data make`), or the folder
     of a finished run, whose ring is read. `env_steps` in its logs then counts gradient steps."""
@@ -110,6 +111,11 @@ class Schedule:
                     f"{name} must not exceed buffer_steps={self.buffer_steps}, got {getattr(self, name)}"
                 )
 
+    @property
+    def unit(self) -> str:
+        """What `env_steps` counts."""
+        return "env steps" if self.data is None else "gradient steps"
+
 
 @dataclass(frozen=True)
 class System:
@@ -161,6 +167,9 @@ def _is_number(word: str) -> bool:
     return word.isdecimal() and word.isascii()
 
 
+RECORDED_STEPS = 1_000_000
+"""Gradient steps of a run from recorded data, OGBench's number; published runs that act count 100 times as many."""
+
 GROUPS: dict[str, type] = {
     "env": EnvOptions, "network": NetworkOptions, "schedule": Schedule, "system": System,
 }  # fmt: skip
@@ -197,7 +206,10 @@ class Config:
         for name, cls in GROUPS.items():
             if isinstance(options.get(name), cls):
                 groups[name] = options.pop(name)
-        for group, values in _sorted_out(_renamed(options, "Config"), groups, named).items():
+        options = _renamed(options, "Config")
+        if options.get("data") is not None:
+            options.setdefault("total_steps", RECORDED_STEPS)
+        for group, values in _sorted_out(options, groups, named).items():
             groups[group] = replace(groups[group], **values)
         for name, value in {**groups, "algorithm_name": named}.items():
             object.__setattr__(self, name, value)

@@ -264,6 +264,7 @@ class PlainLayers(nn.Module):
         self.depth, self.members = depth, members or 1
 
     def forward(self, x: Tensor) -> Tensor:
+        require_columns(x, self.dense[0])
         for l, one in enumerate(self.dense):
             x = F.gelu(one(x), approximate="tanh")
             x = self.norm[l](x) if self.norm else x
@@ -285,6 +286,12 @@ class Network(nn.Module):
 def dense(in_dim: int, out_dim: int, *, members: int | None = None, **made: Any) -> nn.Module:
     """One linear layer, or those of E members."""
     return Dense(in_dim, out_dim, **made) if members is None else Linears(in_dim, out_dim, members, **made)
+
+
+def require_columns(x: Tensor, first: Any) -> None:
+    """Raise ValueError unless x has as many columns as `first`, the first layer of a network, takes."""
+    if x.shape[-1] != (columns := first.weight.shape[-1]):
+        raise ValueError(f"x must have {columns} columns, the network's in_dim, got shape {list(x.shape)}")
 
 
 def layer_norm(width: int, *, members: int | None = None, **made: Any) -> nn.Module:

@@ -22,7 +22,7 @@ from deepres.acting import ActorPolicy as ActorPolicy
 from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.initialisation import start_blocks_
 from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
-from deepres.modules import Network, ResidualStack, dense, layer_norm
+from deepres.modules import Network, ResidualStack, dense, layer_norm, require_columns
 from deepres.modules import PlainLayers as PlainLayers
 from deepres.modules import lecun_uniform_ as lecun_uniform_
 from deepres.options import check, option
@@ -114,6 +114,7 @@ class Trunk(Network):
             self.stack = ResidualStack(width, depth, generator=generator, **made, **options)
 
     def forward(self, x: Tensor) -> Tensor:
+        require_columns(x, self.stem)
         z = self.norm(self.stem(x))
         return self.stack(F.silu(z) if self.activation == "swish" else F.relu(z))
 
@@ -124,7 +125,7 @@ def _trunk(
     """The hidden layers that `options` ask for, and whether their heads start by the average of in and out."""
     if options.pop("trunk", "residual") == "residual":
         return Trunk(in_dim, width, depth, **made, **options), False
-    return PlainLayers(in_dim, width, depth, norm=options["norm"], **made), True
+    return PlainLayers(in_dim, width, depth, norm=options.get("norm", True), **made), True
 
 
 class Encoder(Network):

@@ -66,6 +66,11 @@ class Policy:
         path = Path(path)
         if path.suffix == ".onnx" and not path.is_dir():
             return cls._from_onnx(path, changes)
+        if path.suffix == ".pt2" and not path.is_dir():
+            raise ValueError(
+                f"{path} is a program of torch.export, which torch.export.load({path.name!r}).module() runs; pass a "
+                "run's folder, or a file of Policy.save or of export as .onnx"
+            )
         config, sizes, env_steps, tensors, evaluation = (
             _from_file(path) if path.is_file() else _from_run(path)
         )

@@ -76,6 +76,16 @@ def test_flat_is_every_option_once_and_makes_the_same_config(name):
     assert Config(**flat) == config
 
 
+def test_a_run_from_recorded_data_counts_gradient_steps():
+    assert Config("crl", data="a.npz").schedule.total_steps == 1_000_000
+    assert Config("crl", data="a.npz", total_steps=7).schedule.total_steps == 7
+    assert Config("crl", data=None).schedule.total_steps == 100_000_000
+    assert [Config("crl", data=data).schedule.unit for data in ("a.npz", None)] == [
+        "gradient steps",
+        "env steps",
+    ]
+
+
 def test_replace_is_a_copy_with_some_options_set_otherwise():
     config = Config("sac", depth=8, gamma=0.9, seed=2)
     changed = config.replace(num_envs=4, gamma=0.5)

@@ -167,3 +167,10 @@ def test_plain_networks_start_as_ogbenchs_and_take_no_option_of_blocks():
         ValueError, match=r"trunk=plain has layers of its own and no norm, got False; leave it out"
     ):
         NetworkOptions(trunk="plain", norm=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"trunk": "plain", "depth": 2}])
+def test_an_input_of_another_width_is_one_sentence(options):
+    encoder = Encoder(5, 3, **{"width": 8, "depth": 4, **options})
+    with pytest.raises(ValueError, match=r"x must have 5 columns, the network's in_dim, got shape \[2, 4\]"):
+        encoder(torch.zeros(2, 4))

@@ -91,6 +91,11 @@ def test_damaged_files_are_one_sentence(run, tmp_path):
         damaged.write_bytes(wrong)
         with pytest.raises(CheckpointError, match=sentence):
             Policy.load(damaged)
+    (program := tmp_path / "policy.pt2").write_bytes(b"PK")
+    with pytest.raises(
+        ValueError, match=r"a program of torch.export, which torch.export.load\('policy.pt2'\)"
+    ):
+        Policy.load(program)
     for metadata in (None, {"made": "elsewhere"}, {"deepres": "{"}, {"deepres": "{}"}):
         save_file({"a": torch.zeros(3)}, damaged, metadata=metadata)
         with pytest.raises(CheckpointError, match=sentence):

@@ -17,7 +17,7 @@ from deepres.runs.folder import RunFolder
 def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
     """`words` without its `--import MODULE`, and the modules, imported: they register environments and algorithms.
 
-    Raises ImportError in one sentence for a module that is not there, or that cannot be imported.
+    Raises ValueError in one sentence for what names no module, ImportError for one that cannot be imported.
     """
     rest: list[str] = []
     modules: list[str] = []
@@ -47,12 +47,11 @@ def _import(module: str) -> None:
         import_module(module)
     except (Exception, SystemExit) as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0])
-        what = (
-            "there is no such module; run the command beside it, or set PYTHONPATH"
-            if absent
-            else f"{type(error).__name__}: {error}"
-        )
-        raise ImportError(f"--import {module}: {what}") from error
+        if absent:
+            raise ValueError(
+                f"--import {module}: there is no such module; run the command beside it, or set PYTHONPATH"
+            ) from None
+        raise ImportError(f"--import {module}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _config(words: list[str], algorithm: str | None) -> Config:
     names = ("--config-file", "--resume", "--preset")
     sources = [(name, value) for name in names if (value := _typed(words, name))]
     if not sources:
-        return Config(algorithm or algorithms.DEFAULT)
+        return Config(algorithm or algorithms.DEFAULT, data=_typed(words, "--data"))
     name, value = sources[0]
     if len(sources) > 1 and (name, sources[1][0]) != ("--config-file", "--resume"):
         raise ValueError(f"pass {name} or {sources[1][0]}, not both: each is where the defaults come from")

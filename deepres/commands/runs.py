@@ -25,7 +25,8 @@ def evaluate(run: Folder, episodes: int | None = None, device: str = "auto", see
     if episodes is not None:
         changes["eval_envs"] = episodes
     policy = Policy.load(run, **changes)
-    print(f"{run} at {policy.env_steps:,} env steps: {figures(policy.evaluate(seed)[0])}")
+    unit = policy.config.schedule.unit
+    print(f"{run} at {policy.env_steps:,} {unit}: {figures(policy.evaluate(seed)[0])}")
 
 
 def render(

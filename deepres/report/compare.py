@@ -36,8 +36,8 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
     for run in runs:
         if not run.finished:
             out.print(
-                f"{run.folder} stands at {run.env_steps:,} of {run.config.schedule.total_steps:,} env steps: "
-                f"deepres train --resume {run.folder}"
+                f"{run.folder} stands at {run.env_steps:,} of {run.config.schedule.total_steps:,} "
+                f"{run.config.schedule.unit}: deepres train --resume {run.folder}"
             )
     if not any(run.evaluations for run in runs):
         raise ValueError("no run here has been evaluated yet; let one finish its first evaluation")

@@ -69,7 +69,7 @@ def train(
     run_dir: where logs and checkpoints go; default `runs/<env>-<algorithm>-d<depth>-s<seed>`, numbered if taken.
     resume: go on from run_dir's newest checkpoint, or from the start if the run was killed before its first; only
     options that say so may differ.
-    progress: show a progress bar on a terminal, a line per evaluation elsewhere.
+    progress: show a progress bar on a terminal, elsewhere a line per evaluation and one a minute between them.
     callback: called as callback("train", row) after every round and callback("eval", row) after every evaluation, with
     the row that the logs get, numbers by name; if it returns True after a round, the run ends there, with a checkpoint
     and an evaluation, and can be resumed. What it raises ends the run at once. Of several processes rank 0's is called.
@@ -126,10 +126,9 @@ class _Training:
         """Train until the run ends. saved: whether the folder holds a checkpoint of the run as it is."""
         run, schedule = self.run, self._schedule
         headline = run.learner.algorithm.headline
-        unit = "env steps" if schedule.data is None else "gradient steps"
         with (
             Progress(
-                schedule.total_steps, self.folder.path, headline, unit=unit, show=self.show
+                schedule.total_steps, self.folder.path, headline, unit=schedule.unit, show=self.show
             ) as self._bar,
             StopRequest(tell=_STOPPING if self.ranks.rank == 0 else "") as self._stop,
         ):
@@ -354,7 +353,8 @@ def _told(result: Result, schedule: Any) -> str:
 
 def _tell_rollback(run: Run, reason: Diverged) -> None:
     warnings.warn(
-        f"{reason} -- going on from {run.env_steps:,} env steps with learning rates x {run.learner.lr_scale:g}",
+        f"{reason} -- going on from {run.env_steps:,} {run.config.schedule.unit} with learning rates x "
+        f"{run.learner.lr_scale:g}",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -1,7 +1,8 @@
-"""What a person sees while a run goes on: a live bar on a terminal, a line per evaluation anywhere else."""
+"""What a person sees while a run goes on: a live bar on a terminal, elsewhere a line per evaluation and one a minute."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from deepres.training.evaluate import Evaluation
 
 _BAR = 60  # columns of a line with a short bar and no figures
+SILENCE = 60.0  # seconds between lines off a terminal, at least
 
 
 class Progress:
@@ -46,7 +48,8 @@ class Progress:
             expand=True,
         )
         self._task = self._bar.add_task("train", total=total_steps, env_steps=0, figures="")
-        self._run_dir, self._headline, self._unit = run_dir, headline, unit
+        self._run_dir, self._headline, self._unit, self._total = run_dir, headline, unit, total_steps
+        self._lines, self._told = not self._console.is_terminal, time.monotonic()
 
     def __enter__(self) -> Progress:
         self._console.print(f"run folder {self._run_dir}", soft_wrap=True, markup=False, highlight=False)
@@ -67,6 +70,8 @@ class Progress:
         figures = self._fitting([*speed, *losses])
         done = int(row["env_steps"])
         self._bar.update(self._task, completed=done, env_steps=done, figures=figures)
+        if self._lines and time.monotonic() - self._told >= SILENCE:
+            self._line(f"{done:>11,} {self._unit}  {done / self._total:4.0%}  {'  '.join(speed)}")
 
     def _fitting(self, figures: list[str]) -> str:
         """As many of them as leave room for the bar and the time left."""
@@ -82,8 +87,11 @@ class Progress:
         self._console.print(why, soft_wrap=True, markup=False, highlight=False)
 
     def evaluation(self, env_steps: int, figures: Evaluation) -> None:
-        self._console.print(
+        self._line(
             f"{env_steps:>11,} {self._unit}  time at goal {figures.time_at_goal:6.1f}  "
-            f"goals reached {figures.success_any:6.1%}  distance {figures.final_distance:6.2f}",
-            soft_wrap=True,
+            f"goals reached {figures.success_any:6.1%}  distance {figures.final_distance:6.2f}"
         )
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+        self._told = time.monotonic()

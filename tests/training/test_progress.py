@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deepres.training import progress
 from deepres.training.evaluate import Evaluation
 from deepres.training.progress import Progress
 
@@ -41,6 +42,12 @@ def test_off_a_terminal_an_evaluation_is_a_line_whatever_the_width(monkeypatch, 
         "          0 env steps  time at goal  134.2  goals reached  50.0%  distance   3.25",
         "finished: 32,000 steps",
     ]
+
+
+def test_off_a_terminal_a_long_silence_is_broken_by_a_line(monkeypatch):
+    monkeypatch.setattr(progress, "SILENCE", 0.0)
+    lines = seen(monkeypatch, 80, terminal=False).splitlines()
+    assert lines[2] == "     16,000 env steps   50%  16,462 env/s  134.3 grad/s" and len(lines) == 4
 
 
 @pytest.mark.parametrize(
