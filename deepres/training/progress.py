@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, elsewhere a line per evaluation and one a minute."""
+"""What a person sees while a run goes on: a live bar on a terminal, else a line per evaluation and one a minute."""
 
 from __future__ import annotations
 
