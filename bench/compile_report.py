@@ -38,6 +38,7 @@ BACKENDS = {
             compile_triton.info_nce,
             compile_triton.info_nce_general,
             compile_triton.hazard,
+            compile_triton.policy,
         ],
         compile_triton.versions,
     )

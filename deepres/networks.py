@@ -21,6 +21,8 @@ from torch.func import functional_call
 from deepres.acting import ActorPolicy as ActorPolicy
 from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.initialisation import start_blocks_
+from deepres.kernels.policy.op import squashed_gaussian
+from deepres.kernels.policy.reference import bounded
 from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
 from deepres.modules import Network, ResidualStack, dense, layer_norm, require_columns
 from deepres.modules import PlainLayers as PlainLayers
@@ -160,7 +162,8 @@ class Encoder(Network):
 class Actor(Network):
     """The policy over concat(state, goal): obs [B, in_dim] -> (mean, log_std), each [B, action_dim].
 
-    log_std = -5 + 0.5 * (2 - -5) * (tanh(raw) + 1) lies in [-5, 2]; an action is tanh(mean + std * noise).
+    log_std = -5 + 0.5 * (2 - -5) * (tanh(raw) + 1) lies in [-5, 2]; an action is tanh(mean + std * noise). With noise
+    [B, A], standard normal: obs -> (action [B, A], its log-density [B]); see squashed_gaussian of kernels/policy/op.py.
     """
 
     def __init__(
@@ -181,10 +184,15 @@ class Actor(Network):
         self.mean = dense(width, action_dim, **made)
         self.log_std = dense(width, action_dim, **made)
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, obs: Tensor, noise: Tensor | None = None, *, exact: bool = False, impl: str = "auto"
+    ) -> tuple[Tensor, Tensor]:
         features = self.trunk(obs)
-        squashed = torch.tanh(self.log_std(features))
-        return self.mean(features), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (squashed + 1)
+        mean, raw = self.mean(features), self.log_std(features)
+        bounds = (LOG_STD_MIN, LOG_STD_MAX)
+        if noise is None:
+            return mean, bounded(raw, *bounds)
+        return squashed_gaussian(mean, raw, noise, bounds=bounds, exact=exact, impl=impl)
 
 
 class MeanActor(Encoder):

@@ -5,9 +5,8 @@ A backend of an op is one module, imported only when it is asked for. It offers
     unavailable() -> str | None             why this machine cannot run it at all (a clause and a remedy)
     unsupported(x, ...options) -> str | None   why it cannot serve this very call
 
-and the op's own functions (see residual_stack/op.py and info_nce/op.py). `impl="auto"` takes the first backend
-in the op's order of preference that is available and supports the call; a backend asked for by name either
-serves the call or raises with its reason.
+and the op's own functions (see its op.py). `impl="auto"` takes the first backend in the op's order of preference that
+is available and supports the call; a backend asked for by name either serves the call or raises with its reason.
 
 torch.compile traces neither imports nor caches. So the public function of an op calls a composite op, in which
 the choice is made: tracing runs that, and sees the reference's operations or the fused forward and backward.
@@ -44,6 +43,10 @@ BACKENDS: dict[str, dict[str, str]] = {
         "triton": "deepres.kernels.hazard.triton",
         "cpu": "deepres.kernels.hazard.cpu",
         "reference": "deepres.kernels.hazard.reference",
+    },
+    "policy": {
+        "triton": "deepres.kernels.policy.triton",
+        "reference": "deepres.kernels.policy.reference",
     },
 }
 

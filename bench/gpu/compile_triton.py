@@ -193,6 +193,55 @@ def hazard() -> Iterator[Entry]:
             yield Entry("hazard", f"hazard_{name}", {"width": width}, compile_for)
 
 
+def policy() -> Iterator[Entry]:
+    """The Triton parts of a policy's loss as training asks for them, at widths of actions and of features."""
+    from deepres.kernels.policy import triton as launcher
+    from deepres.kernels.policy import triton_kernels as kernels
+
+    matrices = (
+        "mean",
+        "log_std",
+        "noise",
+        "action",
+        "daction",
+        "dmean",
+        "dlog_std",
+        "phi",
+        "psi",
+        "dphi",
+        "dpsi",
+    )
+    vectors = ("log_prob", "dlog_prob", "energy", "denergy", "value", "dvalue")
+    numbers = (
+        "log_alpha",
+        "dlog_alpha",
+        "alpha",
+        "actor",
+        "dactor",
+        "temperature",
+        "dtemperature",
+        "entropy",
+    )
+    types = {
+        **dict.fromkeys((*matrices, *vectors, *numbers), "*fp32"),
+        **dict.fromkeys(("B", "A", "D", "stride"), "i32"),
+        **dict.fromkeys(("low", "half", "target"), "fp32"),
+    }
+    density: dict[str, object] = {"BOUNDED": True, "EXACT": False}
+    pair: dict[str, object] = {"ENERGY": "norm"}
+    both = {**pair, "NEED_PHI": True, "NEED_PSI": True}
+    over_rows = {"gaussian": density, "gaussian_backward": density, "pair": pair, "pair_backward": both}
+    for width in (16, 64, launcher.LARGEST_WIDTH):
+        for name, constants in over_rows.items():
+            compile_for = _compiler(
+                getattr(kernels, f"{name}_kernel"), types, constants, launcher.tiles(width)
+            )
+            yield Entry("policy", f"policy_{name}", {"width": width}, compile_for)
+    for name in ("losses", "losses_backward"):
+        compile_for = _compiler(getattr(kernels, f"{name}_kernel"), types, {}, launcher.BLOCK)
+        yield Entry("policy", f"policy_{name}", {}, compile_for)
+
+
 def _compiler(kernel, types, constants, tiles) -> Callable[[int], Usage]:
     return lambda target: compile_triton(kernel, types, constants, tiles, target)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, cat, zeros
 
 from bench.harness.turns import clocked
-from deepres.algorithms.parts import actor_loss, pair_energy, squashed_gaussian
+from deepres.algorithms.parts import pair_energy, policy_losses, squashed_gaussian
 from deepres.data.batch import Batch
 from deepres.kernels import info_nce
 from deepres.networks import call_frozen
@@ -36,7 +36,7 @@ def parts(learner: Learner, batch: Batch, noise: Tensor) -> dict[str, float]:
         mean, log_std = crl.actor(cat([batch.state, batch.goal], dim=1))
         action, log_prob = squashed_gaussian(mean, log_std, noise)
         energy = pair_energy(call_frozen(crl.phi, cat([batch.state, action], dim=1)), psi, "norm")
-        actor_loss(crl.log_alpha.exp().detach(), log_prob, energy).backward()
+        policy_losses(log_prob, energy, crl.log_alpha, crl.target_entropy).actor.backward()
 
     def optimisers() -> None:
         keep = zeros(())

@@ -19,7 +19,7 @@ plan, logs and progress serve every algorithm unchanged and know none of them.
     deepres.algorithms.register("mine", Mine)
 
 Samplers stand in deepres.data.relabel: FutureGoals gives pairs, Hindsight transitions with next_state, reward and
-terminal. Parts stand in parts.py (average_into for target networks, squashed_gaussian), call_frozen in networks.py
+terminal. Parts stand in parts.py (average_into for target networks, policy_losses), call_frozen in networks.py
 (a network whose weights get no gradient). sac.py uses all of them.
 """
 
@@ -142,6 +142,11 @@ class Algorithm(nn.Module, ABC):
         the noise have as many columns, and the sampler says which rows' chunks are whole (extra["valid"]). See
         deepres.data.chunks."""
         return 1
+
+    @property
+    def op_impl(self) -> str:
+        """`impl` of the ops beside the stack, which have not all of its backends."""
+        return "reference" if self.impl == "reference" else "auto"
 
     @property
     @abstractmethod

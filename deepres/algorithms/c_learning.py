@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.algorithms.base import About, Group, Losses, Pass
-from deepres.algorithms.parts import actor_loss, alpha_loss, average_into, mixed_goals
+from deepres.algorithms.parts import average_into, mixed_goals, policy_losses
 from deepres.algorithms.soft import SoftActor, SoftActorOptions
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureTransitions
@@ -83,13 +83,11 @@ class CLearning(SoftActor):
         options, device = self.options, batch.state.device
         here, there = noise.unbind()
         others = batch.goal.roll(1, dims=0)
-        alpha = self.log_alpha.exp()
         with self.side.beside(device):
             obs = torch.cat([batch.state, mixed_goals(batch.goal, options.random_goals)], dim=1)
             action, log_prob = self.sampled(obs, here)
             value = call_frozen(self.q, torch.cat([obs, action], dim=1)).amin(dim=0)
-            actor = actor_loss(alpha.detach(), log_prob, value)
-            temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+            policy = policy_losses(log_prob, value, self.log_alpha, self.target_entropy, impl=self.op_impl)
         weight = self._weight(batch, others, there)
         rows = [torch.cat([batch.state, g, batch.action], 1) for g in (batch.extra["next_achieved"], others)]
         following, random = self.q(torch.cat(rows)).chunk(2, dim=1)
@@ -99,15 +97,15 @@ class CLearning(SoftActor):
         self.side.join(device)
         metrics = {
             "critic_loss": critic,
-            "actor_loss": actor,
-            "alpha_loss": temperature,
-            "alpha": alpha,
-            "entropy": -log_prob.mean(),
+            "actor_loss": policy.actor,
+            "alpha_loss": policy.temperature,
+            "alpha": policy.alpha,
+            "entropy": policy.entropy,
             "weight": weight.mean(),
             "positive_logit": following.mean(),
             "negative_logit": random.mean(),
         }
-        yield {"critic": critic, "actor": actor, "alpha": temperature}, metrics
+        yield {"critic": critic, "actor": policy.actor, "alpha": policy.temperature}, metrics
 
     @torch.no_grad()
     def _weight(self, batch: Batch, goal: Tensor, noise: Tensor) -> Tensor:

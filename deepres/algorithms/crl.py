@@ -40,11 +40,9 @@ from deepres.algorithms.base import About, Algorithm, Group, Losses, Pass
 from deepres.algorithms.extraction import BestOfPolicy, Judge, awr, ddpg_bc, mean_of
 from deepres.algorithms.parts import (
     SecondStream,
-    actor_loss,
-    alpha_loss,
     log_density,
     pair_energy,
-    squashed_gaussian,
+    policy_losses,
     unit_log_density,
 )
 from deepres.data.batch import Batch
@@ -197,17 +195,15 @@ class CRL(Algorithm):
         taken = torch.cat([batch.state, batch.action], dim=1)
         phi = self.phi(taken)
         with self._side.beside(device, after=start):
-            mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
-            action, log_prob = squashed_gaussian(mean, log_std, noise, exact=options.exact_tanh)
+            obs = torch.cat([batch.state, batch.goal], dim=1)
+            action, log_prob = self.actor(obs, noise, exact=options.exact_tanh, impl=self.op_impl)
             judged = torch.cat([batch.state, action], dim=1)
             phi_of_action = call_frozen(self.phi, judged)
             self._goals.join(device, psi)
-            energy = pair_energy(phi_of_action, psi.detach(), options.energy)
+            energy = pair_energy(phi_of_action, psi.detach(), options.energy, impl=self.op_impl)
             if options.survival_bonus:
                 energy = energy + options.survival_bonus * F.logsigmoid(call_frozen(self.survival, judged))
-            alpha = self.log_alpha.exp()
-            actor = actor_loss(alpha.detach(), log_prob, energy)
-            temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+            policy = policy_losses(log_prob, energy, self.log_alpha, self.target_entropy, impl=self.op_impl)
         self._goals.join(device, psi)
         critic, contrast = self._contrast(phi, psi, batch)
         losses = {"critic": critic}
@@ -216,14 +212,14 @@ class CRL(Algorithm):
         self._side.join(device)
         metrics = {
             "critic_loss": critic,
-            "actor_loss": actor,
-            "alpha_loss": temperature,
-            "alpha": alpha,
-            "entropy": -log_prob.mean(),
+            "actor_loss": policy.actor,
+            "alpha_loss": policy.temperature,
+            "alpha": policy.alpha,
+            "entropy": policy.entropy,
             **contrast,
         }
         metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
-        yield {**losses, "actor": actor, "alpha": temperature}, metrics
+        yield {**losses, "actor": policy.actor, "alpha": policy.temperature}, metrics
 
     def _extracted(self, batch: Batch) -> Losses:
         """The losses without entropy; see extraction.py."""
@@ -274,7 +270,7 @@ class CRL(Algorithm):
             energy=options.energy,
             form=options.form,
             return_metrics=True,
-            impl="reference" if self.impl == "reference" else "auto",
+            impl=self.op_impl,
             row_weight=self._row_weight(batch),
         )
         return loss, {

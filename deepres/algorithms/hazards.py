@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepres.acting import GaussianPolicy
 from deepres.algorithms.base import Algorithm, Group, Losses, Pass
-from deepres.algorithms.parts import actor_loss, alpha_loss, squashed_gaussian
+from deepres.algorithms.parts import policy_losses
 from deepres.data.batch import Batch
 from deepres.data.first_hits import FirstHits, GoalMix
 from deepres.kernels import hazard_nll, hazard_value
@@ -183,21 +183,23 @@ class Survival(Algorithm):
         """[B] what the actor seeks, and metrics: the value, unless an algorithm adds to it."""
         head, gamma = self.head, self.options.gamma
         factors = outlook.features, head.basis.detach(), head.bias.detach(), outlook.l0
-        value = hazard_value(*factors, gamma=gamma, impl=self._op_impl)
+        value = hazard_value(*factors, gamma=gamma, impl=self.op_impl)
         return value, {"value": value.mean()}
 
     def _actor(self, batch: Batch, noise: Tensor) -> Losses:
-        mean, log_std = self.actor(torch.cat([batch.state, batch.goal], dim=1))
-        action, log_prob = squashed_gaussian(mean, log_std, noise)
+        action, log_prob = self.actor(torch.cat([batch.state, batch.goal], dim=1), noise, impl=self.op_impl)
         z = call_frozen(self.phi, torch.cat([batch.state, action], dim=1))
         with torch.no_grad():
             z_goal = self.psi(batch.goal.repeat(1, self.options.goal_sequence))
         worth, metrics = self._worth(batch, call_frozen(self.head, z, z_goal))
-        alpha = self.log_alpha.exp()
-        actor = actor_loss(alpha.detach(), log_prob, worth)
-        temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        own = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob.mean()}
-        return {"actor": actor, "alpha": temperature}, {**own, **metrics}
+        policy = policy_losses(log_prob, worth, self.log_alpha, self.target_entropy, impl=self.op_impl)
+        own = {
+            "actor_loss": policy.actor,
+            "alpha_loss": policy.temperature,
+            "alpha": policy.alpha,
+            "entropy": policy.entropy,
+        }
+        return {"actor": policy.actor, "alpha": policy.temperature}, {**own, **metrics}
 
     def _embedded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """z and z_g [B, E] of the batch's state-actions and goals."""
@@ -210,16 +212,12 @@ class Survival(Algorithm):
         factors = outlook.features, self.head.basis, self.head.bias, outlook.l0
         valid = extra.get("valid")
         weight = None if valid is None else valid.to(outlook.l0.dtype)
-        loss, _ = hazard_nll(*factors, extra["lag"], extra["event"], weight=weight, impl=self._op_impl)
+        loss, _ = hazard_nll(*factors, extra["lag"], extra["event"], weight=weight, impl=self.op_impl)
         metrics = {
             "event_share": extra["event"].to(loss.dtype).mean(),
             "lag": extra["lag"].to(loss.dtype).mean(),
         }
         return loss, metrics
-
-    @property
-    def _op_impl(self) -> str:
-        return "reference" if self.impl == "reference" else "auto"
 
     def policy(self) -> GaussianPolicy:
         return GaussianPolicy(self.actor, self.horizon)

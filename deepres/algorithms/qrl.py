@@ -34,7 +34,7 @@ from deepres.acting import ActorPolicy, ClippedGaussianPolicy
 from deepres.algorithms.base import About, Group, Losses, Pass
 from deepres.algorithms.extraction import ddpg_bc
 from deepres.algorithms.implicit import weighted_cloning
-from deepres.algorithms.parts import actor_loss, alpha_loss, unit_log_density
+from deepres.algorithms.parts import policy_losses, unit_log_density
 from deepres.algorithms.quasimetric import PART, iqe, mrn
 from deepres.algorithms.soft import SoftActor, SoftActorOptions
 from deepres.data.batch import Batch
@@ -178,12 +178,9 @@ class QRL(SoftActor):
         if not entropy:
             cloned = unit_log_density(mean, batch.action)
             return {"actor": ddpg_bc(-left, cloned, self.options.bc_alpha)}, {"bc": cloned.mean()}
-        alpha = self.log_alpha.exp()
-        losses = {
-            "actor": actor_loss(alpha.detach(), log_prob, -left),
-            "alpha": alpha_loss(self.log_alpha, log_prob, self.target_entropy),
-        }
-        return losses, {"alpha": alpha, "entropy": -log_prob.mean()}
+        policy = policy_losses(log_prob, -left, self.log_alpha, self.target_entropy, impl=self.op_impl)
+        losses = {"actor": policy.actor, "alpha": policy.temperature}
+        return losses, {"alpha": policy.alpha, "entropy": policy.entropy}
 
     def _distance(self, x: Tensor, y: Tensor, *, held: bool = False) -> Tensor:
         """[B] from x to y, [B, feature_dim] each. held: the distance itself is not learned by it."""

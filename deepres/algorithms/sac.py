@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from deepres.algorithms.base import About, Group, Losses, Pass
-from deepres.algorithms.parts import actor_loss, alpha_loss, average_into
+from deepres.algorithms.parts import average_into, policy_losses
 from deepres.algorithms.soft import SoftActor
 from deepres.algorithms.td import SoftOptions, check_reward, counted, ended, transitions
 from deepres.data.batch import Batch
@@ -86,27 +86,27 @@ class SAC(SoftActor):
         options, device = self.options, batch.state.device
         here, there = noise.unbind()
         obs = torch.cat([batch.state, batch.goal], dim=1)
-        alpha = self.log_alpha.exp()
         with self.side.beside(device):
             action, log_prob = self.sampled(obs, here)
             value = self.values(call_frozen(self.q, torch.cat([obs, action], dim=1))).amin(dim=0)
-            actor = actor_loss(alpha.detach(), log_prob, value * self.reward_unit)
-            temperature = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        target = self._target(batch, alpha.detach(), there)
+            policy = policy_losses(
+                log_prob, value * self.reward_unit, self.log_alpha, self.target_entropy, impl=self.op_impl
+            )
+        target = self._target(batch, self.log_alpha.detach().exp(), there)
         out = self.q(torch.cat([obs, batch.action], dim=1))
         critic = counted(self.errors(out, target), batch, options).mean()
         self.side.join(device)
         metrics = {
             "critic_loss": critic,
-            "actor_loss": actor,
-            "alpha_loss": temperature,
-            "alpha": alpha,
-            "entropy": -log_prob.mean(),
+            "actor_loss": policy.actor,
+            "alpha_loss": policy.temperature,
+            "alpha": policy.alpha,
+            "entropy": policy.entropy,
             "q": self.values(out).mean(),
             "target": self.level(target).mean(),
             "reward": batch.reward.mean(),
         }
-        yield {"critic": critic, "actor": actor, "alpha": temperature}, metrics
+        yield {"critic": critic, "actor": policy.actor, "alpha": policy.temperature}, metrics
 
     @torch.no_grad()
     def _target(self, batch: Batch, alpha: Tensor, noise: Tensor) -> Tensor:

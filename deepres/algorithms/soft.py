@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepres.acting import ActorPolicy
 from deepres.algorithms.base import Algorithm, Group
-from deepres.algorithms.parts import SecondStream, squashed_gaussian
+from deepres.algorithms.parts import SecondStream
 from deepres.networks import GaussianPolicy, Networks
 from deepres.options import check, option
 
@@ -56,8 +56,10 @@ class SoftActor(Algorithm):
 
     def sampled(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """An action [B, A] at obs [B, S + G], and its log-density [B]."""
-        mean, log_std = self.actor(obs)
-        return squashed_gaussian(mean, log_std, noise, exact=self.options.exact_tanh)
+        sampled: tuple[Tensor, Tensor] = self.actor(
+            obs, noise, exact=self.options.exact_tanh, impl=self.op_impl
+        )
+        return sampled
 
     def policy(self) -> ActorPolicy:
         return GaussianPolicy(self.actor)

@@ -126,11 +126,8 @@ class TDInfoNCE(SoftActor):
         yield losses, metrics
 
     def _info_nce(self, phi: Tensor, psi: Tensor, **more: Any) -> Any:
-        impl = "reference" if self.impl == "reference" else "auto"
-        temperature = self.options.temperature
-        return info_nce(
-            phi, psi, energy="cosine", logsumexp_penalty=0.0, temperature=temperature, impl=impl, **more
-        )
+        own: dict[str, Any] = {"temperature": self.options.temperature, "impl": self.op_impl, **more}
+        return info_nce(phi, psi, energy="cosine", logsumexp_penalty=0.0, **own)
 
     def _logits(self, phi: Tensor, psi: Tensor) -> Tensor:
         """[B, M] the lesser of both critics' logits; phi [2, B, d], psi [2, M, d]."""

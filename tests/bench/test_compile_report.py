@@ -13,6 +13,7 @@ TIGHT = [
     {"kernel": "dgrad", "width": "512", "precision": "bf16"},
     {"kernel": "info_nce", "width": "64", "energy": "norm", "form": "forward", "phase": "gradients"},
     {"kernel": "hazard_value", "width": "64"},
+    {"kernel": "policy_gaussian_backward", "width": "16"},
 ]
 
 

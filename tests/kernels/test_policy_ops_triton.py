@@ -1,0 +1,63 @@
+"""The Triton kernels of a policy's loss through Triton's interpreter, which wants its switch set before its import."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is Linux only")
+
+INSIDE = """
+import pytest
+import torch
+import test_policy_ops as shared
+from deepres.kernels.policy import op, triton
+
+torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
+assert triton.unavailable() is None
+
+# One row and column; more than one tile, ragged; actions at their bounds; more rows than a program sums at once.
+shared.assert_all_no_worse(1, 1, "triton")
+shared.assert_all_no_worse(37, 17, "triton")
+shared.assert_all_no_worse(9, 64, "triton", scale=8.0)
+tensors = [shared.normal(1500, seed=s) for s in (0, 1)] + [torch.tensor(0.2)]
+fused, plain = (shared.losses_parts(tensors, impl) for impl in ("triton", "reference"))
+truth = shared.losses_parts(tensors, "reference", torch.float64)
+for values in zip(fused, plain, truth, strict=True):
+    shared.assert_no_worse("losses of 1500", *values)
+
+# Same bits twice; gradients of what is asked for alone; no second derivative.
+for name, parts in shared.cases(5, 3):
+    assert all(map(torch.equal, parts("triton", torch.float32), parts("triton", torch.float32))), name
+x, y = (shared.normal(4, 6, seed=s).requires_grad_() for s in (0, 1))
+both = torch.autograd.grad(op.pair_energy(x, y, "norm", impl="triton").sum(), (x, y))
+alone = torch.autograd.grad(op.pair_energy(x.detach(), y, "norm", impl="triton").sum(), y)
+assert torch.equal(both[1], alone[0])
+rows = shared.normal(4, seed=2).requires_grad_()
+entropy = op.policy_losses(rows, x[:, 0], torch.tensor(0.0), -1.0, impl="triton")
+assert torch.equal(torch.autograd.grad(entropy.actor, rows)[0], torch.full((4,), 0.25))
+once = torch.autograd.grad(op.pair_energy(x, y, "l2", impl="triton").sum(), x, create_graph=True)[0]
+with pytest.raises(RuntimeError, match="no autograd formula for a second derivative"):
+    once.sum().backward()
+
+# What is not finite stays so: a step must see it.
+nan = torch.full((2, 3), torch.nan)
+assert all(t.isnan().all() for t in op.squashed_gaussian(nan, nan, nan, bounds=(-5, 2), impl="triton"))
+refusals = {"norm, l2, dot": (x, y, "mrn"), "one shape": (x, y[:2], "norm"), "takes float32": (x.double(), y, "dot")}
+for why, refused in refusals.items():
+    with pytest.raises(RuntimeError, match=why):
+        op.pair_energy(*refused, impl="triton")
+print("passed")
+"""
+
+
+def test_through_the_interpreter() -> None:
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    run = subprocess.run(
+        [sys.executable, "-c", INSIDE], env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert run.returncode == 0 and run.stdout.endswith("passed\n"), run.stdout + run.stderr
