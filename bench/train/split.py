@@ -12,7 +12,7 @@ from deepres.data.batch import Batch
 from deepres.kernels import info_nce
 from deepres.networks import call_frozen
 from deepres.training.learner import Learner
-from deepres.training.optimizer import sum_of_squares
+from deepres.training.optimizer import squares_of
 
 REPEATS = 3  # of what takes less than SLOW_S
 SLOW_S = 0.5
@@ -41,7 +41,7 @@ def parts(learner: Learner, batch: Batch, noise: Tensor) -> dict[str, float]:
     def optimisers() -> None:
         keep = zeros(())
         for optimizer in learner.optimizers.values():
-            optimizer.step(skip=keep, squares=sum_of_squares(optimizer.gradients()))
+            optimizer.step(skip=keep, squares=squares_of(optimizer.gradients()))
 
     learner.update(batch, noise)  # every gradient and moment is there
     return {"actor": _best(actor), "critic": _best(critic), "optimiser": _best(optimisers)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from deepres.data.batch import Batch, Sizes
 from deepres.kernels.packing import packed_once
 from deepres.networks import Networks, ResidualStack
 from deepres.ranks import ALONE, Ranks
-from deepres.training.optimizer import Adam, sum_of_squares
+from deepres.training.optimizer import Adam, squares_of
 
 SKIPPED = "skipped_steps"
 
@@ -135,18 +136,19 @@ class Learner:
         stepped, those after it are not; one that is stepped every so manieth time does not make up for it.)
         Raises ValueError, naming the group, for losses that are not as Algorithm.losses says.
         """
-        skip = torch.zeros((), device=self.device)
+        skip: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for losses, measured in self._yields(batch, noise):
             metrics |= {name: value.detach() for name, value in measured.items()}
             optimizers = {name: self.optimizers[name] for name in losses}
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            total = sum(losses.values(), torch.zeros((), device=self.device))
+            total = reduce(torch.add, losses.values())
             if total.requires_grad:
                 total.backward()
             self._check_reached(optimizers)
             skip = self._apply(optimizers, total.detach(), skip)
+        assert skip is not None
         if not metrics:
             raise ValueError(
                 f"{self._kind}.losses must yield a metric, got none; yield its losses as such, say"
@@ -157,8 +159,9 @@ class Learner:
             if self._every:
                 self._taken += 1
             self.metric_names = (*metrics, SKIPPED)
-            values = torch.where(skip == 0, torch.stack(tuple(metrics.values())), 0.0)
-            return torch.cat([values, skip[None]])
+            values = torch.stack([*metrics.values(), skip])
+            values[:-1].masked_fill_(skip != 0, 0.0)
+            return values
 
     def _yields(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
         """What Algorithm.losses yields; ValueError where it is no group's or nothing."""
@@ -191,16 +194,19 @@ class Learner:
         return type(self.algorithm).__name__
 
     @torch.no_grad()
-    def _apply(self, optimizers: dict[str, Adam], total: Tensor, skip: Tensor) -> Tensor:
+    def _apply(self, optimizers: dict[str, Adam], total: Tensor, skip: Tensor | None) -> Tensor:
         """Step the optimisers unless something is not finite, or `skip` is 1 already; returns whether they were not."""
         grads = [optimizer.gradients() for optimizer in optimizers.values()]
-        self.ranks.average([gradient for each in grads for gradient in each])
-        squares = [sum_of_squares(each) for each in grads]
+        together = [gradient for each in grads for gradient in each]
+        self.ranks.average(together)
+        squares = squares_of(together)
         # averaged gradients are the same everywhere, so all ranks agree; a loss is each rank's own
-        judged = squares if self.ranks.size > 1 else [total, *squares]
-        skip = torch.maximum(skip, (~torch.stack(judged).isfinite().all()).float())
-        for (name, optimizer), square in zip(optimizers.items(), squares, strict=True):
-            optimizer.step(skip=self._not_due(name, skip), squares=square)
+        judged = squares.sum() if self.ranks.size > 1 else squares.sum() + total
+        found = torch.nan_to_num(judged - judged, nan=1.0).float()  # of a finite number 0, else NaN
+        skip = found if skip is None else torch.maximum(skip, found)
+        own = squares.split([len(each) for each in grads])
+        for (name, optimizer), each in zip(optimizers.items(), own, strict=True):
+            optimizer.step(skip=self._not_due(name, skip), squares=each)
             if (bound := self.algorithm.groups[name].bound) is not None:
                 for p in optimizer.param_groups[0]["params"]:
                     p.clamp_(-bound, bound)

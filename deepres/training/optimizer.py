@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -62,8 +63,8 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, *, skip: Tensor | None = None, squares: Tensor | None = None) -> None:  # type: ignore[override]
-        """One update. skip: [] float32, 1 leaves parameters and moments as they are, 0 does not. squares: [] the
-        gradients' sum of squares (`sum_of_squares`), where the caller has it.
+        """One update. skip: [] float32, 1 leaves parameters and moments as they are, 0 does not. squares: of the
+        gradients (`squares_of`), where the caller has them.
 
         With clipping the gradients are left as clipped, as torch's own function leaves them.
         """
@@ -114,13 +115,16 @@ class Adam(torch.optim.Adam):
         """[] what the gradients are divided by: 1 while their norm is within bounds."""
         if self.max_grad_norm is None:
             return None
-        norm = (sum_of_squares(grads) if squares is None else squares).sqrt()
+        norm = (squares_of(grads) if squares is None else squares).sum().sqrt()
         return ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
 
 
-def sum_of_squares(tensors: list[Tensor]) -> Tensor:
-    """sum(t.square().sum() for t in tensors), [] float32: not finite where an element is not, or is past 1.8e19."""
+def squares_of(tensors: list[Tensor]) -> Tensor:
+    """[len(tensors)] t.square().sum() of each: not finite where an element is not, or is past 1.8e19."""
     if tensors[0].is_cuda:
-        return torch.stack(torch._foreach_norm(tensors)).square().sum()
-    parts = [part for t in tensors for part in t.view(-1).split(_DOT)]
-    return torch.stack([torch.dot(part, part) for part in parts]).sum()
+        return torch.stack(torch._foreach_norm(tensors)).square()
+    return torch.stack([reduce(torch.add, map(_square, t.view(-1).split(_DOT))) for t in tensors])
+
+
+def _square(vector: Tensor) -> Tensor:
+    return torch.dot(vector, vector)

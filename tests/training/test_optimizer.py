@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepres.training.optimizer import Adam, sum_of_squares
+from deepres.training.optimizer import Adam, squares_of
 from helpers.learners import batch_for, learner_of, numbers, same, small, stream
 
 
@@ -50,7 +50,7 @@ def test_clipping_is_clip_grad_norm(bound):
     if bound == 1e6:  # out of reach: the very same step
         assert same(numbers(learner), numbers(free))
     else:
-        assert sum_of_squares(learner.optimizers["critic"].gradients()).sqrt() == pytest.approx(
+        assert squares_of(learner.optimizers["critic"].gradients()).sum().sqrt() == pytest.approx(
             bound, rel=1e-4
         )
 
