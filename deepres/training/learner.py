@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any
 
 import torch
@@ -53,6 +52,13 @@ def _checked(groups: dict[str, Group], kind: str) -> dict[str, list[nn.Parameter
                     f"groups {other!r} and {name!r} of {kind} share a parameter; give it to one of them"
                 )
     return parameters
+
+
+def _backward(losses: list[Tensor]) -> None:
+    """The gradients of their sum: what each leaves is as if it were alone, for they are disjoint."""
+    if losses:
+        one = torch.ones_like(losses[0])
+        torch.autograd.backward(losses, [one.view(loss.shape) for loss in losses])
 
 
 class Learner:
@@ -143,11 +149,9 @@ class Learner:
             optimizers = {name: self.optimizers[name] for name in losses}
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
-            total = reduce(torch.add, losses.values())
-            if total.requires_grad:
-                total.backward()
+            _backward([loss for loss in losses.values() if loss.requires_grad])
             self._check_reached(optimizers)
-            skip = self._apply(optimizers, total.detach(), skip)
+            skip = self._apply(optimizers, [loss.detach() for loss in losses.values()], skip)
         assert skip is not None
         if not metrics:
             raise ValueError(
@@ -194,17 +198,17 @@ class Learner:
         return type(self.algorithm).__name__
 
     @torch.no_grad()
-    def _apply(self, optimizers: dict[str, Adam], total: Tensor, skip: Tensor | None) -> Tensor:
+    def _apply(self, optimizers: dict[str, Adam], losses: list[Tensor], skip: Tensor | None) -> Tensor:
         """Step the optimisers unless something is not finite, or `skip` is 1 already; returns whether they were not."""
         grads = [optimizer.gradients() for optimizer in optimizers.values()]
         together = [gradient for each in grads for gradient in each]
         self.ranks.average(together)
-        squares = squares_of(together)
         # averaged gradients are the same everywhere, so all ranks agree; a loss is each rank's own
-        judged = squares.sum() if self.ranks.size > 1 else squares.sum() + total
+        squares = squares_of(together if self.ranks.size > 1 else [*together, *losses])
+        judged = squares.sum()
         found = torch.nan_to_num(judged - judged, nan=1.0).float()  # of a finite number 0, else NaN
         skip = found if skip is None else torch.maximum(skip, found)
-        own = squares.split([len(each) for each in grads])
+        own = squares[: len(together)].split([len(each) for each in grads])
         for (name, optimizer), each in zip(optimizers.items(), own, strict=True):
             optimizer.step(skip=self._not_due(name, skip), squares=each)
             if (bound := self.algorithm.groups[name].bound) is not None:
