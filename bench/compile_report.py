@@ -39,6 +39,7 @@ BACKENDS = {
             compile_triton.info_nce_general,
             compile_triton.hazard,
             compile_triton.policy,
+            compile_triton.stem,
         ],
         compile_triton.versions,
     )

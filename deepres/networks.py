@@ -23,6 +23,7 @@ from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.initialisation import start_blocks_
 from deepres.kernels.policy.op import squashed_gaussian
 from deepres.kernels.policy.reference import bounded
+from deepres.kernels.stem.op import norm_activation
 from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
 from deepres.modules import Network, ResidualStack, dense, layer_norm, require_columns
 from deepres.modules import PlainLayers as PlainLayers
@@ -108,6 +109,7 @@ class Trunk(Network):
     ):
         super().__init__()
         self.activation = options.get("activation", "swish")
+        self.fused = options.get("impl") != "reference"
         made: dict[str, Any] = {"members": members, "device": device, "dtype": dtype}
         self.stem = dense(in_dim, width, generator=generator, **made)
         self.norm = layer_norm(width, **made) if options.get("norm", True) else nn.Identity()
@@ -117,8 +119,15 @@ class Trunk(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         require_columns(x, self.stem)
-        z = self.norm(self.stem(x))
-        return self.stack(F.silu(z) if self.activation == "swish" else F.relu(z))
+        return self.stack(self._stem(x))
+
+    def _stem(self, x: Tensor) -> Tensor:
+        stem, norm, activation = self.stem, self.norm, self.activation
+        if self.fused and x.is_cuda and isinstance(stem, nn.Linear) and isinstance(norm, nn.LayerNorm):
+            vectors = (stem.bias, norm.weight, norm.bias)
+            return norm_activation(F.linear(x, stem.weight), *vectors, eps=norm.eps, activation=activation)
+        z = norm(stem(x))
+        return F.silu(z) if activation == "swish" else F.relu(z)
 
 
 def _trunk(

@@ -44,6 +44,10 @@ BACKENDS: dict[str, dict[str, str]] = {
         "cpu": "deepres.kernels.hazard.cpu",
         "reference": "deepres.kernels.hazard.reference",
     },
+    "stem": {
+        "triton": "deepres.kernels.stem.triton",
+        "reference": "deepres.kernels.stem.reference",
+    },
     "policy": {
         "triton": "deepres.kernels.policy.triton",
         "reference": "deepres.kernels.policy.reference",

@@ -52,7 +52,7 @@ def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     ops, sentence = result.stdout.strip().split("\n")
-    assert ops == "['hazard', 'info_nce', 'policy', 'residual_stack']"
+    assert ops == "['hazard', 'info_nce', 'policy', 'residual_stack', 'stem']"
     assert "pip install 'deepres[envs]'" in sentence
     assert not (tmp_path / "runs").exists()
 

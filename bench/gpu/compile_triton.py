@@ -242,6 +242,25 @@ def policy() -> Iterator[Entry]:
         yield Entry("policy", f"policy_{name}", {}, compile_for)
 
 
+def stem() -> Iterator[Entry]:
+    """The Triton end of a stem as training asks for it, at its narrow, usual and largest width."""
+    from deepres.kernels.stem import triton as launcher
+    from deepres.kernels.stem import triton_kernels as kernels
+
+    pointers = ("u", "bias", "scale", "shift", "a", "da", "du", "partials", "dbias", "dscale", "dshift")
+    types = {**dict.fromkeys(pointers, "*fp32"), **dict.fromkeys(("B", "W", "P"), "i32"), "eps": "fp32"}
+    for width in (64, 256, launcher.LARGEST_WIDTH):
+        tiles = launcher.tiles(width)
+        back = {"SWISH": True, "SUMS": True, "ROWS": launcher.ROWS}
+        for name, constants, chosen in (
+            ("forward", {"SWISH": True}, tiles),
+            ("backward", back, tiles),
+            ("sums", {}, launcher.SUMS),
+        ):
+            compile_for = _compiler(getattr(kernels, f"{name}_kernel"), types, constants, chosen)
+            yield Entry("stem", f"stem_{name}", {"width": width}, compile_for)
+
+
 def _compiler(kernel, types, constants, tiles) -> Callable[[int], Usage]:
     return lambda target: compile_triton(kernel, types, constants, tiles, target)
 

@@ -31,6 +31,7 @@ FACTS = cuda_program.DeviceFacts((9, 0), 132, 227 * 1024)  # an H100's
 PLACES = {
     "kernels/residual_stack": "residual stacks",
     "kernels/info_nce": "InfoNCE",
+    "kernels/stem": "stems and heads",
     "kernels/policy": "policy's density, energy, losses",
     "networks.py": "stems and heads",
     "modules.py": "stems and heads",

@@ -14,6 +14,7 @@ TIGHT = [
     {"kernel": "info_nce", "width": "64", "energy": "norm", "form": "forward", "phase": "gradients"},
     {"kernel": "hazard_value", "width": "64"},
     {"kernel": "policy_gaussian_backward", "width": "16"},
+    {"kernel": "stem_backward", "width": "256"},
 ]
 
 

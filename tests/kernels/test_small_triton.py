@@ -1,4 +1,5 @@
-"""The Triton kernels of a policy's loss through Triton's interpreter, which wants its switch set before its import."""
+"""The Triton kernels of a policy's loss and of the stem, through Triton's interpreter, whose switch stands before its
+import."""
 
 import os
 import subprocess
@@ -13,6 +14,7 @@ INSIDE = """
 import pytest
 import torch
 import test_policy_ops as shared
+import test_stem
 from deepres.kernels.policy import op, triton
 
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
@@ -49,6 +51,10 @@ refusals = {"norm, l2, dot": (x, y, "mrn"), "one shape": (x, y[:2], "norm"), "ta
 for why, refused in refusals.items():
     with pytest.raises(RuntimeError, match=why):
         op.pair_energy(*refused, impl="triton")
+
+# The stem: more rows than a program sums, ragged; one number, whose variance is 0.
+for shape in ((37, 20), (1, 1)):
+    test_stem.assert_all_no_worse(*shape, "triton")
 print("passed")
 """
 
