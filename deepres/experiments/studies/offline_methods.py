@@ -62,6 +62,27 @@ def _trials(size: Size, seeds: Sequence[int]) -> list[Trial]:
     ]
 
 
+STEPS: dict[Size, tuple[int, int]] = {"cpu": (4_000, 20_000), "paper": (200_000, 1_000_000)}
+
+
+def _longer(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    """Short ways alone, and two lengths of training; evaluations are as many in both."""
+    base = CPU if size == "cpu" else PAPER.replace(**TASK)
+    file = Trial({"data": "stitch", "method": MADE, "steps": 0, "seed": 0}, base)
+    every = base.schedule.eval_every
+    methods = {name: one for name, one in _methods("stitch").items() if name != "GCBC"}
+    return [file] + [
+        Trial(
+            {"data": "stitch", "method": name, "steps": steps, "seed": seed},
+            one.config(base, seed=seed, total_steps=steps, eval_every=every * steps // min(STEPS[size])),
+            after=file.name,
+        )
+        for seed in seeds
+        for steps in STEPS[size]
+        for name, one in methods.items()
+    ]
+
+
 def learned(trial: Trial, folder: Path) -> Numbers:
     """Make the data, or learn from them. published_medium, published_large: success of that method in OGBench."""
     kind: Kind = trial.labels["data"]
@@ -105,6 +126,19 @@ STUDIES = (
         rising=None,
         also=("time_at_goal", "published_medium", "published_large", "seconds"),
         says=ordered,
+        takes=takes,
+    ),
+    Study(
+        name="offline-patience",
+        source="arXiv 2410.20092, whose trainings are 250 times as long as those of size cpu",
+        question="offline, are methods that back up values behind on short ways for want of steps?",
+        claim="On data of short ways QRL, GCIQL, GCIVL and HIQL gain with training, and CRL does not.",
+        refuted="a slope of theirs at or below 0, or one of CRL above it.",
+        trials=_longer,
+        run=learned,
+        along="steps",
+        seeds=(3, 3),
+        also=("time_at_goal", "published_medium", "published_large", "seconds"),
         takes=takes,
     ),
 )
