@@ -68,7 +68,9 @@ def test_methods_are_ranked_beside_what_was_published():
     longer = studies.find("offline-patience").trials("cpu", [0])
     same = {trial.config for trial in trials} & {trial.config for trial in longer if trial.after}
     assert len(longer) == 1 + 2 * 5 and len(same) == 5  # the shorter ones are taken from offline-methods
-    assert {trial.config.schedule.total_steps // trial.config.schedule.eval_every for trial in longer} == {800}
+    assert {trial.config.schedule.total_steps // trial.config.schedule.eval_every for trial in longer} == {
+        800
+    }
     published = offline_methods.PUBLISHED["navigate"]
     rows = [
         {"data": "navigate", "method": name, "success": medium / 100 + shift}
