@@ -8,7 +8,8 @@ Backward, given da, with means over a row's columns,
     dn = dz scale;           du = rstd (dn - mean(dn) - n mean(dn n));  dbias = sum_rows du
 
 The backend module (triton.py; see dispatch.py) serves it with `forward` and `backward` on contiguous float32 tensors of
-one device; nothing but what it is given is kept, row statistics are computed again.
+one device; nothing but what it is given is kept, row statistics are computed again. Second derivatives are the
+reference's.
 """
 
 from __future__ import annotations
@@ -90,6 +91,13 @@ def _context(ctx, inputs, output):
 
 def _autograd(ctx, da):
     needs = ctx.needs_input_grad[:4]
+    if torch.is_grad_enabled():  # create_graph=True
+
+        def plain(u: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            return reference.norm_activation(u, bias, scale, shift, *ctx.rest[:2])
+
+        grads = dispatch.differentiable_gradients(plain, ctx.saved_tensors, needs, da)
+        return *grads, None, None, None
     found = torch.ops.deepres.norm_activation_backward(da, *ctx.saved_tensors, *ctx.rest, any(needs[1:]))
     return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None, None
 

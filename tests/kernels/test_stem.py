@@ -36,6 +36,13 @@ def assert_all_no_worse(batch, width, impl, device="cpu", hair=2e-7):
             assert_no_worse(f"{activation} [{batch}, {width}]: {name}", *values, hair=hair)
         assert all(map(torch.equal, fused, parts(given, activation, impl)))
         u, *vectors, da = given
+        twice = []
+        for i in (impl, "reference"):
+            leaf = u.clone().requires_grad_()
+            a = norm_activation(leaf, *vectors, activation=activation, impl=i)
+            (du,) = torch.autograd.grad(a, leaf, da, create_graph=True)
+            twice.append(torch.autograd.grad(du.square().sum(), leaf)[0])
+        torch.testing.assert_close(*twice)
         alone = norm_activation(u.requires_grad_(), *vectors, activation=activation, impl=impl)
         assert torch.equal(torch.autograd.grad(alone, u, da)[0], fused[1])
 
