@@ -40,7 +40,8 @@ def main() -> int:
     for row in rows:
         if row["kernel"] in ("forward", "dgrad", "wgrad"):
             print(
-                "{target:8} {width:4} {precision:5} cluster {cluster} {kernel:8} {registers:4} registers "
+                "{target:8} {width:4} {precision:5} cluster {cluster} swapped {swapped_rows:2} {kernel:8} "
+                "{registers:4} registers "
                 "{shared:7} B shared, {spill_stores} B spilled".format(**row)
             )
     files.save(results, files.path(arguments, "compile_cuda.json"))

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -32,6 +33,7 @@ from bench.harness import results as files
 from bench.harness.cuda_graph import captured
 from bench.published.crl import HALF, Stack
 from deepres.kernels.residual_stack import cuda as backend
+from deepres.kernels.residual_stack.cuda_geometry import Tuning, tuned
 
 DEPTHS = (64, 128)
 CALLS = 30
@@ -135,7 +137,9 @@ def compiled(size: model.Size) -> dict[str, Run]:
     return runs(torch.compile(network, mode="reduce-overhead", dynamic=False), parameters, x)
 
 
-def fused(impl: str, cluster: int | None = None) -> Callable[[model.Size], dict[str, Run]]:
+def fused(
+    impl: str, cluster: int | None = None, swapped_rows: int = 0
+) -> Callable[[model.Size], dict[str, Run]]:
     """deepres under a graph; cluster: the CUDA backend's design A (1), B (2) or C (4)."""
 
     def build(size: model.Size) -> dict[str, Run]:
@@ -145,9 +149,10 @@ def fused(impl: str, cluster: int | None = None) -> Callable[[model.Size], dict[
         def network(a: torch.Tensor) -> torch.Tensor:
             return deepres.residual_stack(a, *leaves, precision=size.precision, impl=impl)
 
-        if cluster is None:
-            return {mode: captured(run) for mode, run in runs(network, leaves, x).items()}
-        with mock.patch.object(backend, "choose_cluster", lambda *_: cluster):
+        chosen = (
+            mock.patch.object(backend, "choose_cluster", lambda *_: cluster) if cluster else nullcontext()
+        )
+        with chosen, tuned(Tuning(swapped_rows)):
             return {mode: captured(run) for mode, run in runs(network, leaves, x).items()}
 
     return build
@@ -155,6 +160,8 @@ def fused(impl: str, cluster: int | None = None) -> Callable[[model.Size], dict[
 
 MECHANISMS: dict[str, Callable[[model.Size], dict[str, Run]]] = {
     "deepres cuda, C": fused("cuda", 4),
+    "deepres cuda, swapped, 16 rows": fused("cuda", swapped_rows=16),
+    "deepres cuda, swapped, 32 rows": fused("cuda", swapped_rows=32),
     "deepres cuda, A": fused("cuda", 1),
     "deepres cuda, B": fused("cuda", 2),
     "deepres triton": fused("triton"),
@@ -214,7 +221,12 @@ def main() -> int:
     files.save(results, path)
     machine = machine_of(results["environment"]["device"]["name"])
     sizes = [model.Size(DEPTHS[0], arguments.batch, arguments.width, p) for p in arguments.precision]
-    tasks = [(mechanism, size) for mechanism in MECHANISMS for size in sizes]
+    tasks = [
+        (mechanism, size)
+        for mechanism in MECHANISMS
+        for size in sizes
+        if "swapped" not in mechanism or size.precision in ("bf16", "fp16")
+    ]
     for (mechanism, size), outcome in children.each(DESK, "measure", tasks, limit_s=LIMIT_S):
         predicted = _predicted(machine, size)
         row = {"mechanism": mechanism, **dataclasses.asdict(size), "predicted_us": predicted}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from bench.harness.results import Row
 from deepres.kernels import cuda_program
 from deepres.kernels.residual_stack import cuda_geometry
-from deepres.kernels.residual_stack.cuda_geometry import Geometry, fewest_blocks
+from deepres.kernels.residual_stack.cuda_geometry import Geometry, Tuning, fewest_blocks
 from deepres.kernels.residual_stack.options import PRECISIONS, StackOptions
 
 # Shared memory that one block may ask for (CUDA C++ programming guide, technical specifications), in bytes.
@@ -25,34 +25,36 @@ def report(
 ) -> list[Row]:
     """Compiles each configuration for each target; bytes, except `registers` (of a thread) and `stages`."""
     rows: list[Row] = []
-    for width in widths:
-        for precision in precisions:
-            for target, cluster in itertools.product(targets, CLUSTERS):
-                if cluster > 1 and (target == "sm_80" or width // cluster < 64):
-                    continue
-                if cluster < fewest_blocks(width, _capability(target)):
-                    continue
-                geometry = Geometry(width, StackOptions(precision=precision), cluster)
-                if geometry.stages(SHARED_LIMIT[target]) < 2:  # which is not served there
-                    continue
-                _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, target)
-                stages = geometry.stages(SHARED_LIMIT[target])
-                chain = geometry.fixed_bytes + stages * geometry.stage_bytes
-                for kernel, usage in _usage(log):
-                    short = kernel.removeprefix("residual_stack_")
-                    shared = {"forward": chain, "dgrad": chain, "wgrad": geometry.wgrad_bytes}.get(short, 0)
-                    rows.append(
-                        {"op": "residual_stack", "kernel": short, "width": width, "precision": precision}
-                        | {
-                            "target": target,
-                            "cluster": cluster,
-                            **usage,
-                            "shared": shared,
-                            "shared_limit": SHARED_LIMIT[target],
-                        }
-                        | ({"stages": stages} if short in ("forward", "dgrad") else {})
-                    )
+    for width, precision, target in itertools.product(widths, precisions, targets):
+        for geometry in geometries(width, StackOptions(precision=precision), target):
+            _, log = cuda_program.compile_program("residual_stack.cu", geometry.macros, target)
+            stages = geometry.stages(SHARED_LIMIT[target])
+            chain = geometry.fixed_bytes + stages * geometry.stage_bytes
+            for kernel, usage in _usage(log):
+                short = kernel.removeprefix("residual_stack_")
+                shared = {"forward": chain, "dgrad": chain, "wgrad": geometry.wgrad_bytes}.get(short, 0)
+                rows.append(
+                    {"op": "residual_stack", "kernel": short, "width": width, "precision": precision}
+                    | {"target": target, "cluster": geometry.cluster, "swapped_rows": geometry.swapped_rows}
+                    | {**usage, "shared": shared, "shared_limit": SHARED_LIMIT[target]}
+                    | ({"stages": stages} if short in ("forward", "dgrad") else {})
+                )
     return rows
+
+
+def geometries(width: int, options: StackOptions, target: str) -> Iterable[Geometry]:
+    """What is built of a width and precision for a target."""
+    for cluster in CLUSTERS:
+        geometry = Geometry(width, options, cluster)
+        if cluster > 1 and (target == "sm_80" or width // cluster < 64):
+            continue
+        if cluster < fewest_blocks(width, _capability(target)):
+            continue
+        if geometry.stages(SHARED_LIMIT[target]) >= 2:  # others are not served there
+            yield geometry
+    for rows in (16, 32):
+        if Tuning(rows).refused(width, options, _capability(target)) is None:
+            yield Geometry(width, options, width // 64, rows)
 
 
 def _capability(target: str) -> tuple[int, int]:

@@ -4,7 +4,11 @@
 //
 // MICRO_CLUSTER: blocks of a cluster (1, 2, 4 or 8). MICRO_WORDS: 32-bit words of one store to a neighbour (2
 // or 4). MICRO_ACQUIRE: whether a wait for a neighbour's store acquires at the scope of the cluster.
+// MICRO_WARPGROUP: whether warpgroups multiply too, which sm_90a alone has.
 #include "ptx.cuh"
+#if MICRO_WARPGROUP
+#include "wgmma_ptx.cuh"
+#endif
 
 #if MICRO_CLUSTER > 1
 #define MICRO_KERNEL DEEPRES_CLUSTER_KERNEL(128, MICRO_CLUSTER)
@@ -142,3 +146,32 @@ DEEPRES_DEVICE void products(i64* out, i64 repeats) {
 MICRO_KERNEL micro_products_1(i64* out, i64 repeats) { products<1>(out, repeats); }
 MICRO_KERNEL micro_products_2(i64* out, i64 repeats) { products<2>(out, repeats); }
 MICRO_KERNEL micro_products_4(i64* out, i64 repeats) { products<4>(out, repeats); }
+
+#if MICRO_WARPGROUP
+// A layer's product where operands are swapped: 64 x 256 weights by 256 x `rows`, 16 dependent warpgroup
+// products and the wait for them.
+template <int rows>
+DEEPRES_DEVICE void warpgroup_products(i64* out, i64 repeats) {
+  constexpr int kSquare = 8192, kApart = 160, kAlong = rows / 8 * kApart, kRowBytes = 32 * kAlong;
+  unsigned char* memory = ptx::shared_memory();
+  for (int at = ptx::thread_index(); at < (4 * kSquare + kRowBytes) / 4; at += 128)
+    reinterpret_cast<u32*>(memory)[at] = 0;
+  ptx::sync_threads();
+  float sums[rows / 2] = {};
+  const u64 a = ptx::describe(memory, 1024, 128), b = ptx::describe(memory + 4 * kSquare, kAlong, kApart);
+  Clock clock;
+  for (i64 i = 0; i < repeats; ++i) {
+    ptx::fence_stores(memory, 4 * kSquare + kRowBytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 16; ++step)
+      ptx::wgmma_bf16<1, 1>(sums, a + step * 2048 / 16, b + step * 2 * kAlong / 16, true);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait(sums);
+  }
+  if (sums[0] < 0) out[0] = 0;  // never: keeps the products
+  clock.write(out);
+}
+MICRO_KERNEL micro_warpgroup_16(i64* out, i64 repeats) { warpgroup_products<16>(out, repeats); }
+MICRO_KERNEL micro_warpgroup_32(i64* out, i64 repeats) { warpgroup_products<32>(out, repeats); }
+#endif

@@ -16,13 +16,17 @@ SOURCE = str(Path(__file__).resolve().parent / "micro.cu")
 KB = 1024
 ALWAYS = ("micro_copy", "micro_products_1", "micro_products_2", "micro_products_4")
 IN_CLUSTERS = ("micro_exchange", "micro_barrier")
+WARPGROUP = ("micro_warpgroup_16", "micro_warpgroup_32")
 CLUSTERS = (2, 4, 8)
 CHAIN_BYTES = (78_336, 111_616)  # shared memory of a chain kernel's block: 76.5 and 109 KB
 
 
-def program(cluster: int = 1, words: int = 2, acquire: bool = True) -> cuda_program.Program:
+def program(
+    cluster: int = 1, words: int = 2, acquire: bool = True, warpgroup: bool = False
+) -> cuda_program.Program:
     macros = {"MICRO_CLUSTER": cluster, "MICRO_WORDS": words, "MICRO_ACQUIRE": int(acquire)}
-    kernels = ALWAYS + (IN_CLUSTERS if cluster > 1 else ())
+    macros["MICRO_WARPGROUP"] = int(warpgroup)
+    kernels = ALWAYS + (IN_CLUSTERS if cluster > 1 else ()) + (WARPGROUP if warpgroup else ())
     return cuda_program.Program(SOURCE, tuple(macros.items()), kernels)
 
 
@@ -98,13 +102,22 @@ def barriers() -> list[Row]:
 
 
 def products() -> list[Row]:
-    """Of mma.sync m16n8k16 in bf16, four warps to a block, a warp's products in 1, 2 or 4 chains."""
+    """Of mma.sync m16n8k16 in bf16, four warps to a block, a warp's products in 1, 2 or 4 chains; on sm_90 of a layer
+    where operands are swapped (16 warpgroup products and their wait), too."""
     repeats = 10_000
-    return [
+    rows = [
         {"what": "mma.sync, dependent", "chains": chains}
         | _each(spent(program(), f"micro_products_{chains}", 1, 0, repeats), chains * repeats)
         for chains in (1, 2, 4)
     ]
+    if cuda_program.device_facts(torch.device("cuda", 0)).capability == (9, 0):
+        own = program(warpgroup=True)
+        rows += [
+            {"what": "wgmma, a layer of width 256, operands swapped", "rows": count}
+            | _each(spent(own, f"micro_warpgroup_{count}", 1, 56 * KB, repeats), repeats)
+            for count in (16, 32)
+        ]
+    return rows
 
 
 def clusters() -> list[Row]:

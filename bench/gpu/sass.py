@@ -3,9 +3,10 @@
 The compiler writes into every instruction how many cycles pass before the next one of its warp may issue, and which
 scoreboards it sets and waits for. `layer_cycles` walks once around the layer loop of a kernel, the longest way, and
 counts: stalls as they are written, scoreboards with the latencies below (as others have measured them of sm_80 and
-sm_90; LATENCY), the shared memory of an SM at 128 bytes a cycle for all warps of the block, and two exchanges between
-the blocks of a cluster at an assumed latency each. It knows one warp; with two to a scheduler the layer lasts at least
-as long as both take to issue. Not in it: caches that miss, and weights that come too late (model.py has their stream).
+sm_90; LATENCY), the shared memory of an SM at 128 bytes a cycle for all warps of the block, which is how long warpgroup
+products take, and two exchanges between the blocks of a cluster at an assumed latency each. It knows one warp; with two
+to a scheduler the layer lasts at least as long as both take to issue. Not in it: caches that miss, and weights that
+come too late (model.py has their stream).
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ PARTS = (
     "rows awaited",
     "between",
 )
-"""Of a layer: from the first tensor-core instruction to the last; up to the first pair that is sent; up to the wait for
-the others' pairs; that wait; up to the first element of the new rows that is sent; up to the wait for the others' rows;
-that wait; up to the next layer's product."""
+"""Of a layer: from the first tensor-core instruction to the last, or to the end of the wait for it; up to the first
+pair that is sent; up to the wait for the others' pairs; that wait; up to the first element of the new rows that is
+sent; up to the wait for the others' rows; that wait; up to the next layer's product."""
+
+PRODUCTS = ("HMMA", "HGMMA", "WARPGROUP.DEPBAR")  # the last waits for warpgroup products
 
 # Cycles from issue until the result is there, for what is not of fixed length; the first pattern that fits.
 LATENCY = (
@@ -53,6 +56,9 @@ LATENCY = (
     (r"F2F|I2F|F2I|I2I", 24),
 )
 OTHERWISE = 20
+WARPGROUP = (
+    64  # cycles until a warpgroup product is there, from when shared memory has given its operands: assumed
+)
 OPERANDS_READ = 16  # cycles until a store has read its registers
 SPECIAL = 8  # cycles that a warp's special function occupies its scheduler's unit
 WAVEFRONT = {"LDS.128": 4, "LDSM": 4, "LDS.64": 2, "LDS": 1, "STS.128": 4, "STS.64": 2, "STS": 1, "SHFL": 1}
@@ -152,7 +158,7 @@ def layer_loop(code: Code) -> tuple[int, int]:
         if first is None or first >= last:
             continue
         body = code.instructions[first : last + 1]
-        if any(i.name.startswith("HMMA") for i in body) and not any(i.name == "EXIT" for i in body):
+        if any(i.name.startswith(PRODUCTS) for i in body) and not any(i.name == "EXIT" for i in body):
             loops.append((last - first, first, last))
     if not loops:
         raise RuntimeError("the kernel has no loop with matrix products; is it a chain kernel?")
@@ -183,7 +189,7 @@ def longest_way(code: Code, first: int, last: int, trips: int) -> list[Instructi
         target = code.target(index)
         if target is not None and target in places and index != last:
             again = way[places[target] :]
-            if any(i.name.startswith("HMMA") for i in again):
+            if any(i.name.startswith(PRODUCTS) for i in again):
                 way += again * (trips - 1)
         index = choice[index]
     return way
@@ -197,11 +203,17 @@ def _wavefronts(name: str) -> int:
     return next((n for prefix, n in WAVEFRONT.items() if name.startswith(prefix)), 0)
 
 
+def _warpgroup_reads(name: str) -> int:
+    """Cycles of shared memory that a warpgroup product takes: a [64, 16] and b [16, N] of two bytes; 0 for others."""
+    shape = re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)\.", name)
+    return (int(shape[1]) + int(shape[2])) * int(shape[3]) * 2 // 128 if shape else 0
+
+
 def _marks(way: list[Instruction], turn: int) -> list[int]:
     """Where each part begins, and the next layer's first, as indices into several turns of `turn` instructions."""
-    start = next(n for n, i in enumerate(way) if i.name.startswith("HMMA"))
+    start = next(n for n, i in enumerate(way) if i.name.startswith(PRODUCTS))
     first = start + turn  # of the second turn, when the first has left behind what it does
-    marks = [first, 1 + max(n for n in range(first, first + turn) if way[n].name.startswith("HMMA"))]
+    marks = [first, 1 + max(n for n in range(first, first + turn) if way[n].name.startswith(PRODUCTS))]
     boards = [n for n in range(first, first + turn) if _awaits_board(way, n)]
     if len(boards) != 2:
         raise RuntimeError(f"a layer has two exchanges, the code has {len(boards)}")
@@ -246,7 +258,7 @@ def layer_cycles(code: Code, warps: int, *, exchange: int = EXCHANGE, trips: int
 def _issue_times(way: list[Instruction], warps: int, exchange: int) -> list[int]:
     """The cycle in which each instruction issues, with all that is waited for done before the first."""
     ready = [0] * 6  # when each scoreboard clears
-    clock, pipe, special, sent = 0, 0, 0, None
+    clock, pipe, special, sent, multiplied = 0, 0, 0, None, 0
     times = []
     for index, i in enumerate(way):
         clock = max([clock, *(ready[b] for b in range(6) if i.waits >> b & 1)])
@@ -257,6 +269,11 @@ def _issue_times(way: list[Instruction], warps: int, exchange: int) -> list[int]
         if waves := _wavefronts(i.name):  # all warps of the block are here at about the same time
             pipe = max(pipe, clock) + waves * warps
             done = max(done, pipe + _latency(i.name) - waves)
+        if reads := _warpgroup_reads(i.name):
+            pipe = max(pipe, clock) + reads * (warps // SCHEDULERS)
+            multiplied = pipe + WARPGROUP
+        if i.name.startswith("WARPGROUP.DEPBAR"):
+            clock = max(clock, multiplied)
         if i.name.startswith("MUFU"):
             special = max(special, clock) + SPECIAL
             done = max(done, special + _latency("MUFU") - SPECIAL)

@@ -5,7 +5,7 @@
 // input, du) goes to memory in the operand's format, and is summed over rows by wgrad.cuh.
 #pragma once
 
-#include "tile.cuh"
+#include "form.cuh"
 
 namespace deepres {
 
@@ -13,11 +13,13 @@ namespace deepres {
 // With 16 in fp32 there is no room for the next gamma and beta, which come when they are used.
 constexpr bool kWide = kOwned > 8 || (kOwned == 8 && DEEPRES_PRECISION == 32);
 constexpr bool kVectorsLate = kOwned > 8 && DEEPRES_PRECISION == 32;
+constexpr int kTogether =
+    kSwapped ? kHeld : 1;  // rows whose activations are found side by side, for registers too
 
 // What one layer left behind, asked for while the layer above is still computing.
 struct Kept {
   RawTile<Saved> normalized;
-  float rstd[2], gamma[kOwned], beta[kOwned];
+  float rstd[kHeld], gamma[kOwned], beta[kOwned];
 };
 
 // Of the block's member, but for x, dx and block_input, which are of the first.
@@ -40,8 +42,8 @@ struct DgradArguments {
     kept.normalized.load(normalized + layer * batch * kWidth * Saved::kBytes, batch, at);
     if constexpr (kNorm) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const i64 row = at.row + 8 * h;
+      for (int h = 0; h < kHeld; ++h) {
+        const i64 row = at.row_of(h);
         kept.rstd[h] = row < batch ? rstd[layer * batch + row] : 0.0f;
       }
       if constexpr (kVectorsLate) {
@@ -82,16 +84,22 @@ DEEPRES_DEVICE void share_columns(float (&carried)[sets][kOwned], int& first, bo
   }
 }
 
-// Sums over the team's 16 rows, to sums [sets, W], of columns that each lane has added up over its own two. A
-// butterfly over the 8 lanes that share columns: each step halves what a lane still carries, so 7 exchanges
-// do for 8 columns. Sets go together, so that none waits for another's shuffles.
+// Sums over the team's rows, to sums [sets, W], of columns that each lane has added up over its own rows. A
+// butterfly over the 8 lanes (4 where operands are swapped) that share columns: each step halves what a lane
+// still carries, so 7 exchanges do for 8 columns. Sets go together, so that none waits for another's
+// shuffles.
 template <int sets>
 DEEPRES_DEVICE void sum_columns(float* sums, float (&carried)[sets][kOwned], const Lane& at) {
   int first = at.column;
   bool mine = true;
-  share_columns<kOwned, 16>(carried, first, mine, at);
-  share_columns<kOwned / 2, 8>(carried, first, mine, at);
-  share_columns<kOwned / 4, 4>(carried, first, mine, at);
+  if constexpr (kSwapped) {
+    share_columns<2, 2>(carried, first, mine, at);
+    share_columns<1, 1>(carried, first, mine, at);
+  } else {
+    share_columns<kOwned, 16>(carried, first, mine, at);
+    share_columns<kOwned / 2, 8>(carried, first, mine, at);
+    share_columns<kOwned / 4, 4>(carried, first, mine, at);
+  }
   if (!mine) return;
 #pragma unroll
   for (int set = 0; set < sets; ++set)
@@ -100,58 +108,25 @@ DEEPRES_DEVICE void sum_columns(float* sums, float (&carried)[sets][kOwned], con
 }
 DEEPRES_DEVICE void add_rows(float (&sum)[kOwned], const Tile& tile) {
 #pragma unroll
-  for (int i = 0; i < kOwned; ++i) sum[i] = tile[0][i] + tile[1][i];
+  for (int i = 0; i < kOwned; ++i) {
+    sum[i] = tile[0][i];
+#pragma unroll
+    for (int h = 1; h < kHeld; ++h) sum[i] += tile[h][i];
+  }
 }
 DEEPRES_DEVICE void add_rows(float (&sum)[kOwned], const Tile& left, const Tile& right) {
 #pragma unroll
-  for (int i = 0; i < kOwned; ++i) sum[i] = left[0][i] * right[0][i] + left[1][i] * right[1][i];
-}
-
-// To all: the sums of dn and dn n over the warp's columns, by rows. Without LayerNorm what is sent only has
-// to depend on the product that made dn: it tells that the left rows were read.
-DEEPRES_DEVICE void post_sums(const Tile& dn, const Tile& n, RowPairs& pairs, const Lane& at) {
-  Pair mine[2];
-  if constexpr (kNorm) {
-    float sums[4] = {};
+  for (int i = 0; i < kOwned; ++i) {
+    sum[i] = left[0][i] * right[0][i];
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int i = 0; i < kOwned; ++i) {
-        sums[2 * h] += dn[h][i];
-        sums[2 * h + 1] += dn[h][i] * n[h][i];
-      }
-    sum_row(sums);
-    mine[0] = {sums[0], sums[1]}, mine[1] = {sums[2], sums[3]};
-  } else {
-    mine[0] = {dn[0][0], dn[0][kOwned - 1]}, mine[1] = {dn[1][0], dn[1][kOwned - 1]};
-  }
-  pairs.post(mine, at);
-}
-
-// dn -> du = rstd (dn - mean(dn) - n mean(dn n)).
-DEEPRES_DEVICE void normalize_gradient(Tile& dn, const Tile& n, const float (&rstd)[2], const RowPairs& pairs,
-                                       const Lane& at) {
-  Pair parts[2][RowPairs::kQuarter];
-  float means[4] = {};
-#pragma unroll
-  for (int h = 0; h < 2; ++h) pairs.get(h, parts[h], at);
-#pragma unroll
-  for (int h = 0; h < 2; ++h)
-#pragma unroll
-    for (const Pair& part : parts[h]) means[2 * h] += part.first, means[2 * h + 1] += part.second;
-  sum_row(means);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float mean = means[2 * h] * (1.0f / kWidth), along = means[2 * h + 1] * (1.0f / kWidth);
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) dn[h][i] = rstd[h] * (dn[h][i] - mean - n[h][i] * along);
+    for (int h = 1; h < kHeld; ++h) sum[i] += left[h][i] * right[h][i];
   }
 }
 
 // Of one layer, all that does not depend on what comes from above.
 struct Slopes {
   Tile n, slope;
-  float gamma[kOwned], rstd[2];
+  float gamma[kOwned], rstd[kHeld];
 
   // stream: the residual stream, the output of the layer if it ends a block; below the block after this. The
   // output goes to `output`, if that is not null, as the input of the layer above; rows past the batch too,
@@ -161,21 +136,35 @@ struct Slopes {
     kept.normalized.decode(n);
     RawTile<Operand> above;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float value[kOwned];  // before the skip
-      if (ends_block) encode<Operand, kOwned>(stream[h], above.words[h]);
+    for (int first = 0; first < kHeld; first += kTogether) {
+      float values[kTogether][kOwned];  // before the skip
+      if (ends_block) {
 #pragma unroll
-      for (int i = 0; i < kOwned; ++i) {
-        activation(kNorm ? kept.gamma[i] * n[h][i] + kept.beta[i] : n[h][i], value[i], slope[h][i]);
-        if (ends_block) stream[h][i] -= value[i];
+        for (int h = 0; h < kTogether; ++h)
+          encode<Operand, kOwned>(stream[first + h], above.words[first + h]);
       }
-      if (!ends_block) encode<Operand, kOwned>(value, above.words[h]);
-      if (output != nullptr) above.store_row(output, h, kAllRows, at);
+#pragma unroll
+      for (int h = 0; h < kTogether; ++h)
+#pragma unroll
+        for (int i = 0; i < kOwned; ++i) {
+          activation(kNorm ? kept.gamma[i] * n[first + h][i] + kept.beta[i] : n[first + h][i], values[h][i],
+                     slope[first + h][i]);
+          if (ends_block) stream[first + h][i] -= values[h][i];
+        }
+      if (!ends_block) {
+#pragma unroll
+        for (int h = 0; h < kTogether; ++h) encode<Operand, kOwned>(values[h], above.words[first + h]);
+      }
+      if (output != nullptr) {
+#pragma unroll
+        for (int h = 0; h < kTogether; ++h) above.store_row(output, first + h, kAllRows, at);
+      }
     }
     if constexpr (kNorm) {
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) gamma[i] = kept.gamma[i];
-      rstd[0] = kept.rstd[0], rstd[1] = kept.rstd[1];
+#pragma unroll
+      for (int h = 0; h < kHeld; ++h) rstd[h] = kept.rstd[h];
     }
   }
 };
@@ -210,7 +199,7 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
     }
     float* sums = in.partials == nullptr ? nullptr : in.partials + (layer * blocks + block) * 3 * kWidth;
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+    for (int h = 0; h < kHeld; ++h)
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) {
         if (ends_block) d_block[h][i] = d[h][i];
@@ -231,7 +220,7 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
         add_rows(columns[2], d);
       }
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
+      for (int h = 0; h < kHeld; ++h)
 #pragma unroll
         for (int i = 0; i < kOwned; ++i) d[h][i] *= slopes.gamma[i];
     }
@@ -265,10 +254,10 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
     if constexpr (!kWide) slopes = below;
     shared.left.wait();
 
-    if (multiplies) shared.left.multiply(d, weights, shared.ring, at);
+    if (multiplies) shared.left.multiply<true>(d, weights, shared.ring, at);
     if (begins_block) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
+      for (int h = 0; h < kHeld; ++h)
 #pragma unroll
         for (int i = 0; i < kOwned; ++i) d[h][i] += d_block[h][i];
     }
@@ -286,8 +275,8 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
 // dy [batch, W], the gradient of the last layer's output, back through `layers` layers, whose weights lie
 // packed for the transposed product. The first layer begins a block.
 //
-// Grid: batch / 16 rounded up, a cluster each; members, whose stacks are apart: shapes here are of one.
-// padded = 16 times the clusters. Inputs: y [batch, W], the output of the last layer; x, the input of the
+// Grid: batch / kRows rounded up, a cluster each; members, whose stacks are apart: shapes here are of one.
+// padded = kRows times the clusters. Inputs: y [batch, W], the output of the last layer; x, the input of the
 // first (null: found by walking back from y); normalized and rstd as forward left them. Outputs, each null
 // where not wanted: dx [batch, W] (may be dy); block_input [batch, W], the first layer's input (may be y);
 // inputs and du [layers, padded, W] in the operand's format, each layer's input and the gradient at its
@@ -304,7 +293,8 @@ residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsi
   const Lane at(ptx::thread_index(), team);
   const unsigned char* last = packed + (layers - 1) * kLayerBytes;
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages),
-                      member_of(last, packed_held * kLayerBytes), -kLayerBytes, layers - (dx == nullptr), at);
+                      member_of(last, packed_held * kLayerBytes), -kLayerBytes, layers - (dx == nullptr), at,
+                      true);
   const i64 rows = batch * kWidth, vectors = depth * kWidth;
   const i64 operands = layers * teams * kRows * kWidth * Operand::kBytes;
   const DgradArguments arguments{member_of(dy, rows),

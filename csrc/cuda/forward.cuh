@@ -1,63 +1,9 @@
 // residual_stack, forward: one launch walks `layers` layers; kernels/residual_stack/op.py has the equations.
 #pragma once
 
-#include "tile.cuh"
+#include "form.cuh"
 
 namespace deepres {
-
-constexpr float kShare = 8 * kTiles;  // columns of a warp
-
-// To all: mean and sum of squares about it of the warp's columns, by rows. Without LayerNorm what is sent
-// only has to depend on the product: it tells that the left rows were read.
-DEEPRES_DEVICE void post_moments(const Tile& u, RowPairs& pairs, const Lane& at) {
-  Pair mine[2];
-  if constexpr (!kNorm) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) mine[h] = {u[h][0], u[h][kOwned - 1]};
-    return pairs.post(mine, at);
-  }
-  float means[2] = {}, squares[2] = {};
-#pragma unroll
-  for (int h = 0; h < 2; ++h)
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) means[h] += u[h][i];
-  sum_row(means);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    means[h] *= 1.0f / kShare;
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) squares[h] += (u[h][i] - means[h]) * (u[h][i] - means[h]);
-  }
-  sum_row(squares);
-  mine[0] = {means[0], squares[0]}, mine[1] = {means[1], squares[1]};
-  pairs.post(mine, at);
-}
-
-// u -> n = (u - mean) rstd by rows; returns rstd of the lane's two rows. The warps' parts are joined as Chan,
-// Golub and LeVeque (1979) do, about the first part's mean: no cancellation, whatever the mean. The four
-// lanes of a row share the parts.
-DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, const RowPairs& pairs, const Lane& at) {
-  Pair parts[2][RowPairs::kQuarter];
-  float about[2], sums[4] = {};  // of shifts, of squares, for both rows
-#pragma unroll
-  for (int h = 0; h < 2; ++h) about[h] = pairs.first(h, at), pairs.get(h, parts[h], at);
-#pragma unroll
-  for (int h = 0; h < 2; ++h)
-#pragma unroll
-    for (const Pair& part : parts[h]) {
-      const float shift = part.first - about[h];
-      sums[2 * h] += shift;
-      sums[2 * h + 1] += kShare * shift * shift + part.second;
-    }
-  sum_row(sums);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float shift = sums[2 * h] * (1.0f / kParts), mean = about[h] + shift;
-    rstd[h] = ptx::reciprocal_sqrt(sums[2 * h + 1] * (1.0f / kWidth) - shift * shift + eps);
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) u[h][i] = (u[h][i] - mean) * rstd[h];
-  }
-}
 
 struct ForwardArguments {
   const float* x;
@@ -91,7 +37,7 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
   Tile a, block;
   load_tile(a, in.x, in.batch, at);
 #pragma unroll
-  for (int i = 0; i < 2 * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
+  for (int i = 0; i < kHeld * kOwned; ++i) block[i / kOwned][i % kOwned] = a[i / kOwned][i % kOwned];
   Vectors vectors;
   EarlyWeights weights;
   shared.left.post(a, at);
@@ -102,9 +48,9 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
   i64 until_skip = in.skip_every, until_kept = in.segment;
   float* kept = in.kept;
   for (i64 layer = 0; layer < in.layers; ++layer) {
-    shared.left.multiply(a, weights, shared.ring, at);
+    shared.left.multiply<false>(a, weights, shared.ring, at);
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+    for (int h = 0; h < kHeld; ++h)
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) a[h][i] += vectors.bias[i];
     post_moments(a, shared.pairs, at);
@@ -113,13 +59,13 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
     weights.load_half(shared.ring, !last);
     shared.pairs.wait();
 
-    float rstd[2];
+    float rstd[kHeld];
     if constexpr (kNorm) normalize(a, rstd, in.eps, shared.pairs, at);
     RawTile<Saved> normalized;
     normalized.encode(a);
     const bool skip = --until_skip == 0;
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+    for (int h = 0; h < kHeld; ++h)
 #pragma unroll
       for (int i = 0; i < kOwned; ++i) {
         a[h][i] = activation(kNorm ? vectors.gamma[i] * a[h][i] + vectors.beta[i] : a[h][i]);
@@ -133,8 +79,8 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
       normalized.store(in.normalized + layer * in.batch * kWidth * Saved::kBytes, in.batch, at);
       if constexpr (kNorm) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const i64 row = at.row + 8 * h;
+        for (int h = 0; h < kHeld; ++h) {
+          const i64 row = at.row_of(h);
           if (at.column == 0 && row < in.batch) in.rstd[layer * in.batch + row] = rstd[h];
         }
       }
@@ -152,7 +98,7 @@ DEEPRES_DEVICE void forward_rows(const ForwardArguments& in, SharedMemory& share
 
 // x [batch, W] through `layers` layers, whose weights lie packed for the forward product.
 //
-// Grid: batch / 16 rounded up, a cluster each; members, whose stacks are apart: shapes here are of one.
+// Grid: batch / kRows rounded up, a cluster each; members, whose stacks are apart: shapes here are of one.
 // Outputs, each null where not wanted: y [batch, W] (may be x itself); normalized [layers, batch, W] in
 // `Saved` and rstd [layers, batch], what backward needs; kept [.., batch, W], the input of every `segment`-th
 // layer but the first (segment 0: none). skip_every 0: no skips. From one member to the next there are
@@ -165,7 +111,7 @@ residual_stack_forward(const float* x, const unsigned char* packed, const float*
                        i64 packed_held, i64 x_held, i64 y_held, i64 kept_held, i64 normalized_held) {
   const Lane at(ptx::thread_index(), ptx::block_index() / kCluster);
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages),
-                      member_of(packed, packed_held * kLayerBytes), kLayerBytes, layers, at);
+                      member_of(packed, packed_held * kLayerBytes), kLayerBytes, layers, at, false);
   const i64 rows = batch * kWidth, vectors = depth * kWidth;
   const ForwardArguments arguments{member_of(x, x_held * rows),
                                    member_of(bias, vectors),

@@ -113,8 +113,10 @@ struct alignas(8) Words2 {
 };
 template <int count>
 DEEPRES_DEVICE void store_words(void* to, const u32 (&words)[count]) {
-  static_assert(count == 2 || count % 4 == 0, "vectors of 8 or 16 bytes");
-  if constexpr (count == 2) {
+  static_assert(count == 1 || count == 2 || count % 4 == 0, "a word, or vectors of 8 or 16 bytes");
+  if constexpr (count == 1) {
+    *static_cast<u32*>(to) = words[0];
+  } else if constexpr (count == 2) {
     *static_cast<Words2*>(to) = Words2{{words[0], words[1]}};
   } else {
 #pragma unroll
@@ -124,8 +126,10 @@ DEEPRES_DEVICE void store_words(void* to, const u32 (&words)[count]) {
 }
 template <int count>
 DEEPRES_DEVICE void load_words(u32 (&words)[count], const void* from) {
-  static_assert(count == 2 || count % 4 == 0, "vectors of 8 or 16 bytes");
-  if constexpr (count == 2) {
+  static_assert(count == 1 || count == 2 || count % 4 == 0, "a word, or vectors of 8 or 16 bytes");
+  if constexpr (count == 1) {
+    words[0] = *static_cast<const u32*>(from);
+  } else if constexpr (count == 2) {
     const Words2 vector = *static_cast<const Words2*>(from);
     words[0] = vector.word[0], words[1] = vector.word[1];
   } else {

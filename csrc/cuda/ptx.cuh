@@ -99,6 +99,9 @@ DEEPRES_DEVICE u32 round_tf32(float x) {
 
 DEEPRES_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// The value of another lane.
+DEEPRES_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+
 // A value that all lanes of the warp have, told to the compiler as such.
 DEEPRES_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 

@@ -11,8 +11,8 @@
 
 namespace deepres {
 
-// The thread's place: `row` and `row` + 8 of the batch, and columns that follow those of the warps before it,
-// over all blocks of the team.
+// The thread's place: kHeld rows of the batch, and columns that follow those of the warps before it, over all
+// blocks of the team.
 struct Lane {
   int warp, lane, group, part, row, column;
 
@@ -21,8 +21,12 @@ struct Lane {
         lane(thread % 32),
         group(lane / 4),
         part((kCluster > 1 ? ptx::cluster_rank() * kWarps : 0) + warp),
-        row(static_cast<int>(team) * kRows + group),
-        column(part * 8 * kTiles + lane % 4 * kOwned) {}
+        row(static_cast<int>(team) * kRows + (kSwapped ? lane % 4 * 2 : group)),
+        column(part * 8 * kTiles + (kSwapped ? group : lane % 4) * kOwned) {}
+
+  // Of the rows that the lane holds.
+  DEEPRES_DEVICE int row_of(int h) const { return kSwapped ? row + h / 2 * 8 + h % 2 : row + 8 * h; }
+  DEEPRES_DEVICE bool first() const { return warp == 0 && lane == 0; }
 };
 
 // What the block's member of a group has of a tensor, `elements` behind the member before it; null of null.
@@ -35,9 +39,9 @@ class Board {
  public:
   static constexpr int kBarrierBytes = 16;
 
-  // bytes: what one block's copy receives before all may read it.
-  DEEPRES_DEVICE Board(u64* barrier, u32 bytes, const Lane& at)
-      : barrier_(barrier), bytes_(bytes), first_(at.warp == 0 && at.lane == 0) {
+  // bytes: what one block's copy receives before all may read it. first: true in one thread of the block.
+  DEEPRES_DEVICE Board(u64* barrier, u32 bytes, bool first)
+      : barrier_(barrier), bytes_(bytes), first_(first) {
     if (kCluster > 1 && first_) ptx::mbarrier_init(barrier, 1);
   }
 

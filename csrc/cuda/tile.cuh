@@ -7,73 +7,9 @@
 #pragma once
 
 #include "ring.cuh"
+#include "rows.cuh"
 
 namespace deepres {
-
-// Elements of a lane: [row g or g + 8][owned column].
-using Tile = float[2][kOwned];
-
-// --- Rows in global memory: matrix [batch, kWidth]; rows past the batch read as 0 and are never written. ---
-
-constexpr i64 kAllRows = 1ll << 62;  // the `batch` of a matrix that has the rows of whole tiles
-
-template <class Format>
-struct RawTile {  // a tile as it lies in memory, so that a load can be under way while others compute
-  static constexpr int kWords = kOwned * Format::kBytes / 4;
-  u32 words[2][kWords];
-
-  DEEPRES_DEVICE void load(const void* matrix, i64 batch, const Lane& at) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const i64 row = at.row + 8 * h;
-      if (row < batch) {
-        const i64 element = row * kWidth + at.column;
-        load_words<kWords>(words[h], static_cast<const unsigned char*>(matrix) + element * Format::kBytes);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) words[h][i] = 0;
-      }
-    }
-  }
-  DEEPRES_DEVICE void decode(Tile& tile) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) deepres::decode<Format, kOwned>(words[h], tile[h]);
-  }
-  DEEPRES_DEVICE void encode(const Tile& tile) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) deepres::encode<Format, kOwned>(tile[h], words[h]);
-  }
-  DEEPRES_DEVICE void store(void* matrix, i64 batch, const Lane& at) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) store_row(matrix, h, batch, at);
-  }
-  DEEPRES_DEVICE void store_row(void* matrix, int h, i64 batch, const Lane& at) const {
-    const i64 row = at.row + 8 * h;
-    if (row >= batch) return;
-    const i64 element = row * kWidth + at.column;
-    store_words(static_cast<unsigned char*>(matrix) + element * Format::kBytes, words[h]);
-  }
-};
-
-DEEPRES_DEVICE void load_tile(Tile& tile, const float* matrix, i64 batch, const Lane& at) {
-  RawTile<Float32> raw;
-  raw.load(matrix, batch, at);
-  raw.decode(tile);
-}
-
-template <class Format>
-DEEPRES_DEVICE void store_tile(void* matrix, const Tile& tile, i64 batch, const Lane& at) {
-  RawTile<Format> raw;
-  raw.encode(tile);
-  raw.store(matrix, batch, at);
-}
-
-// A lane's columns of one layer's vector [kWidth].
-DEEPRES_DEVICE void load_vector(float (&values)[kOwned], const float* vector, const Lane& at) {
-  u32 words[kOwned];
-  load_words<kOwned>(words, vector + at.column);
-  decode<Float32, kOwned>(words, values);
-}
 
 // --- The left operand of the products, [16, kWidth] in shared memory ---
 
@@ -116,7 +52,7 @@ class LeftRows {
   static constexpr int kBytes = kRows * kStride;
 
   DEEPRES_DEVICE LeftRows(unsigned char* memory, u64* barrier, const Lane& at)
-      : memory_(memory), board_(barrier, kRows * kWidth * Operand::kBytes, at) {}
+      : memory_(memory), board_(barrier, kRows * kWidth * Operand::kBytes, at.first()) {}
 
   // A new tile in the rows' place; all must have read the old one.
   DEEPRES_DEVICE void post(const Tile& tile, const Lane& at) {
@@ -130,8 +66,9 @@ class LeftRows {
   // Until all have posted theirs.
   DEEPRES_DEVICE void wait() { board_.wait(); }
 
-  // product [16, a lane's columns] = rows @ the layer whose first weights are `early`. The ring's last stage
-  // is still to be refilled: `finish`.
+  // product [16, a lane's columns] = rows @ the layer whose first weights are `early`, packed as they are or
+  // transposed. The ring's last stage is still to be refilled: `finish`.
+  template <bool>
   DEEPRES_DEVICE void multiply(Tile& product, const EarlyWeights& early, Ring& ring, const Lane& at) const {
     float sums[kSets][kTiles][4] = {};
     // Matrices 0 and 1 of a step are rows 0-7 and 8-15 of its first 16 bytes, 2 and 3 of its last.
@@ -192,10 +129,6 @@ class LeftRows {
 
 // --- Two numbers of each row, from every warp to every warp ---
 
-struct Pair {
-  float first, second;
-};
-
 class RowPairs {
  public:
   // In floats; the 4 spare ones put the 8 rows that a warp reads at once into different banks.
@@ -204,7 +137,8 @@ class RowPairs {
   static constexpr int kQuarter = kParts / 4;
 
   DEEPRES_DEVICE RowPairs(unsigned char* memory, u64* barrier, const Lane& at)
-      : memory_(reinterpret_cast<float*>(memory)), board_(barrier, kRows * kParts * sizeof(Pair), at) {}
+      : memory_(reinterpret_cast<float*>(memory)),
+        board_(barrier, kRows * kParts * sizeof(Pair), at.first()) {}
 
   // This warp's pairs of rows g and g + 8, the same in all four lanes of a row.
   DEEPRES_DEVICE void post(const Pair (&pairs)[2], const Lane& at) {
@@ -238,39 +172,6 @@ class RowPairs {
   Board board_;
 };
 
-// Each value becomes its sum over the four lanes of a row; together, so that none waits for another's
-// shuffles.
-template <int count>
-DEEPRES_DEVICE void sum_row(float (&values)[count]) {
-#pragma unroll
-  for (int mask = 1; mask <= 2; mask *= 2) {
-    float others[count];
-#pragma unroll
-    for (int i = 0; i < count; ++i) others[i] = ptx::shuffle_xor(values[i], mask);
-#pragma unroll
-    for (int i = 0; i < count; ++i) values[i] += others[i];
-  }
-}
-
-// --- The activation: value = f(z), slope = f'(z) ---
-
-DEEPRES_DEVICE float sigmoid(float z) { return ptx::reciprocal(1.0f + ptx::exp2(-1.4426950408889634f * z)); }
-
-DEEPRES_DEVICE float activation(float z) {
-  if constexpr (kSwish) return z * sigmoid(z);
-  return z < 0.0f ? 0.0f : z;  // NaN stays NaN
-}
-DEEPRES_DEVICE void activation(float z, float& value, float& slope) {
-  if constexpr (kSwish) {
-    const float s = sigmoid(z);
-    value = z * s;
-    slope = s * (1.0f + z * (1.0f - s));
-  } else {
-    value = z < 0.0f ? 0.0f : z;
-    slope = z > 0.0f ? 1.0f : 0.0f;
-  }
-}
-
 // --- The shared memory of a chain kernel ---
 
 // A layer exchanges pairs between its product and its new rows (without LayerNorm, as a mere barrier): the
@@ -287,7 +188,7 @@ struct SharedMemory {
   Ring ring;
 
   DEEPRES_DEVICE SharedMemory(unsigned char* memory, int stages, const unsigned char* packed, i64 step,
-                              i64 layers, const Lane& at)
+                              i64 layers, const Lane& at, bool)
       : fixed(memory + stages * kPerStage),
         barriers(reinterpret_cast<u64*>(fixed + LeftRows::kBytes + RowPairs::kBytes)),
         left(fixed, &barriers[0], at),

@@ -29,6 +29,7 @@ from deepres.kernels.residual_stack.cuda_geometry import (
     WIDTHS,
     Geometry,
     choose_cluster,
+    tuning,
 )
 from deepres.kernels.residual_stack.group import as_group, held, of_layers
 from deepres.kernels.residual_stack.options import StackOptions
@@ -79,13 +80,12 @@ class Stack:
         self.options = options
         self.members, self.depth, self.width = bias.shape
         self.batch = x.shape[1]
-        self.blocks = -(-self.batch // ROWS)
-        self.padded = self.blocks * ROWS
         device = cuda_program.device_facts(x.device)
-        cluster = choose_cluster(self.width, self.blocks, device.capability, device.processors)
-        self.geometry = Geometry(self.width, options, cluster)
+        self.geometry = _geometry(self.width, self.batch, options, device)
+        self.blocks = -(-self.batch // self.geometry.rows)
+        self.padded = self.blocks * self.geometry.rows
         self.program = cuda_program.load_program(self.geometry.program, x.device)
-        self.grid = (self.blocks * cluster, self.members)
+        self.grid = (self.blocks * self.geometry.cluster, self.members)
         self.stages = self.geometry.stages(device.shared_limit)
         self.layer_bytes = self.width**2 * self.geometry.operand_bytes
         self.per_block = options.skip_every or self.depth
@@ -112,9 +112,15 @@ class Stack:
         """Whether the packed weights of all layers outlive this call (deepres.kernels.packing)."""
         return packing.keeps(self.weight) and self.depth * self.layer_bytes <= PACKED_BYTES
 
+    @property
+    def packs_both(self) -> bool:
+        """Whether one order of the weights serves forward and backward."""
+        return self.geometry.swapped_rows > 0
+
     def packed(self, start: int, stop: int, scratch: Tensor | None, *, transposed: bool) -> Tensor:
         """The weights of a stretch as a chain takes them, in `scratch` if they are packed for this call alone."""
         if scratch is None:
+            transposed = transposed and not self.packs_both
             what = (self.geometry, transposed)
             return packing.packed(self.weight, what, lambda: self._pack_all(transposed))[:, start:stop]
         self._pack(start, stop, scratch, transposed)
@@ -164,7 +170,7 @@ class Stack:
         tiles = (self.width // self.geometry.wgrad_tile) ** 2
         self.program.launch(
             "residual_stack_wgrad", (tiles * self.members, stop - start), 256, self.geometry.wgrad_bytes,
-            scratch.inputs, scratch.du, dweight[:, start:stop], self.blocks * ROWS, stop - start, self.depth,
+            scratch.inputs, scratch.du, dweight[:, start:stop], self.padded, stop - start, self.depth,
         )  # fmt: skip
 
     def reduce(self, start: int, stop: int, scratch: Scratch, sums: Iterable[Tensor | None]) -> None:
@@ -294,7 +300,7 @@ def _forward(stack: Stack, save: bool, y: Tensor, activations: Tensor, statistic
             out = y
             stack.forward(start, stop, source, packed, y)
         source = out
-    if once and save:  # backward's order, beside the chain
+    if once and save and not stack.packs_both:  # backward's order, beside the chain
         with SecondStream.of_current(device).beside(device, after=begun):
             stack.packed(0, depth, None, transposed=True)
 
@@ -364,6 +370,17 @@ def _backward(
             assert next_stream is not None
             stream = next_stream
     weights.join()
+
+
+def _geometry(width: int, batch: int, options: StackOptions, device: cuda_program.DeviceFacts) -> Geometry:
+    """What `tuning` asks for, where it applies to forward and backward alike."""
+    asked = tuning()
+    if (reason := asked.refused(width, options, device.capability)) is not None:
+        raise RuntimeError(reason)
+    if asked.swapped_rows:
+        return Geometry(width, options, width // 64, asked.swapped_rows)
+    blocks = -(-batch // ROWS)
+    return Geometry(width, options, choose_cluster(width, blocks, device.capability, device.processors))
 
 
 def _longest(stretches: list[tuple[int, int]]) -> int:

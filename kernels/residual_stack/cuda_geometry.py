@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,8 +16,56 @@ WIDTHS = (64, 128, 256, 512)
 CLUSTERED = {1024: 4}  # widths for which one block has too few registers, and the blocks that share them
 KERNELS = tuple(f"residual_stack_{name}" for name in ("pack", "forward", "dgrad", "wgrad", "reduce"))
 ROWS = 16  # of a team: a block of threads, or a cluster of blocks that split the columns
+SQUARE_BYTES = 64 * 64 * 2  # what one copy brings where operands are swapped
+SWAPPED_WIDTHS = (64, 128, 256)  # whose blocks then have 64 columns each, in clusters of up to 4
 
 _FORMATS = {"fp32": 32, "tf32": 19, "fp16": 16, "bf16": 116}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a stack is computed where there is a choice that only a measurement can make; the results are as good.
+
+    swapped_rows: 0, or 16 or 32 to multiply weights by rows, so many at a time, with sm_90a's warpgroup products in
+    place of rows by weights with mma.sync. It takes an H100 or H200, bf16 or fp16 and a width of 64, 128 or 256.
+    """
+
+    swapped_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.swapped_rows not in (0, 16, 32):
+            raise ValueError(f"swapped_rows must be 0, 16 or 32, got {self.swapped_rows!r}")
+
+    def refused(self, width: int, options: StackOptions, capability: tuple[int, int]) -> str | None:
+        """Why it does not apply, with what to do, or None."""
+        if self.swapped_rows == 0:
+            return None
+        remedy = "pass Tuning(swapped_rows=0)"
+        if capability != (9, 0):
+            found = ".".join(map(str, capability))
+            return f"swapped_rows takes a GPU of compute capability 9.0, this one has {found}; {remedy}"
+        if options.precision not in ("bf16", "fp16"):
+            return f"swapped_rows takes precision bf16 or fp16, got {options.precision}; {remedy}"
+        if width not in SWAPPED_WIDTHS:
+            return f"swapped_rows serves widths {', '.join(map(str, SWAPPED_WIDTHS))}, got {width}; {remedy}"
+        return None
+
+
+_tunings = [Tuning()]
+
+
+@contextmanager
+def tuned(tuning: Tuning) -> Iterator[None]:
+    """Within, the kernels are chosen so, in every thread: backward runs in autograd's."""
+    _tunings.append(tuning)
+    try:
+        yield
+    finally:
+        _tunings.pop()
+
+
+def tuning() -> Tuning:
+    return _tunings[-1]
 
 
 @dataclass(frozen=True)
@@ -25,6 +75,7 @@ class Geometry:
     width: int
     options: StackOptions
     cluster: int = 1
+    swapped_rows: int = 0
 
     @cached_property
     def operand_bytes(self) -> int:
@@ -33,6 +84,11 @@ class Geometry:
     @cached_property
     def saved_dtype(self) -> torch.dtype:
         return torch.float16 if self.options.norm and self.operand_bytes == 2 else torch.float32
+
+    @cached_property
+    def rows(self) -> int:
+        """Of a team."""
+        return self.swapped_rows or ROWS
 
     @cached_property
     def columns(self) -> int:
@@ -59,13 +115,17 @@ class Geometry:
     @cached_property
     def stage_bytes(self) -> int:
         """Shared memory of a chain kernel for one stage of all warps' rings: weights and their barriers."""
+        if self.swapped_rows:
+            return self.width // 64 * SQUARE_BYTES + 16  # a layer
         return self.warps * (self.warp_stage_bytes + 8)
 
     @cached_property
     def fixed_bytes(self) -> int:
-        """The rest of it: 16 rows of the left operand, two floats of each row and warp, two barriers."""
-        parts = self.cluster * self.warps
-        return ROWS * (self.width * self.operand_bytes + 16) + ROWS * 4 * (2 * parts + 4) + 16
+        """The rest of it: a team's rows as an operand, two floats of each row and warp, two barriers."""
+        operand = self.rows * (self.width * self.operand_bytes + 16)
+        if self.swapped_rows:  # core matrices of 128 bytes, 32 bytes apart
+            operand = self.width // 8 * self.rows // 8 * (128 + 32)
+        return operand + self.rows * 4 * (2 * self.cluster * self.warps + 4) + 16
 
     @cached_property
     def wgrad_tile(self) -> int:
@@ -78,6 +138,8 @@ class Geometry:
 
     @cached_property
     def stages_of_layer(self) -> int:
+        if self.swapped_rows:
+            return 1
         return self.columns // self.warps * self.width * self.operand_bytes // self.warp_stage_bytes
 
     def stages(self, shared_limit: int) -> int:
@@ -101,6 +163,7 @@ class Geometry:
             "DEEPRES_NORM": int(self.options.norm),
             "DEEPRES_SWISH": int(self.options.activation == "swish"),
             "DEEPRES_CLUSTER": self.cluster,
+            "DEEPRES_SWAPPED": self.swapped_rows,
             "DEEPRES_THREADS": 32 * self.warps,
             "DEEPRES_STAGE_BYTES": self.stage_bytes,
             "DEEPRES_FIXED_BYTES": self.fixed_bytes,

@@ -38,12 +38,25 @@ def test_a_child_that_hangs_is_ended() -> None:
 def test_smoke_keeps_a_row_for_each_and_fails_with_one(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(children, "without_gpu", lambda script: None)
     monkeypatch.setattr(gpu_smoke, "DESK", DESK)
-    asked = ["--width", "64", "256", "--precision", "bf16", "--out", str(tmp_path)]
+    asked = [
+        "--width",
+        "64",
+        "256",
+        "--precision",
+        "bf16",
+        "--swapped-rows",
+        "0",
+        "16",
+        "--out",
+        str(tmp_path),
+    ]
     assert gpu_smoke.main(asked) == 1
     result = json.loads((tmp_path / "gpu_smoke.json").read_text())
-    rows = {(row["width"], row["cluster"]): row["status"] for row in result["rows"]}
-    assert rows == {(64, 1): "measured", (256, 1): "measured", (256, 2): "measured", (256, 4): "refused"}
-    assert result["complete"] and "3 of 4 are right" in capsys.readouterr().out
+    rows = {(row["width"], row["cluster"], row["swapped_rows"]): row["status"] for row in result["rows"]}
+    wrong = {(256, 4, 0): "refused", (256, 4, 16): "refused"}
+    right = [(64, 1, 0), (64, 1, 16), (256, 1, 0), (256, 2, 0)]
+    assert rows == dict.fromkeys(right, "measured") | wrong
+    assert result["complete"] and "4 of 6 are right" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -69,7 +82,7 @@ def on_host(monkeypatch):
 
 def test_smoke_asks_the_kernels_with_the_cluster_that_it_names(on_host, monkeypatch) -> None:
     monkeypatch.setattr(gpu_smoke, "DEVICE", "cpu")
-    found = gpu_smoke.Desk(None).check(128, 2, "bf16")
+    found = gpu_smoke.Desk(None).check(128, 2, "bf16", 0)
     assert found["served_by"] == "cuda" and found["worst_error"] < 0.1
     assert set(on_host) == {2}
 
@@ -167,13 +180,13 @@ def test_a_graph_is_timed_and_the_plain_call_is_weighed(monkeypatch) -> None:
 
 def test_mechanisms_of_ours_come_before_rivals() -> None:
     names = list(check.MECHANISMS)
-    assert [name.startswith("deepres cuda") for name in names] == [True] * 3 + [False] * 4
-    assert names[3] == "deepres triton" and names[-1].startswith("torch.compile")
+    assert [name.startswith("deepres cuda") for name in names] == [True] * 5 + [False] * 4
+    assert names[5] == "deepres triton" and names[-1].startswith("torch.compile")
 
 
 @pytest.mark.parametrize("cluster", [1, 2, 4, 8])
 def test_microbenchmarks_compile_for_an_h100(cluster) -> None:
-    program = micro.program(cluster, words=4)
+    program = micro.program(cluster, words=4, warpgroup=cluster == 1)
     code, log = cuda_program.compile_program(program.source, dict(program.macros), "sm_90a")
     assert code[:4] == b"\x7fELF"
     assert set(re.findall(r"entry function '(\w+)'", log)) == set(program.kernels)

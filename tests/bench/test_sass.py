@@ -68,6 +68,18 @@ def test_a_layer_is_counted_along_its_longest_way() -> None:
     assert sass.layer_cycles(code, 4 * 100, exchange=100).cycles >= 100 * layer.issued
 
 
+@pytest.mark.parametrize("rows", [16, 32])
+def test_warpgroup_products_last_as_long_as_shared_memory_gives_their_operands(rows) -> None:
+    one = (f"HGMMA.64x{rows}x16.F32.BF16 R8, gdesc[UR4], RZ", word(1, waits=1))
+    wait = ("WARPGROUP.DEPBAR.LE gsb0, 0x0", word(2))
+    plain, *swapped = (
+        sass.layer_cycles(sass.parse(listing(*LAYER[:2], *products, *LAYER[3:]))["kernel"], 4).cycles
+        for products in ([LAYER[2]], [one, wait], [one, one, wait])
+    )
+    reads = 16 + rows // 4  # of 64 x 16 and 16 x rows elements of two bytes, at 128 bytes a cycle
+    assert swapped == [plain - 10 + n * reads + sass.WARPGROUP + 2 for n in (1, 2)]
+
+
 def test_code_without_exchanges_is_refused() -> None:
     plain = [line for line in LAYER if not str(line[0]).startswith("SYNCS")]
     with pytest.raises(RuntimeError, match="two exchanges, the code has 0"):

@@ -92,6 +92,17 @@ struct Barrier {
   unsigned generation = 0;
 };
 
+// One warpgroup product of a lane (host/wgmma.h): what it was asked for, and its part of the result.
+struct Product {
+  u64 a, b;  // descriptors
+  int major_a, major_b;
+  bool add;
+  float (*decode)(u16);
+  int count = 0;
+  bool fenced = false, committed = false, made = false;
+  float value[16] = {};
+};
+
 struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -100,14 +111,16 @@ struct Fiber {
   bool done = false;
   std::function<bool()> ready;            // empty: can run
   std::vector<std::vector<Copy>> groups;  // cp.async groups, the open one last
+  std::vector<Product> products;          // that nobody has waited for
+  bool fenced = false;                    // whether products may begin
 };
 
 // One cluster at a time; `current()` is the one whose threads run. An ordinary block is a cluster of one.
 class Cluster {
  public:
   // Runs `body` in every thread. schedule 0: threads in order, copies as late as can be; others: threads
-  // shuffled by that seed, some held back for long, copies at once where it is even. Returns false if all
-  // threads wait for each other.
+  // shuffled by that seed, some held back for long, copies at once where it is even, where it is odd after
+  // all stores to other blocks. Returns false if all threads wait for each other.
   bool run(int blocks, int threads, std::size_t shared_bytes, unsigned schedule, std::function<void()> body) {
     body_ = std::move(body);
     schedule_ = schedule;
@@ -115,15 +128,12 @@ class Cluster {
     threads_ = threads;
     blocks_.clear();
     for (int rank = 0; rank < blocks; ++rank) {
-      void* shared = std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128);
-      std::memset(shared, 0xff, shared_bytes);  // NaN, whatever it is read as
-      blocks_.push_back(
-          {std::unique_ptr<unsigned char, Free>(static_cast<unsigned char*>(shared)), Barrier{}});
+      blocks_.push_back({allocate(shared_bytes), allocate(shared_bytes), Barrier{}});
     }
     const int all = blocks * threads;
     warps_.assign(all / kLanes, Warp{});
     barrier_ = Barrier{};
-    copies_.clear();
+    copies_.clear(), stores_.clear();
     while (static_cast<int>(fibers_.size()) < all) fibers_.push_back(std::make_unique<Fiber>());
     std::vector<Fiber*> order;
     for (int i = 0; i < all; ++i) {
@@ -133,31 +143,37 @@ class Cluster {
       fiber.done = false;
       fiber.ready = nullptr;
       fiber.groups.assign(1, {});
+      fiber.products.clear();
+      fiber.fenced = false;
       start_context(fiber.context, fiber.stack.get(), &Cluster::enter);
       order.push_back(&fiber);
     }
     current() = this;
-    const int units = blocks > 1 ? blocks : threads / kLanes;
-    // A block, or a warp of the only one, that runs when nothing else can; `units`: none.
+    const int apart = blocks > 1 ? blocks : 0, units = apart + all / kLanes;
+    // A block of several, or behind those a warp, that runs when nothing else can; `units`: none.
     int held = units;
     for (int left = all, pass = 0; left > 0; ++pass) {
       if (schedule_ != 0) {
         std::shuffle(order.begin(), order.end(), random_);
         if (pass % 64 == 0) held = static_cast<int>(random_() % (units + 1));
       }
-      const auto is_held = [&](const Fiber& f) { return (blocks > 1 ? f.rank : f.thread / kLanes) == held; };
+      const auto is_held = [&](const Fiber& f) {
+        return held < apart ? f.rank == held : (f.rank * threads + f.thread) / kLanes == held - apart;
+      };
       int done = 0;
       bool ran = resume_all(order, [&](const Fiber& fiber) { return !is_held(fiber); }, done);
       if (!ran) ran = resume_all(order, is_held, done);
       left -= done;
       if (ran) continue;
-      if (copies_.empty()) {
+      if (copies_.empty() && stores_.empty()) {
         std::fprintf(stderr, "deadlock: %d of %d threads wait and no copy is under way\n", left, all);
         return false;
       }
-      for (int landed = 0; landed < 32 && !copies_.empty(); ++landed) {
-        land(copies_.front());
-        copies_.pop_front();
+      std::deque<Copy>& first = schedule_ % 2 == 0 ? copies_ : stores_;
+      std::deque<Copy>& next = !first.empty() ? first : schedule_ % 2 == 0 ? stores_ : copies_;
+      for (int landed = 0; landed < 32 && !next.empty(); ++landed) {
+        land(next.front());
+        next.pop_front();
       }
     }
     return true;
@@ -172,6 +188,10 @@ class Cluster {
   int threads() const { return threads_; }
   int blocks() const { return static_cast<int>(blocks_.size()); }
   unsigned char* shared() { return blocks_[running_->rank].shared.get(); }
+  // Where the copy engine and warpgroup products find what lies at `place` in the running thread's block.
+  unsigned char* seen(const void* place) {
+    return blocks_[running_->rank].seen.get() + (static_cast<const unsigned char*>(place) - shared());
+  }
   // Where block `rank` has what lies at `place` in the running thread's block.
   unsigned char* peer(void* place, int rank) {
     return blocks_[rank].shared.get() + (static_cast<unsigned char*>(place) - shared());
@@ -193,7 +213,7 @@ class Cluster {
     if (eager())
       land(copy);
     else
-      copies_.push_back(std::move(copy));
+      (copy.from ? copies_ : stores_).push_back(std::move(copy));
   }
 
   static void land(const Copy& copy) {
@@ -207,6 +227,14 @@ class Cluster {
   struct Free {
     void operator()(unsigned char* memory) const { std::free(memory); }
   };
+
+  using Memory = std::unique_ptr<unsigned char, Free>;
+
+  static Memory allocate(std::size_t bytes) {
+    void* memory = std::aligned_alloc(128, (bytes + 127) / 128 * 128);
+    std::memset(memory, 0xff, bytes);  // NaN, whatever it is read as
+    return Memory(static_cast<unsigned char*>(memory));
+  }
 
   static void enter() {
     Cluster& cluster = *current();
@@ -259,13 +287,13 @@ class Cluster {
   unsigned schedule_ = 0;
   std::mt19937 random_;
   struct Shared {
-    std::unique_ptr<unsigned char, Free> shared;
+    Memory shared, seen;
     Barrier barrier;
   };
   std::vector<Shared> blocks_;
   std::vector<Warp> warps_;
   Barrier barrier_;
-  std::deque<Copy> copies_;
+  std::deque<Copy> copies_, stores_;  // from memory, and of values to other blocks
   std::vector<std::unique_ptr<Fiber>> fibers_;
   Fiber* running_ = nullptr;
   int threads_ = 0;

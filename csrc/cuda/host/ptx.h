@@ -99,6 +99,17 @@ inline float shuffle_xor(float value, int mask) {
   return mine.out;
 }
 
+inline float shuffle(float value, int lane) {
+  struct Operands {
+    float in, out;
+    int from;
+  } mine{value, 0, lane};
+  collective(mine, [](Operands** lanes) {
+    for (int to = 0; to < host::kLanes; ++to) lanes[to]->out = lanes[lanes[to]->from]->in;
+  });
+  return mine.out;
+}
+
 inline void sync_warp() {
   int nothing = 0;
   collective(nothing, [](int**) {});
@@ -240,7 +251,9 @@ inline int copy_stage_arrivals() { return 1; }
 inline void copy_stage(void* to, const void* from, u32 bytes, u64* barrier, int lane) {
   if (lane != 0) return;
   mbarrier_expect(barrier, bytes);
-  Cluster::current()->start({to, from, bytes, [barrier, bytes] {
+  unsigned char* seen = Cluster::current()->seen(to);
+  Cluster::current()->start({to, from, bytes, [to, seen, barrier, bytes] {
+                               std::memcpy(seen, to, bytes);
                                state(barrier).bytes -= static_cast<int>(bytes);
                                state(barrier).settle();
                              }});
