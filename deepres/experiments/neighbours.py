@@ -21,7 +21,8 @@ def taken(config: Config, folder: Path) -> Path | None:
     has finished `config`.
 
     Its options must be the same, the contents of its data file too, and its row must be there, of this version. Which
-    machine trained it is not asked: neighbours lie on one disk.
+    machine trained it is not asked: neighbours lie on one disk. The copy goes on naming the neighbour's data file, as its
+    checkpoints do.
     """
     trials = folder.parent
     if trials.name != "trials" or folder.exists():
@@ -32,7 +33,6 @@ def taken(config: Config, folder: Path) -> Path | None:
             draft = folder.with_name(f".{folder.name}.draft")
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(run, draft)
-            RunFolder(draft).claim(config, resume=True)  # with its own name of the data
             draft.rename(folder)
             return run
     return None

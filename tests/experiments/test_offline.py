@@ -33,19 +33,26 @@ def test_learners_come_after_data_that_are_made_once(tmp_path, monkeypatch):
     data = Trial({"goal": "the data 1400", "depth": 0, "seed": 0}, whole[0].config)
     trials = [data, Trial(learner.labels, learner.config.replace(**TINY, eval_every=1), after=data.name)]
     monkeypatch.setattr(StudyFolder, "read", lambda folder: (study, trials))
-    folder = StudyFolder(tmp_path)
+    folder = StudyFolder(tmp_path / "first")
     for trial in trials:
         run_trial(folder, trial.name)
-    made = tmp_path / "trials" / data.name / "data.npz"
+    made = folder.path / "trials" / data.name / "data.npz"
     before = made.stat().st_mtime_ns
     assert study.run(data, made.parent) == {"transitions": 1400.0} and made.stat().st_mtime_ns == before
     rows = report(study, trials, folder)
     assert len(rows) == 2 and "success" not in rows[0]
     assert 0 <= rows[1]["train_accuracy"] < 0.2 and -1 <= rows[1]["time_rank"] <= 1
-    table = (tmp_path / "table.md").read_text()
+    table = (folder.path / "table.md").read_text()
     assert "the data 1400" not in table and "| whole observation | 4 | 1 |" in table
 
-    run = load_run(tmp_path / "trials" / trials[1].name)
+    # a study beside it, with the same data in a file of its own, takes the run and learns as much of it
+    beside = StudyFolder(tmp_path / "second")
+    monkeypatch.setattr("deepres.training.loop.train", None)
+    for trial in trials:
+        run_trial(beside, trial.name)
+    assert report(study, trials, beside)[1] == rows[1]
+
+    run = load_run(folder.path / "trials" / trials[1].name)
     assert run.sizes.goal == run.sizes.state == 4  # of data that know nothing of goals
     run.learner.algorithm.phi, run.learner.algorithm.psi = Told(run.sizes.goal), torch.nn.Identity()
     monkeypatch.setattr("deepres.training.loop.load_run", lambda folder: run)
