@@ -21,7 +21,7 @@ def taken(config: Config, folder: Path) -> Path | None:
     has finished `config`.
 
     Its options must be the same, the contents of its data file too, and its row must be there, of this version. Which
-    machine trained it is not asked: neighbours lie on one disk. The copy goes on naming the neighbour's data file, as its
+    machine trained it is not asked: neighbours lie on one disk. The copy names the neighbour's data file, as its
     checkpoints do.
     """
     trials = folder.parent
