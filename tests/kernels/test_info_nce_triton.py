@@ -1,11 +1,8 @@
 """The Triton InfoNCE through Triton's interpreter, which wants its switch set before Triton is imported."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from helpers.interpreter import interpret
 
 pytest.importorskip("triton", reason="Triton is Linux only")
 
@@ -106,12 +103,4 @@ print("passed")
 
 @pytest.mark.parametrize("program", [INSIDE, OPTIONS], ids=["first options", "further options"])
 def test_through_the_interpreter(program):
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join(
-        [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    run = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert run.returncode == 0 and run.stdout.endswith("passed\n"), run.stdout + run.stderr
+    interpret(program)

@@ -1,12 +1,9 @@
 """The Triton kernels of a policy's loss and of the stem, through Triton's interpreter, whose switch stands before its
 import."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from helpers.interpreter import interpret
 
 pytest.importorskip("triton", reason="Triton is Linux only")
 
@@ -60,10 +57,4 @@ print("passed")
 
 
 def test_through_the_interpreter() -> None:
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    run = subprocess.run(
-        [sys.executable, "-c", INSIDE], env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert run.returncode == 0 and run.stdout.endswith("passed\n"), run.stdout + run.stderr
+    interpret(INSIDE)
