@@ -114,8 +114,9 @@ class Policy:
 
         Metadata, all text: deepres_version, algorithm, env, eval_env, state_dim, goal_dim, action_dim, horizon,
         clocked, depth, width, env_steps; goal_slice ("0:2", where a state has what the goal speaks of) and dt (seconds
-        of one action) where the environment can be opened here; success and success_env_steps of the run's last
-        evaluation if it has one; deepres, JSON for `Policy.load`. Raises ImportError without onnx, ValueError, OSError.
+        of one action) where the environment can be opened here; action_low and action_high (JSON) where it is one of
+        gymnasium's, which stretches [-1, 1] over them; success and success_env_steps of the run's last evaluation if it
+        has one; deepres, JSON for `Policy.load`. Raises ImportError without onnx, ValueError, OSError.
         """
         path = Path(path)
         format = path.suffix[1:] if format is None else format
@@ -163,6 +164,9 @@ class Policy:
         try:
             env = self.environments(1)
             said |= {"goal_slice": f"{env.goal_slice.start}:{env.goal_slice.stop}", "dt": env.dt}
+            if env.action_bounds is not None:
+                low, high = env.action_bounds
+                said |= {"action_low": json.dumps(low), "action_high": json.dumps(high)}
         except (ImportError, ValueError):
             pass  # no physics here, or an environment that nobody registered: the network needs neither
         if self.evaluation:

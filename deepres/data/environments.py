@@ -81,6 +81,7 @@ class Environments(Protocol):
     """`num_envs` environments of one task, side by side; their tensors are on `device`.
 
     Sizes in numbers: state S, action A, goal G. goal_slice: where a state has what the goal speaks of.
+    action_bounds: (low [A], high [A]) that the environment stretches [-1, 1] over; None where it does not.
     episode_length: steps of dt seconds. threshold: distance to the goal that counts as success; graded: the published
     "easy" and "hard" ones, where there are.
     """
@@ -95,6 +96,7 @@ class Environments(Protocol):
     dt: float
     threshold: float
     graded: dict[str, float]
+    action_bounds: tuple[list[float], list[float]] | None
     device: torch.device
 
     def reset(self, seed: int | None = None) -> Step:
@@ -124,6 +126,8 @@ class Environments(Protocol):
 
 class _Shared:
     """What both kinds have in common."""
+
+    action_bounds: tuple[list[float], list[float]] | None = None
 
     def __init__(self, env: Any, device: torch.device | str) -> None:
         self.env = env
@@ -232,6 +236,7 @@ class GymnasiumEnvironments(_Shared):
 
     def __init__(self, env: GymnasiumVector, device: torch.device | str = "cpu") -> None:
         super().__init__(env, device)
+        self.action_bounds = env.task.low.reshape(-1).tolist(), env.task.high.reshape(-1).tolist()
 
     def _step(self, raw: Any) -> Step:
         return Step(raw, lambda leaf: torch.from_numpy(leaf).to(self.device))

@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 import deepres
-from deepres import CheckpointError, Policy
+from deepres import CheckpointError, Policy, Sizes, envs
 from deepres.commands.main import main
 from deepres.deploy import files
 from deepres.deploy.plain import PlainNetwork
+from deepres.deploy.runtime import open_session
+from deepres.envs import registry
 from deepres.testing import assert_no_worse
+from helpers.own_environments import Reach
 from helpers.policies import TASK, doubled, observations, untrained
 from helpers.tiny_runs import TINY, contents
 
@@ -112,6 +116,16 @@ def test_it_opens_where_nothing_of_ours_is(tmp_path):
         "clocked": "False", "depth": "4", "width": "32", "env_steps": "120", "goal_slice": "0:2",
         "dt": str(policy.environments(1).dt),
     }  # fmt: skip
+
+
+def test_bounds_of_an_environments_own_actions_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    envs.register("own_reach", gymnasium=Reach)  # a Box of [-2, 2] x [0, 1]
+    policy = untrained(env="own_reach", sizes=Sizes(state=3, action=2, goal=2, env_bytes=100))
+    said = open_session(policy.export(tmp_path / "policy.onnx")).get_modelmeta().custom_metadata_map
+    low, high = (np.array(json.loads(said[name])) for name in ("action_low", "action_high"))
+    env = Reach()
+    assert env.action_space == Box(low.astype(np.float32), high.astype(np.float32))
 
 
 def test_the_graph_is_standard_and_checks(tmp_path):

@@ -16,15 +16,15 @@ TASK = Sizes(state=4, action=2, goal=2, env_bytes=100)
 """Of point_u_maze."""
 
 
-def untrained(algorithm: str = "crl", **options: Any) -> Policy:
+def untrained(algorithm: str = "crl", sizes: Sizes = TASK, **options: Any) -> Policy:
     """A policy whose every parameter is drawn, the ones that start at 0 and 1 too."""
     config = Config(algorithm, **SIZES).replace(**options)
     torch.manual_seed(0)
-    network = build_algorithm(config, TASK).policy()
+    network = build_algorithm(config, sizes).policy()
     with torch.no_grad():
         for p in network.actor.parameters():
             p.add_(0.05 * torch.randn(p.shape))
-    return Policy(network, config, TASK, env_steps=120)
+    return Policy(network, config, sizes, env_steps=120)
 
 
 def observations(policy: Policy, count: int) -> torch.Tensor:
