@@ -8,13 +8,24 @@ from deepres.experiments.studies.compression import STUDIES as _COMPRESSION
 from deepres.experiments.studies.contact import STUDIES as _CONTACT
 from deepres.experiments.studies.depth import STUDIES as _DEPTH
 from deepres.experiments.studies.offline import STUDIES as _OFFLINE
+from deepres.experiments.studies.offline_ant import STUDIES as _ANT
 from deepres.experiments.studies.offline_methods import STUDIES as _METHODS
 from deepres.experiments.studies.starts import STUDIES as _STARTS
 from deepres.experiments.studies.successors import STUDIES as _SUCCESSORS
 from deepres.experiments.studies.transfer import STUDIES as _TRANSFER
 from deepres.experiments.study import Study
 
-_STUDIES = (*_DEPTH, *_STARTS, *_CONTACT, *_TRANSFER, *_SUCCESSORS, *_COMPRESSION, *_OFFLINE, *_METHODS)
+_STUDIES = (
+    *_DEPTH,
+    *_STARTS,
+    *_CONTACT,
+    *_TRANSFER,
+    *_SUCCESSORS,
+    *_COMPRESSION,
+    *_OFFLINE,
+    *_METHODS,
+    *_ANT,
+)
 _ALL: dict[str, Study] = {study.name: study for study in _STUDIES}
 
 

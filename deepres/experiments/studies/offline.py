@@ -105,13 +105,21 @@ def learned(trial: Trial, folder: Path) -> Numbers:
 
 
 def made(
-    folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH, maze: str = MAZE
+    folder: Path,
+    transitions: int,
+    kind: Kind = "navigate",
+    length: int = LENGTH,
+    maze: str = MAZE,
+    walker: Path | None = None,
 ) -> Numbers:
-    """Make a data set of episodes of `length` in `folder`, unless it is there; how many transitions it has."""
+    """Make a data set of episodes of `length` in `folder`, unless it is there; how many transitions it has.
+
+    walker: see make_data.
+    """
     path = folder / "data.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        make_data(plan(maze, kind, -(-transitions // length), length, None, 0), path)
+        make_data(plan(maze, kind, -(-transitions // length), length, None, 0), path, walker)
     return {"transitions": float(datasets.read(path).transitions)}
 
 
