@@ -30,7 +30,7 @@ def make(
         episodes: In the training set, by default 1000; a replay has all that there are.
         length: Transitions of an episode; by default 1000, 200, 500 of the first kinds, a run's usual ones of a replay.
         noise: Standard deviation of what is added to actions; by default as published.
-        policy: Run of a robot with joints that walks to a goal on open ground.
+        policy: Run of a robot with joints that walks to a goal on open ground; the ant has a gait and needs none.
         seed: The same seed makes the same file.
     """
     from deepres.experiments.make_data import make_data, plan

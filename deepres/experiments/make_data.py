@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +25,11 @@ from torch import Tensor
 from deepres.data import datasets
 from deepres.data.datasets import Dataset
 from deepres.data.environments import JaxEnvironments
+from deepres.experiments.gait import Gait, unending
 
 Kind = Literal["navigate", "stitch", "explore"]
+Walk = Callable[[Tensor, Tensor], Tensor]
+"""(state [N, S], direction [N, 2]) -> action [N, A] that goes that way."""
 AT_ONCE = 100  # episodes made side by side; one part of a file
 STITCH_CELLS = 4
 EXPLORE_EVERY = 10
@@ -65,8 +68,9 @@ def plan(env: str, kind: Kind, episodes: int, length: int | None, noise: float |
 def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     """Write the data set `path` and its validation set NAME-val.npz; goes on where it was stopped.
 
-    policy: of robots with joints, the folder of a run that learned to walk to a goal on open ground ("ant"); the point
-    needs none. Raises FileExistsError if `path` is there, ValueError in one sentence for a task without a maze.
+    policy: of a robot with joints, the folder of a run that learned to walk to a goal on open ground ("ant"); without
+    one the ant walks as gait.py says, and the point needs none. Raises FileExistsError if `path` is there, ValueError
+    in one sentence for a task without a maze.
     """
     from rich.progress import track
 
@@ -115,8 +119,8 @@ class World:
     made: Plan
     env: JaxEnvironments
     map: Map
-    walk: Any
-    """(state [N, S], direction [N, 2]) -> action [N, A] that goes that way."""
+    walker: Callable[[], Walk]
+    """Who walks for a part, from its first step on."""
 
     @classmethod
     def open(cls, made: Plan, policy: Path | None) -> World:
@@ -129,9 +133,8 @@ class World:
             )
         rows = _starts_everywhere(maze.rows)
         base = made.env.partition("_")[0] + "_maze"
-        env: Any = make(base, min(AT_ONCE, made.episodes), made.seed, made.length + 1, layout=rows)
-        walk = _push if base == "point_maze" else _walker(policy, made.env)
-        return cls(made, JaxEnvironments(env, "cpu"), Map(maze), walk)
+        env = unending(make(base, min(AT_ONCE, made.episodes), made.seed, made.length + 1, layout=rows))
+        return cls(made, JaxEnvironments(env, "cpu"), Map(maze), _walker(policy, base, made.env))
 
     @torch.no_grad()
     def episodes(self, number: int) -> Dataset:
@@ -143,10 +146,10 @@ class World:
         step = env.reset(int(np.random.SeedSequence((made.seed, number, 1)).generate_state(1)[0] >> 1))
         states = torch.empty(size, made.length + 1, env.state_dim)
         actions = torch.zeros(size, made.length + 1, env.action_dim)
-        route = self._route(step.obs[:, :2].clone(), draw)
+        route, walk = self._route(step.obs[:, :2].clone(), draw), self.walker()
         for t in range(made.length):
             state = step.obs[:, : env.state_dim].clone()
-            action = self.walk(state, next(route)) if t == 0 else self.walk(state, route.send(state[:, :2]))
+            action = walk(state, next(route) if t == 0 else route.send(state[:, :2]))
             noise = made.noise * torch.randn(action.shape, generator=draw)
             states[:, t], actions[:, t] = state, (action + noise).clamp(-1, 1)
             step = env.step(step, actions[:, t].clone())
@@ -230,15 +233,25 @@ def _push(state: Tensor, direction: Tensor) -> Tensor:
     return ((SPEED * direction - state[:, 2:4]) / (STRENGTH * DT)).clamp(-1, 1)
 
 
-def _walker(run: Path | None, env: str) -> Any:
+def _walker(run: Path | None, base: str, env: str) -> Callable[[], Walk]:
+    """Who walks in `env`, a maze of the kind `base`: the policy of a run, the ant's gait, or the point's driver."""
+    if base == "point_maze":
+        return lambda: _push
+    if run is None and base == "ant_maze":
+        return Gait
+    if run is None:
+        raise ValueError(
+            f"{env} needs a policy that walks: train one on open ground (deepres train crl --env humanoid) and pass "
+            "its folder (--policy)"
+        )
+    walk = _learned(run, env)
+    return lambda: walk
+
+
+def _learned(run: Path, env: str) -> Walk:
     """The action of a policy trained on open ground, told that it stands at the origin and the goal lies ahead."""
     from deepres.policy import Policy
 
-    if run is None:
-        raise ValueError(
-            f"{env} needs a policy that walks: train one on open ground (deepres train crl --env ant) and pass its "
-            "folder (--policy)"
-        )
     policy = Policy.load(run)
 
     def walk(state: Tensor, direction: Tensor) -> Tensor:

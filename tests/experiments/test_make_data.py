@@ -9,7 +9,9 @@ import torch
 from deepres.commands.main import main
 from deepres.config import Config
 from deepres.data.datasets import read
-from deepres.envs import make_task
+from deepres.data.environments import JaxEnvironments
+from deepres.envs import make, make_task
+from deepres.experiments import gait
 from deepres.experiments import make_data as module
 from deepres.experiments.make_data import Map, make_data, plan
 from helpers.tiny_runs import SIZES
@@ -100,13 +102,35 @@ def test_data_are_made_looked_at_and_learned_from_by_command(tmp_path, capsys):
     for words, sentence in (
         (["point_u_maze", "--kind", "walk"], "invalid choice"),
         (["reacher"], "reacher has no maze to find ways in"),
-        (["ant_u_maze"], "needs a policy that walks"),
+        (["humanoid_u_maze"], "needs a policy that walks"),
     ):
         with pytest.raises(SystemExit):
             main(["data", "make", *words, "--out", str(tmp_path / "no.npz"), "--episodes", "1"])
         printed = capsys.readouterr()
         assert sentence in printed.err + printed.out
     assert not (tmp_path / "no.npz").exists()
+
+
+def test_an_ant_walks_by_its_gait(tmp_path):
+    """It crosses cells, however it is turned, and an episode never jumps: it has no end but the last step's."""
+    written = make_data(plan("ant_u_maze", "navigate", 8, 150, None, 0), tmp_path / "ant.npz")
+    states = torch.from_numpy(read(written[0], 29, 8).observations).view(8, 151, 29)
+    map = Map(make_task("ant_u_maze").maze)
+    cells = map.cell_of(states[:, :, :2].reshape(-1, 2)).view(8, 151)
+    assert torch.tensor([len(set(way.tolist())) for way in cells]).float().mean() >= 2.5
+    assert (states[:, 1:, :2] - states[:, :-1, :2]).norm(dim=2).max() < 0.5
+    assert (1 - 2 * (states[:, :, 4] ** 2 + states[:, :, 5] ** 2) > 0).float().mean() > 0.9  # upright
+
+
+def test_the_search_finds_gaits_that_walk():
+    """A few generations are better than standing still, and what is kept is better than they are."""
+    found = gait.found(((8, 60, 5.0),), candidates=32, tries=1, best=6)
+    env = JaxEnvironments(gait.unending(make("ant", 16, seed=1)))
+    speeds = [
+        gait.progress(env, one.expand(16, -1), torch.Generator().manual_seed(0), 60, 5.0).mean()
+        for one in (torch.zeros(gait.COUNT), found, torch.tensor(gait.FOUND))
+    ]
+    assert speeds == sorted(speeds) and speeds[-1] > 0.5
 
 
 def test_an_ant_is_walked_by_a_policy_of_open_ground(tmp_path):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepres import Config, Policy
-from deepres.data import datasets
 from deepres.experiments import make_data, studies
 from deepres.experiments.runner import StudyFolder, report
-from deepres.experiments.studies import offline_ant, offline_methods
+from deepres.experiments.studies import offline_methods
 from deepres.experiments.study import Trial
 from deepres.experiments.trial import run_trial
 from deepres.training.loop import load_run
@@ -22,10 +20,6 @@ TINY = {
     "eval_envs": 4,
     "episode_length": 5,
 }
-TINY_WALK = {
-    "num_envs": 4, "unroll_length": 10, "min_buffer_steps": 20, "buffer_steps": 40, "depth": 4, "width": 8,
-    "batch_size": 8, "gradient_steps": 2, "total_steps": 120, "eval_envs": 2, "episode_length": 20,
-}  # fmt: skip
 
 
 def test_learners_come_after_data_that_are_made_once(tmp_path, monkeypatch):
@@ -95,27 +89,13 @@ def test_methods_are_ranked_beside_what_was_published():
     assert "pointmaze-medium 1.00, -large 0.94" in said
 
 
-def test_an_ant_is_taught_to_walk_and_makes_the_data(tmp_path, monkeypatch):
-    """Its data come from the maze, and from the policy of the run that lies beside them."""
+def test_an_ant_makes_the_data_that_three_methods_learn_from():
     study = studies.find("offline-ant")
-    trials = study.trials("cpu", [0, 1, 2])
-    data, *learners = trials
+    data, *learners = study.trials("cpu", [0, 1, 2])
     assert len(learners) == 3 * 3 * 3 and {trial.after for trial in learners} == {data.name}
     assert {trial.config.env.name for trial in learners} == {"ant_big_maze"}
-    monkeypatch.setattr(make_data, "AT_ONCE", 4)
-    monkeypatch.setattr(offline_ant, "WALKER", Config("crl", env="ant", **TINY_WALK))
-    monkeypatch.setattr(offline_ant, "TRANSITIONS", 40)
-    monkeypatch.setattr(offline_ant, "LENGTH", 10)
-    acted = []
-    act = Policy.act
-    monkeypatch.setattr(Policy, "act", lambda policy, obs: acted.append(obs) or act(policy, obs))
-    folder = tmp_path / data.name
-    numbers = study.run(data, folder)
-    assert numbers["transitions"] == 40 and numbers["walker"] == 0
-    assert study.takes(data) == (120 + 44, 4)
-    made = datasets.read(folder / "data.npz")
-    assert made.observations.shape == (44, 29) and made.actions.shape == (44, 8)
-    assert len(acted) == 2 * 10 and all((obs[:, :2] == 0).all() for obs in acted)  # it stands at the origin
+    assert {trial.config.flat().get("bc_alpha") for trial in learners} == {0.1, 3.0, None}
+    assert study.takes(data) == (1_100_000, 0) and study.takes(learners[0]) == (0, 8000)
 
 
 class Told(torch.nn.Module):

@@ -105,21 +105,13 @@ def learned(trial: Trial, folder: Path) -> Numbers:
 
 
 def made(
-    folder: Path,
-    transitions: int,
-    kind: Kind = "navigate",
-    length: int = LENGTH,
-    maze: str = MAZE,
-    walker: Path | None = None,
+    folder: Path, transitions: int, kind: Kind = "navigate", length: int = LENGTH, maze: str = MAZE
 ) -> Numbers:
-    """Make a data set of episodes of `length` in `folder`, unless it is there; how many transitions it has.
-
-    walker: see make_data.
-    """
+    """Make a data set of episodes of `length` in `folder`, unless it is there; how many transitions it has."""
     path = folder / "data.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        make_data(plan(maze, kind, -(-transitions // length), length, None, 0), path, walker)
+        make_data(plan(maze, kind, -(-transitions // length), length, None, 0), path)
     return {"transitions": float(datasets.read(path).transitions)}
 
 
