@@ -11,8 +11,8 @@ from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 
 MAZE, LENGTH = "ant_big_maze", 1000
 METHODS = {
-    "CRL, offline.DDPG+BC": Objective("crl", offline.DDPG | {"bc_alpha": 0.1}),
-    "CRL, offline.AWR": Objective("crl", offline.AWR),
+    "CRL, DDPG+BC": Objective("crl", offline.DDPG | {"bc_alpha": 0.1}),
+    "CRL, AWR": Objective("crl", offline.AWR),
     "GCBC": Objective("gcbc", {"goals": "uniform"}),
 }
 """With OGBench's weight of cloning for the ant."""
