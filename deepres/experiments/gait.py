@@ -6,10 +6,9 @@ Each leg follows target angles that swing in time, in step with the leg across a
     torque = clip(stiffness (target - angle) - damping velocity, -1, 1)
 
 with b the direction's bearing beyond the leg's own and f_i a series of five terms, 1, cos b, sin b, cos 2b, sin 2b, the
-same for all legs: the ant walks any way, however it is turned. The coefficients are what the cross-entropy method found
-(Rubinstein 1999), looking for progress along random directions under the noise that is added when data are made:
-
-    python -m deepres.experiments.gait
+same for all legs: the ant walks any way, however it is turned. The coefficients were found by the cross-entropy method
+(Rubinstein 1999), looking for progress along random directions under the noise that is added when data are made, in two
+sittings; `python -m deepres.experiments.gait` searches anew, in one, and finds others.
 """
 
 from __future__ import annotations
@@ -25,17 +24,11 @@ if TYPE_CHECKING:
 
     from deepres.data.environments import JaxEnvironments
 
-BEARINGS = math.pi / 4 * torch.tensor([1.0, 3.0, -3.0, -1.0])  # radians, of the legs 1 to 4
 ACROSS = torch.tensor([1.0, -1.0, 1.0, -1.0])
-DOWNWARDS = torch.tensor([1.0, -1.0, -1.0, 1.0])  # sign of the ankle's angle that bends a leg down
 ACTUATORS = [6, 7, 0, 1, 2, 3, 4, 5]  # hip_4, ankle_4, hip_1, ...: of the joints hip_1, ankle_1, hip_2, ...
-HIP, ANKLE = (
-    (0.0, 0.5),
-    (0.87, 0.35),
-)  # radians: the middle of a joint's range, and about as far as it goes from there
+HIP, ANKLE = (0.0, 0.5), (0.87, 0.35)  # radians: a joint's middle, and about how far it goes from there
 SERIES = (2, 3, 5)  # of hip and ankle f_0, f_1, f_2, five terms each
 COUNT = math.prod(SERIES) + 3
-DT = 0.05  # seconds of one action
 TURN, UPRIGHT, NOISE = 60, 0.3, 0.2  # steps, cosine of the torso's tilt, of an action
 STAGES = ((60, 120, 5.0), (60, 300, 5.0), (60, 300, 30.0))
 """Of the search: generations, steps of a try, and metres that a fall takes away."""
@@ -46,6 +39,10 @@ class Gait:
     stiffness and damping; or [N, COUNT], of each ant its own. Time begins when it is made."""
 
     def __init__(self, parameters: Tensor | None = None) -> None:
+        from deepres.envs.tasks.ant import CORNERS, DOWNWARDS, Ant
+
+        self._bearings = torch.from_numpy(CORNERS[:, 1]).atan2(torch.from_numpy(CORNERS[:, 0]))
+        self._downwards, self._dt = torch.from_numpy(DOWNWARDS), Ant.dt
         parameters = torch.tensor(FOUND) if parameters is None else parameters
         rows = parameters.reshape(-1, COUNT)
         self._series = rows[:, :-3].reshape(-1, *SERIES)
@@ -56,13 +53,13 @@ class Gait:
         """The action [N, 8] of ants in `state` [N, 29] that are to walk along the unit vectors `direction` [N, 2]."""
         w, x, y, z = state[:, 3:7].unbind(1)
         turned = torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-        b = (torch.atan2(direction[:, 1], direction[:, 0]) - turned)[:, None] - BEARINGS
+        b = (torch.atan2(direction[:, 1], direction[:, 0]) - turned)[:, None] - self._bearings
         terms = torch.stack([torch.ones_like(b), b.cos(), b.sin(), (2 * b).cos(), (2 * b).sin()])
         phase = 2 * math.pi * self._frequency * self._time
         f = torch.einsum("njok,knl->ojnl", self._series.expand(len(state), *SERIES), terms)
         hip, ankle = f[0] + ACROSS * (f[1] * phase.cos() + f[2] * phase.sin())
-        self._time += DT
-        target = torch.stack([HIP[0] + HIP[1] * hip, DOWNWARDS * (ANKLE[0] + ANKLE[1] * ankle)], dim=2)
+        self._time += self._dt
+        target = torch.stack([HIP[0] + HIP[1] * hip, self._downwards * (ANKLE[0] + ANKLE[1] * ankle)], dim=2)
         torque = self._stiffness * (target.flatten(1) - state[:, 7:15]) - self._damping * state[:, 21:29]
         return torque[:, ACTUATORS].clamp(-1, 1)
 
@@ -84,7 +81,7 @@ def found(
     mean[-3:], spread[-3:] = torch.tensor([1.5, 2.0, 0.1]).log(), 0.3
     for generations, steps, fall in stages:
         spread = spread.clamp(min=0.2)
-        for _ in track(range(generations), description=f"{steps * DT:g} s"):
+        for _ in track(range(generations), description=f"{steps * env.dt:g} s"):
             drawn = mean + spread * torch.randn(candidates, COUNT, generator=draw)
             speed = progress(env, drawn.repeat_interleave(tries, dim=0), draw, steps, fall)
             elite = drawn[speed.view(candidates, tries).mean(1).topk(best).indices]
@@ -112,7 +109,7 @@ def progress(
         upright = 1 - 2 * (step.obs[:, 4] ** 2 + step.obs[:, 5] ** 2)
         stands *= upright > UPRIGHT
         gone += stands * ((moved * direction).sum(1) - 0.5 * aside.abs())
-    return (gone - fall * (1 - stands)) / (steps * DT)
+    return (gone - fall * (1 - stands)) / (steps * env.dt)
 
 
 def unending(env: Any) -> Any:

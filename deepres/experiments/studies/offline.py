@@ -99,9 +99,15 @@ def learned(trial: Trial, folder: Path) -> Numbers:
     """Make the data, or train the trial from what the one that it comes after has made."""
     if trial.after is None:
         return made(folder, int(next(iter(trial.labels.values())).split()[-1]))
-    data = folder.with_name(trial.after) / "data.npz"
-    numbers = trained(Trial(trial.labels, trial.config.replace(data=str(data))), folder)
+    numbers = from_data(trial, folder)
     return numbers | (known(folder) if trial.config.algorithm_name == "crl" else {})
+
+
+def from_data(trial: Trial, folder: Path) -> Numbers:
+    """Train the trial on the data that the one that it comes after has made."""
+    assert trial.after is not None
+    data = folder.with_name(trial.after) / "data.npz"
+    return trained(Trial(trial.labels, trial.config.replace(data=str(data))), folder)
 
 
 def made(

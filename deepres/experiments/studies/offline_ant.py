@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepres.experiments.studies import offline
 from deepres.experiments.studies.transfer import Objective
-from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
+from deepres.experiments.study import Numbers, Size, Study, Trial, grid
 
 MAZE, LENGTH = "ant_big_maze", 1000
 METHODS = {
@@ -34,9 +34,7 @@ def learned(trial: Trial, folder: Path) -> Numbers:
     """Make the data, or learn from them."""
     if trial.after is None:
         return offline.made(folder, offline.TRANSITIONS, "navigate", LENGTH, MAZE)
-    data = folder.with_name(trial.after) / "data.npz"
-    numbers = trained(Trial(trial.labels, trial.config.replace(data=str(data))), folder)
-    return numbers | (offline.known(folder) if trial.config.algorithm_name == "crl" else {})
+    return offline.learned(trial, folder)
 
 
 STUDIES = (
@@ -45,7 +43,7 @@ STUDIES = (
         source=offline.SOURCE,
         question="offline, does depth help an ant in a maze?",
         claim="Cloning gains with depth, contrastive RL that follows its critic's slope loses.",
-        refuted="a slope of cloning at or below 0, or one of offline.DDPG+BC above it.",
+        refuted="a slope of cloning at or below 0, or one of DDPG+BC above it.",
         trials=_trials,
         run=learned,
         seeds=(3, 3),

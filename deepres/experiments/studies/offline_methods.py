@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from deepres.experiments.make_data import Kind
-from deepres.experiments.studies.offline import BASE, MADE, PAPER, QRL, TRANSITIONS, made, takes
+from deepres.experiments.studies.offline import BASE, MADE, PAPER, QRL, TRANSITIONS, from_data, made, takes
 from deepres.experiments.studies.transfer import Objective
-from deepres.experiments.study import Numbers, Size, Study, Trial, trained
+from deepres.experiments.study import Numbers, Size, Study, Trial
 from deepres.report.correlation import spearman
 
 LENGTHS: dict[Kind, int] = {"navigate": 1000, "stitch": 200}
@@ -88,8 +88,7 @@ def learned(trial: Trial, folder: Path) -> Numbers:
     kind: Kind = trial.labels["data"]
     if trial.after is None:
         return made(folder, TRANSITIONS, kind, LENGTHS[kind], trial.config.env.name)
-    data = folder.with_name(trial.after) / "data.npz"
-    numbers = trained(Trial(trial.labels, trial.config.replace(data=str(data))), folder)
+    numbers = from_data(trial, folder)
     medium, large = PUBLISHED[kind][trial.labels["method"]]
     return numbers | {"published_medium": medium / 100, "published_large": large / 100}
 
