@@ -8,7 +8,8 @@ Each leg follows target angles that swing in time, in step with the leg across a
 with b the direction's bearing beyond the leg's own and f_i a series of five terms, 1, cos b, sin b, cos 2b, sin 2b, the
 same for all legs: the ant walks any way, however it is turned. The coefficients were found by the cross-entropy method
 (Rubinstein 1999), looking for progress along random directions under the noise that is added when data are made, in two
-sittings; `python -m deepres.experiments.gait` searches anew, in one, and finds others.
+sittings; `python -m deepres.experiments.gait` searches anew, in one, and finds others, as fast but less sure of foot:
+of 64 ants a seventh lay on their backs after 15 seconds, where of these hardly one did.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def trained(trial: Trial, folder: Path) -> Numbers:
     from deepres.training.loop import train
     from deepres.training.stability import TrainingError
 
-    if (found := taken(trial.config, folder)) is not None:
-        print(f"taken from {found}, which has finished the same run", flush=True)
+    if (neighbour := taken(trial.config, folder)) is not None:
+        print(f"taken from {neighbour}, which has finished the same run", flush=True)
         return scores(read_run(folder)) | {"diverged": 0.0}
     resume, diverged = RunFolder(folder).config.exists(), 0.0
     try:
@@ -59,23 +59,23 @@ def trained(trial: Trial, folder: Path) -> Numbers:
             raise KeyboardInterrupt
     except TrainingError:
         diverged = 1.0
-    return (
-        scores(read_run(folder))
-        | {"diverged": diverged}
-        | ({"success": 0.0, "time_at_goal": 0.0} if diverged else {})
-    )
+    found = scores(read_run(folder)) | {"diverged": diverged}
+    reached = [name for name in ("success", "time_at_goal", "success_easy") if name in found]
+    return found | (dict.fromkeys(reached, 0.0) if diverged else {})
 
 
 def scores(run: RunFiles) -> Numbers:
     """A run's scores: final ones are means of its last five evaluations, never its best one.
 
     success, time_at_goal, final_distance; success_area: mean of all evaluations but the first, that of the untrained
-    policy; steps_to_half: environment steps of the first evaluation that reaches half of the goals, NaN if none does.
+    policy; steps_to_half: environment steps of the first evaluation that reaches half of the goals, NaN if none does;
+    success_easy, within the easier radius, of tasks that have one.
     """
     rows = run.evaluations
     last = rows[1:][-LAST:] or rows
     half = [row["env_steps"] for row in rows if row["success_any"] >= 0.5]
     ended = run.rounds[-1] if run.rounds else {}
+    easy = [row["success_easy"] for row in last if "success_easy" in row]
     return {
         "success": statistics.fmean(row["success_any"] for row in last),
         "time_at_goal": statistics.fmean(row["time_at_goal"] for row in last),
@@ -86,6 +86,7 @@ def scores(run: RunFiles) -> Numbers:
         "gradient_steps": ended.get("gradient_steps", 0.0),
         "skipped_steps": sum(row.get("skipped_steps", 0.0) for row in run.rounds),
         "seconds": ended.get("seconds", 0.0),
+        **({"success_easy": statistics.fmean(easy)} if easy else {}),
     }
 
 

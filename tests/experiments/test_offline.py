@@ -93,7 +93,7 @@ def test_an_ant_makes_the_data_that_three_methods_learn_from():
     study = studies.find("offline-ant")
     data, *learners = study.trials("cpu", [0, 1, 2])
     assert len(learners) == 3 * 3 * 3 and {trial.after for trial in learners} == {data.name}
-    assert {trial.config.env.name for trial in learners} == {"ant_big_maze"}
+    assert {trial.config.env.name for trial in learners} == {"ant_u_maze"}
     assert {trial.config.flat().get("bc_alpha") for trial in learners} == {0.1, 3.0, None}
     assert study.takes(data) == (1_100_000, 0) and study.takes(learners[0]) == (0, 8000)
 

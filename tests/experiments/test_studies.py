@@ -73,6 +73,9 @@ def test_final_scores_are_means_of_the_last_five_evaluations():
     assert found["success"] == pytest.approx(sum(successes[-5:]) / 5)
     assert found["success_area"] == pytest.approx(sum(successes[1:]) / 7)
     assert found["steps_to_half"] == 200 and found["skipped_steps"] == 2 and found["seconds"] == 2.0
+    assert "success_easy" not in found  # most tasks have no easier radius
+    near = [row(i, s) | {"success_easy": s / 2} for i, s in enumerate(successes)]
+    assert scores(RunFiles(Path(), Config("crl"), near, rounds))["success_easy"] == found["success"] / 2
     short = scores(RunFiles(Path(), Config("crl"), [row(0, 0.0), row(1, 0.3)], []))
     assert short["success"] == 0.3 and short["steps_to_half"] != short["steps_to_half"]
 
