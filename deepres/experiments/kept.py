@@ -90,6 +90,11 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
     measured = scored(study, rows)
     found = settings(measured, names, study.metric)
     counts = sorted({len(one.scores) for one in found})
+    if not counts:
+        raise ValueError(
+            f"{folder} has no row with {study.metric}, which {study.name} measures now; run and keep it again "
+            f"(deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
+        )
     steps = [_most(rows, name) for name in ("env_steps", "gradient_steps")]
     hours = _sum(rows, "seconds") / 3600
     return (

@@ -190,6 +190,10 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     row += "decide | 1 | - | < 0.1 | "
     assert row in told and readme.read_text().startswith(f"before\n{kept.MARKS[0]}\n\n| question | what")
     assert row in readme.read_text() and readme.read_text().endswith(f" |\n\n{kept.MARKS[1]}\nafter")
+    rows = target / "rows.csv"
+    rows.write_text(rows.read_text().replace("success", "what_was_measured_then"))
+    with pytest.raises(ValueError, match="has no row with success, which tiny_numbers measures now"):
+        kept.write(target.parent)
     with pytest.raises(ValueError, match="holds the study tiny_numbers of size cpu, got depth of size cpu"):
         run_study("depth", out=folder)
 
