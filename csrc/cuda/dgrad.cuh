@@ -22,7 +22,7 @@ struct Kept {
   float rstd[kHeld], gamma[kOwned], beta[kOwned];
 };
 
-// Of the block's member, but for x, dx and block_input, which are of the first.
+// Of the first member, but for dy and y, which are of the block's.
 struct DgradArguments {
   const float* dy;
   const float* y;
@@ -36,27 +36,32 @@ struct DgradArguments {
   unsigned char* inputs;
   unsigned char* du;
   float* partials;
-  i64 batch, layers, skip_every, x_held;
+  i64 batch, layers, skip_every, depth, x_held, normalized_held;
+
+  // Where a layer of the block's member stands among all members', of whom each has `held`: found when it is
+  // wanted, for registers are full.
+  DEEPRES_DEVICE static i64 slot(i64 layer, i64 held) { return ptx::block_index_y() * held + layer; }
 
   DEEPRES_DEVICE void load(Kept& kept, i64 layer, const Lane& at) const {
-    kept.normalized.load(normalized + layer * batch * kWidth * Saved::kBytes, batch, at);
+    const i64 saved = slot(layer, normalized_held) * batch;
+    kept.normalized.load(normalized + saved * kWidth * Saved::kBytes, batch, at);
     if constexpr (kNorm) {
 #pragma unroll
       for (int h = 0; h < kHeld; ++h) {
         const i64 row = at.row_of(h);
-        kept.rstd[h] = row < batch ? rstd[layer * batch + row] : 0.0f;
+        kept.rstd[h] = row < batch ? rstd[saved + row] : 0.0f;
       }
       if constexpr (kVectorsLate) {
-        ptx::prefetch(gamma + layer * kWidth + at.column);
-        ptx::prefetch(beta + layer * kWidth + at.column);
+        ptx::prefetch(gamma + slot(layer, depth) * kWidth + at.column);
+        ptx::prefetch(beta + slot(layer, depth) * kWidth + at.column);
       } else {
         load_vectors(kept, layer, at);
       }
     }
   }
   DEEPRES_DEVICE void load_vectors(Kept& kept, i64 layer, const Lane& at) const {
-    load_vector(kept.gamma, gamma + layer * kWidth, at);
-    load_vector(kept.beta, beta + layer * kWidth, at);
+    load_vector(kept.gamma, gamma + slot(layer, depth) * kWidth, at);
+    load_vector(kept.beta, beta + slot(layer, depth) * kWidth, at);
   }
 };
 
@@ -173,8 +178,11 @@ struct Slopes {
 // nobody: there the slopes of the layer below are found, from what was asked for a layer before. Where
 // registers are short each layer's are found when it comes.
 DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i64 block, Lane at) {
-  const i64 blocks = ptx::block_count() / kCluster, padded = blocks * kRows;
-  const i64 operand_bytes = padded * kWidth * Operand::kBytes;  // of a layer
+  const auto slot = [&](i64 layer) { return in.slot(layer, in.layers); };
+  int blocks = static_cast<int>(ptx::block_count() / kCluster);
+  const auto operand = [&](unsigned char* tensor, i64 layer) {  // the layer's of inputs or du
+    return tensor + slot(layer) * blocks * (kRows * kWidth * Operand::kBytes);
+  };
   Tile d, d_block, stream;  // dL/d(layer output), dL/d(block output), the residual stream above the layer
   load_tile(d, in.dy, in.batch, at);
   load_tile(stream, in.y, in.batch, at);
@@ -186,18 +194,18 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
   int until_skip = static_cast<int>(in.skip_every);
   const auto find = [&](Slopes& found, i64 layer) {
     const bool wanted = in.inputs != nullptr && layer >= 0 && layer + 1 != in.layers;
-    found.find(kept, ends_block && layer >= 0, stream,
-               wanted ? in.inputs + (layer + 1) * operand_bytes : nullptr, at);
+    found.find(kept, ends_block && layer >= 0, stream, wanted ? operand(in.inputs, layer + 1) : nullptr, at);
     if constexpr (!kWide) in.load(kept, layer > 0 ? layer - 1 : 0, at);
   };
   if constexpr (!kWide) find(slopes, in.layers - 1);
   for (i64 layer = in.layers - 1; layer >= 0; --layer) {
     if constexpr (kWide) {
-      ptx::forget(at.row), ptx::forget(at.column);
+      ptx::forget(at.row), ptx::forget(at.column), ptx::forget(blocks);
       if constexpr (kNorm && kVectorsLate) in.load_vectors(kept, layer, at);
       find(slopes, layer);
     }
-    float* sums = in.partials == nullptr ? nullptr : in.partials + (layer * blocks + block) * 3 * kWidth;
+    float* sums =
+        in.partials == nullptr ? nullptr : in.partials + (slot(layer) * blocks + block) * 3 * kWidth;
 #pragma unroll
     for (int h = 0; h < kHeld; ++h)
 #pragma unroll
@@ -239,7 +247,7 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
     if constexpr (kNorm) normalize_gradient(d, slopes.n, slopes.rstd, shared.pairs, at);
     shared.left.post(d, at);
 
-    if (in.du != nullptr) store_tile<Operand>(in.du + layer * operand_bytes, d, kAllRows, at);
+    if (in.du != nullptr) store_tile<Operand>(operand(in.du, layer), d, kAllRows, at);
     if (sums != nullptr) {
       add_rows(columns[0], d);
       if constexpr (kWide || !kNorm) {
@@ -267,7 +275,7 @@ DEEPRES_DEVICE void dgrad_rows(const DgradArguments& in, SharedMemory& shared, i
   if (in.dx != nullptr) store_tile<Float32>(member_of(in.dx, rows), d, in.batch, at);
   if (in.inputs != nullptr) {
     if (in.x != nullptr) load_tile(stream, member_of(in.x, in.x_held * rows), in.batch, at);
-    store_tile<Operand>(in.inputs, stream, kAllRows, at);
+    store_tile<Operand>(operand(in.inputs, 0), stream, kAllRows, at);
   }
   if (in.block_input != nullptr) store_tile<Float32>(member_of(in.block_input, rows), stream, in.batch, at);
 }
@@ -289,30 +297,31 @@ residual_stack_dgrad(const float* dy, const float* y, const float* x, const unsi
                      const float* rstd, float* dx, float* block_input, unsigned char* inputs,
                      unsigned char* du, float* partials, i64 batch, i64 layers, i64 skip_every, i64 stages,
                      i64 depth, i64 packed_held, i64 x_held, i64 y_held, i64 normalized_held) {
-  const i64 team = ptx::block_index() / kCluster, teams = ptx::block_count() / kCluster;
+  const i64 team = ptx::block_index() / kCluster;
   const Lane at(ptx::thread_index(), team);
   const unsigned char* last = packed + (layers - 1) * kLayerBytes;
   SharedMemory shared(ptx::shared_memory(), static_cast<int>(stages),
                       member_of(last, packed_held * kLayerBytes), -kLayerBytes, layers - (dx == nullptr), at,
                       true);
-  const i64 rows = batch * kWidth, vectors = depth * kWidth;
-  const i64 operands = layers * teams * kRows * kWidth * Operand::kBytes;
+  const i64 rows = batch * kWidth;
   const DgradArguments arguments{member_of(dy, rows),
                                  member_of(y, y_held * rows),
                                  x,
-                                 member_of(gamma, vectors),
-                                 member_of(beta, vectors),
-                                 member_of(normalized, normalized_held * rows * Saved::kBytes),
-                                 member_of(rstd, normalized_held * batch),
+                                 gamma,
+                                 beta,
+                                 normalized,
+                                 rstd,
                                  dx,
                                  block_input,
-                                 member_of(inputs, operands),
-                                 member_of(du, operands),
-                                 member_of(partials, layers * teams * 3 * kWidth),
+                                 inputs,
+                                 du,
+                                 partials,
                                  batch,
                                  layers,
                                  skip_every,
-                                 x_held};
+                                 depth,
+                                 x_held,
+                                 normalized_held};
   dgrad_rows(arguments, shared, team, at);
 }
 
