@@ -126,6 +126,16 @@ def test_a_scaled_start_keeps_the_streams_size_at_every_depth():
     assert network.trunk.stack.gamma.grad[3::4].abs().min() > 0  # and it learns from there
 
 
+@pytest.mark.parametrize(("depth", "is_as"), [(64, "published"), (256, "scaled")])
+def test_deep_networks_start_scaled_unless_told_otherwise(depth, is_as):
+    for name, value in started(depth, init=is_as).state_dict().items():
+        assert torch.equal(started(depth).state_dict()[name], value)
+    assert "trunk.stack.gamma" in started(depth).state_dict()
+    other = "published" if is_as == "scaled" else "scaled"
+    assert not torch.equal(started(depth).trunk.stack.gamma, started(depth, init=other).trunk.stack.gamma)
+    started(256, norm=False), started(256, skip_every=0)  # have no such scale
+
+
 def test_all_networks_of_a_run_start_as_asked():
     make = Networks(NetworkOptions(depth=8, width=16, init="scaled", actor_head_scale=0.01))
     for network in (

@@ -49,6 +49,7 @@ class Preset:
             parity=True,
             engine="jax" if self.env.startswith("arm_") else "auto",  # C moves the published arm otherwise
             depth=self.depth,
+            init="published",
             actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),
             total_steps=self.env_steps,
             auto_reset="first",

@@ -27,8 +27,9 @@ def test_a_preset_is_the_published_run():
     assert (config.env.name, network.depth, network.actor_depth) == ("humanoid_u_maze", 1024, 512)
     assert config.schedule.total_steps == 400_000_000 and config.env.auto_reset == "first"
     published = Config(
-        "crl", env="x", parity=True, depth=1024, actor_depth=512, total_steps=400_000_000, auto_reset="first"
-    )
+        "crl", env="x", parity=True, depth=1024, actor_depth=512, init="published", total_steps=400_000_000,
+        auto_reset="first",
+    )  # fmt: skip
     assert config.replace(env="x") == published
 
 

@@ -14,6 +14,7 @@ CPU = Config(
     "crl",
     env="point_hardest_maze",
     width=64,
+    init="published",
     batch_size=256,
     num_envs=64,
     unroll_length=62,

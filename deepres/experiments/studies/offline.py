@@ -26,6 +26,7 @@ BASE = Config(
     env=MAZE,
     episode_length=300,
     width=64,
+    init="published",
     batch_size=128,
     gradient_steps=100,
     total_steps=8000,

@@ -21,10 +21,10 @@ from deepres.training.learner import build_algorithm
 
 DEPTHS = {"cpu": [4, 16, 64, 256, 1024, 4096], "paper": [4, 16, 64, 256, 512, 1024, 2048, 4096]}
 STARTS: dict[str, dict[str, object]] = {
-    "published": {},
+    "published": {"init": "published"},
     "scaled": {"init": "scaled"},
     "zero": {"init": "zero"},
-    "small heads": {"actor_head_scale": 0.01},
+    "small heads": {"init": "published", "actor_head_scale": 0.01},
 }
 ANT = Sizes(state=29, action=8, goal=2)
 ROWS = 64
@@ -96,8 +96,8 @@ def _rms(x: Tensor) -> float:
 
 CURED: dict[str, object] = {"init": "scaled", "exact_tanh": True, "actor_head_scale": 0.01}
 CURES: dict[str, dict[str, object]] = {
-    "published": {},
-    "exact tanh": {"exact_tanh": True},
+    "published": {"init": "published"},
+    "exact tanh": {"init": "published", "exact_tanh": True},
     "scaled": {"init": "scaled"},
     "scaled, exact, small heads": CURED,
     "cured, slower, bounded": CURED | {"lr_depth": 64, "log_alpha_bound": 2.0},
@@ -113,7 +113,7 @@ def _stability(size: Size, seeds: Sequence[int]) -> list[Trial]:
         "crl", env="ant", width=64, batch_size=64, num_envs=32, unroll_length=100, gradient_steps=ROUND,
         buffer_steps=1000, min_buffer_steps=1000, eval_envs=2, episode_length=200, eval_every=1000,
         checkpoint_every=5, keep_checkpoints=1, recompute="auto", threads=1, device="cpu", depth=4,
-        max_skipped=0.999,
+        init="published", max_skipped=0.999,
     )  # fmt: skip
     base = small if size == "cpu" else paper("humanoid").replace(max_skipped=0.999, gradient_steps=ROUND)
     trials = []
