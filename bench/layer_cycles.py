@@ -19,12 +19,12 @@ if not __package__:  # run as a file: `bench` and `deepres` are those of this ch
     sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p).resolve() != here)]
 
 from bench.gpu import sass
-from bench.gpu.compile_cuda import CLUSTERS, PRECISIONS, WIDTHS
+from bench.gpu.compile_cuda import CLUSTERS, PRECISIONS, WIDTHS, geometries
 from bench.harness import environment
 from bench.harness import results as files
 from bench.harness.results import Row
 from deepres.kernels import cuda_program
-from deepres.kernels.residual_stack.cuda_geometry import Geometry, Tuning
+from deepres.kernels.residual_stack.cuda_geometry import Geometry
 from deepres.kernels.residual_stack.options import StackOptions
 
 KERNELS = ("forward", "dgrad")
@@ -65,11 +65,11 @@ def main() -> None:
     files.add_options(parser)
     arguments = parser.parse_args()
     results = files.begin("layer_cycles", arguments, environment.compiler())
-    for width, precision, cluster, swapped in itertools.product(
-        arguments.width, arguments.precision, arguments.cluster, arguments.swapped_rows
-    ):
-        reason = Tuning(swapped).refused(width, StackOptions(precision=precision), (9, 0))
-        if width // cluster >= 64 and (not swapped or (reason is None and cluster == width // 64)):
+    for width, precision in itertools.product(arguments.width, arguments.precision):
+        for geometry in geometries(width, StackOptions(precision=precision), "sm_90a"):
+            cluster, swapped = geometry.cluster, geometry.swapped_rows
+            if cluster not in arguments.cluster or swapped not in arguments.swapped_rows:
+                continue
             found = rows(width, precision, cluster, swapped)
             results["rows"] += found
             rows_of = f", operands swapped, {swapped} rows" if swapped else ""
