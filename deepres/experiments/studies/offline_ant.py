@@ -10,13 +10,14 @@ from deepres.experiments.studies.transfer import Objective
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid
 
 MAZE, LENGTH = "ant_u_maze", 400
+"""Data are of ways of at most four cells, each straight to its end: of long tours, where what comes later says little
+of which way to go now, nothing was learned in as many steps."""
 METHODS = {
     "CRL, DDPG+BC": Objective("crl", offline.DDPG | {"bc_alpha": 0.1}),
     "CRL, AWR": Objective("crl", offline.AWR),
     "GCBC": Objective("gcbc", {"goals": "uniform"}),
 }
-"""With OGBench's weight of cloning for the ant. Data are of ways of at most four cells, each straight to its end: of
-long tours, where what comes later says little of which way to go now, nothing was learned in as many steps."""
+"""With OGBench's weight of cloning for the ant."""
 
 
 def _trials(size: Size, seeds: Sequence[int]) -> list[Trial]:
