@@ -15,6 +15,7 @@ def experiment(
     jobs: int = 0,
     out: Path | None = None,
     keep: Path | None = None,
+    go_on_from: Path | None = None,
     plan: bool = False,
 ) -> None:
     """Run a study, or go on with it: its trials, a table, a figure and a sentence. Without a name, list them.
@@ -27,6 +28,8 @@ def experiment(
         out: Folder of the study; by default runs/studies/NAME.
         keep: Copy the table, its rows and the figure into this folder as well, and write its index and the table in the
             README above it; without a name, these two alone.
+        go_on_from: A folder that studies were kept in, on another machine perhaps: a trial whose row is there is not
+            run again.
         plan: Tell what its trials would take, and run none.
     """
     from deepres.experiments import kept, runner
@@ -52,6 +55,9 @@ def experiment(
 
         print_budget(studies.find(name), size, seeds)
         return
+    out = out or runner.default_folder(name)
+    if go_on_from is not None:
+        print(f"taken from {go_on_from}: {len(kept.take_up(name, size, go_on_from, out))} trials")
     result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs)
     print(result.folder)
     if keep is not None:

@@ -14,9 +14,20 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from deepres._version import __version__
 from deepres.experiments import studies
-from deepres.experiments.runner import Row, Setting, StudyFolder, lines, scored, settings, slopes
-from deepres.experiments.study import Study
+from deepres.experiments.runner import (
+    MADE,
+    Row,
+    Setting,
+    StudyFolder,
+    lines,
+    row_text,
+    scored,
+    settings,
+    slopes,
+)
+from deepres.experiments.study import Size, Study
 from deepres.runs.folder import write_whole
 
 FILES = ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf")
@@ -35,6 +46,38 @@ def keep(folder: Path, where: Path) -> Path:
             shutil.copyfile(folder / name, target / name)
     write(where)
     return target
+
+
+def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
+    """Make `folder` a folder of the study `name` in which the trials whose rows are kept in `where` are finished, as
+    on another machine; returns their names.
+
+    Rows of another version are left, and those of trials whose run a missing one reads: they are trained again. Rows
+    that are in the folder stay. Raises ValueError in one sentence where no rows of that size are kept.
+    """
+    study, source = studies.find(name), where / name
+    if not (source / "rows.csv").is_file() or not (source / "study.json").is_file():
+        raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
+    asked = json.loads((source / "study.json").read_text(encoding="utf-8"))
+    if asked["size"] != size:
+        raise ValueError(f"{source} is of size {asked['size']}, got {size}; pass --size {asked['size']}")
+    trials, target = study.trials(size, asked["seeds"]), StudyFolder(folder)
+    seeds = sorted({*target.seeds(name, size), *asked["seeds"]})
+    target.write(target.asked, json.dumps(asked | {"seeds": seeds}, indent=2) + "\n")
+    rows = {tuple(str(row.get(label)) for label in trials[0].labels): row for row in _rows(study, source)[0]}
+    here = {
+        trial.name: row
+        for trial in trials
+        if (row := rows.get(tuple(map(str, trial.labels.values())))) and row["version"] == __version__
+    }
+    read = {one.after for one in trials if one.name not in here and not target.row(one).exists()}
+    taken = [one for one in trials if one.name in here.keys() - read and not target.row(one).exists()]
+    for trial in taken:
+        row = here[trial.name]
+        made = {key: row[key] for key in MADE}
+        numbers = {key: row[key] for key in row if key not in trial.labels and key not in MADE}
+        target.write(target.row(trial), row_text(trial, numbers, made))
+    return [trial.name for trial in taken]
 
 
 def write(where: Path) -> list[Path]:

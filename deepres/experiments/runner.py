@@ -30,6 +30,7 @@ from deepres.runs.folder import write_whole
 
 Row = dict[str, Any]
 FLAT = 1e-6  # slopes within it are rounding
+MADE = ("date", "version", "machine")  # of a row, what is neither a label nor a number
 FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
 
 
@@ -51,6 +52,21 @@ class StudyFolder:
 
     def row(self, trial: Trial) -> Path:
         return self.path / "rows" / f"{trial.name}.json"
+
+    def seeds(self, name: str, size: Size) -> list[int]:
+        """Those that `name` was asked for here; none if nothing is here yet. Raises ValueError in one sentence for
+        what is not a folder of that study and size."""
+        if not self.asked.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ValueError(f"{self.path} is not empty and holds no study; pass another folder (--out)")
+            return []
+        before = json.loads(self.asked.read_text())
+        if (before.get("study"), before.get("size")) != (name, size):
+            raise ValueError(
+                f"{self.path} holds the study {before.get('study')} of size {before.get('size')}, got {name} of size "
+                f"{size}; pass another folder (--out)"
+            )
+        return list(before["seeds"])
 
     def write(self, file: Path, text: str) -> None:
         """Whole or not at all."""
@@ -102,18 +118,9 @@ def run_study(
     if size not in ("cpu", "paper"):
         raise ValueError(f"size must be cpu or paper, got {size!r}")
     seeds = list(seeds) or list(range(study.many(size)))
-    folder = StudyFolder(out or Path("runs") / "studies" / name)
+    folder = StudyFolder(out or default_folder(name))
     asked = {"study": name, "size": size}
-    if folder.asked.exists():
-        before = json.loads(folder.asked.read_text())
-        if {key: before.get(key) for key in asked} != asked:
-            raise ValueError(
-                f"{folder.path} holds the study {before.get('study')} of size {before.get('size')}, got {name} of size "
-                f"{size}; pass another folder (--out)"
-            )
-        seeds = sorted({*before["seeds"], *seeds})
-    elif folder.path.exists() and any(folder.path.iterdir()):
-        raise ValueError(f"{folder.path} is not empty and holds no study; pass another folder (--out)")
+    seeds = sorted({*folder.seeds(name, size), *seeds})
     folder.write(
         folder.asked, json.dumps(asked | {"seeds": seeds, "imports": list(imports)}, indent=2) + "\n"
     )
@@ -131,6 +138,16 @@ def run_study(
             interrupted = outcome.interrupted
     rows = report(study, trials, folder)
     return StudyResult(folder.path, rows, failed, interrupted)
+
+
+def default_folder(name: str) -> Path:
+    """Where the study `name` is run unless another folder is asked for."""
+    return Path("runs") / "studies" / name
+
+
+def row_text(trial: Trial, numbers: Row, made: Row) -> str:
+    """What the file of a finished trial's row holds."""
+    return json.dumps({"labels": trial.labels, "numbers": numbers, "made": made}, indent=2) + "\n"
 
 
 def _job(trial: Trial, folder: StudyFolder) -> Job:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 
 from deepres._version import __version__
-from deepres.experiments.runner import StudyFolder
+from deepres.experiments.runner import StudyFolder, row_text
 from deepres.machine import cpu_name, pick_device
 
 
@@ -27,8 +26,7 @@ def run_trial(folder: StudyFolder, name: str) -> Path:
         "version": __version__,
         "machine": cpu_name() if device.type == "cpu" else _gpu_name(device.index or 0),
     }
-    row = {"labels": trial.labels, "numbers": numbers, "made": made}
-    folder.write(folder.row(trial), json.dumps(row, indent=2) + "\n")
+    folder.write(folder.row(trial), row_text(trial, numbers, made))
     return folder.row(trial)
 
 

@@ -190,6 +190,21 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     row += "decide | 1 | - | < 0.1 | "
     assert row in told and readme.read_text().startswith(f"before\n{kept.MARKS[0]}\n\n| question | what")
     assert row in readme.read_text() and readme.read_text().endswith(f" |\n\n{kept.MARKS[1]}\nafter")
+
+    # on another machine: what is kept is not run again, other seeds are
+    elsewhere = tmp_path / "elsewhere"
+    assert kept.take_up("tiny_numbers", "cpu", target.parent, elsewhere) == ["d4-s1", "d8-s1"]
+    rows = kept.StudyFolder(elsewhere).path.glob("rows/*.json")
+    assert {file.name: file.read_text() for file in rows} == {file.name: file.read_text() for file in before}
+    again = run_study("tiny_numbers", seeds=[2], **asked | {"out": elsewhere})
+    assert [row["seed"] for row in again.rows] == [1, 1, 2, 2] and "d4-s9" in again.failed
+    assert kept.take_up("tiny_numbers", "cpu", target.parent, elsewhere) == []
+    with pytest.raises(ValueError, match="keeps no rows of depth; pass another folder"):
+        kept.take_up("depth", "cpu", target.parent, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is of size cpu, got paper; pass --size cpu"):
+        kept.take_up("tiny_numbers", "paper", target.parent, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
     rows = target / "rows.csv"
     rows.write_text(rows.read_text().replace("success", "what_was_measured_then"))
     with pytest.raises(ValueError, match="has no row with success, which tiny_numbers measures now"):
