@@ -31,6 +31,7 @@ from deepres.runs.folder import write_whole
 Row = dict[str, Any]
 FLAT = 1e-6  # slopes within it are rounding
 MADE = ("date", "version", "machine")  # of a row, what is neither a label nor a number
+MOST_LINES = 6  # that a reader tells apart in one panel
 FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
 
 
@@ -224,7 +225,7 @@ def lines(study: Study, found: Sequence[Setting]) -> dict[str, list[Setting]]:
 
 def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     """Write table.md and the figure from the finished rows, and print the table; returns the rows."""
-    from deepres.report.lines import Place, plot_lines
+    from deepres.report.lines import Line, Place, plot_lines
     from deepres.report.tables import console, table
 
     rows = write_rows(folder, trials)
@@ -258,18 +259,37 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     sentence = f"{study.claim} {study.says(found_in)}" if study.says else verdict(study, drawn)
     print(sentence, flush=True)
     at = dict(zip(map(id, found), estimates, strict=True))
-    places = {
-        name: {
-            one.labels.get(study.along): Place(
-                list(one.scores.values()), at[id(one)].value, at[id(one)].low, at[id(one)].high
-            )
-            for one in line
-        }
-        for name, line in drawn.items()
-    }
-    plot_lines(places, study.along, study.metric, study.name, folder.path / "figure.png")
+    plotted = [
+        Line(
+            name,
+            {
+                one.labels.get(study.along): Place(
+                    list(one.scores.values()), at[id(one)].value, at[id(one)].low, at[id(one)].high
+                )
+                for one in line
+            },
+            panel,
+        )
+        for (panel, name), line in zip(_panels(study, drawn), drawn.values(), strict=True)
+    ]
+    plot_lines(plotted, study.along, study.metric, study.name, folder.path / "figure.png")
     folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, len(trials)))
     return rows
+
+
+def _panels(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str]]:
+    """Of each line its panel's title and its name there: by the labels that tell lines apart. Many lines get a panel
+    for each value of the label that has most of them."""
+    labels = [line[0].labels for line in drawn.values()]
+    others = [name for name in labels[0] if name != study.along]
+    values = {name: {str(one[name]) for one in labels} for name in others}
+    apart = [name for name in others if len(values[name]) > 1]
+    panel = max(apart, key=lambda name: len(values[name])) if len(labels) > MOST_LINES else None
+    inside = [name for name in apart if name != panel]
+    return [
+        (str(one[panel]) if panel else "", ", ".join(f"{n.replace('_', ' ')} {one[n]}" for n in inside))
+        for one in labels
+    ]
 
 
 def verdict(study: Study, drawn: dict[str, list[Setting]]) -> str:

@@ -16,11 +16,12 @@ import torch
 
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.experiments import kept, studies
+from deepres.experiments import kept, runner, studies
 from deepres.experiments.neighbours import taken
 from deepres.experiments.runner import lines, run_study, settings, verdict
 from deepres.experiments.studies import successors
 from deepres.experiments.study import Study, grid, scores, trained
+from deepres.report.lines import Line, Place, _Scale, plot_lines
 from deepres.runs.files import RunFiles
 from helpers import tiny_runs
 
@@ -55,6 +56,29 @@ def test_the_sentence_says_what_the_rows_do(by_depth, rising, says):
     study = made_up(rising=rising)
     drawn = lines(study, settings(rows_of(by_depth), ["depth", "seed"], "success"))
     assert list(drawn) == [""] and says in verdict(study, drawn)
+
+
+def test_lines_that_coincide_are_seen_and_many_get_panels(tmp_path):
+    """Every line is drawn beside the others; more than six objectives get a panel each, with a line for each maze."""
+    rows = [
+        {"env": env, "objective": name, "depth": depth, "seed": 0, "success": 0.5}
+        for env in ("u", "big")
+        for name in "abcdefg"
+        for depth in (4, 16)
+    ]
+    labels = ["env", "objective", "depth", "seed"]
+    many = runner._panels(made_up(), lines(made_up(), settings(rows, labels, "success")))
+    assert many[0] == ("a", "env u") and many[-1] == ("g", "env big") and len(many) == 14
+    few = runner._panels(made_up(), lines(made_up(), settings(rows[:6], labels, "success")))
+    assert few == [("", "objective a"), ("", "objective b"), ("", "objective c")]
+    for values in ([4, 16, 64], [1, 2], ["relu", "swish"]):
+        scale = _Scale(values)
+        assert len({scale.beside(values[0], i, 5) for i in range(5)}) == 5
+    same = {4: Place([0.5], 0.5, 0.4, 0.6)}
+    written = plot_lines(
+        [Line("env u", same, name) for name in "ab"], "depth", "success", "t", tmp_path / "f.png"
+    )
+    assert [file.name for file in written] == ["f.png", "f.pdf"] and all(file.exists() for file in written)
 
 
 def test_final_scores_are_means_of_the_last_five_evaluations():
