@@ -31,7 +31,14 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def text(self, form: str = "{:.2f}") -> str:
-        return f"{form.format(self.value)} [{form.format(self.low)}, {form.format(self.high)}]"
+        value, low, high = (_formed(form, number) for number in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def _formed(form: str, number: float) -> str:
+    """`number` printed; what rounds to zero has no minus, which may differ from machine to machine."""
+    printed = form.format(number)
+    return form.format(0.0) if printed.strip("+-0.") == "" else printed
 
 
 def iqm(scores: ArrayLike, axis: int | None = None) -> Scores:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MARKERS = "osD^vPX*"
+ROOM = 60  # letters that stand below an axis side by side
 ACROSS = 4  # panels beside each other, at most
 
 
@@ -105,7 +106,10 @@ class _Scale:
     def put(self, axis: Any) -> None:
         if self.log:
             axis.set_xscale("log", base=2)
-        axis.set_xticks(list(self.at.values()), [str(value) for value in self.at])
+        words = [str(value) for value in self.at]
+        long = not self.numbers and sum(map(len, words)) > ROOM
+        slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        axis.set_xticks(list(self.at.values()), words, **slanted)
         axis.minorticks_off()
 
 

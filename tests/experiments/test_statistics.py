@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from deepres.experiments.statistics import (
+    Interval,
     bootstrap,
     depth_slope,
     iqm,
@@ -26,6 +27,11 @@ def test_interquartile_mean_is_scipys_trimmed_mean(n):
     assert iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25))
     several = np.random.default_rng(n).normal(size=(3, n))
     assert iqm(several, axis=1) == pytest.approx(stats.trim_mean(several, 0.25, axis=1))
+
+
+def test_what_rounds_to_zero_has_no_minus():
+    assert Interval(-1e-17, -0.0004, 1e-9).text("{:+.3f}") == "+0.000 [+0.000, +0.000]"
+    assert Interval(0.5, -0.25, 10.0).text() == "0.50 [-0.25, 10.00]"
 
 
 def test_bootstrap_is_scipys():
