@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deepres._version import __version__
-from deepres.experiments import studies
+from deepres.experiments import curves, studies
 from deepres.experiments.runner import (
     MADE,
     Row,
@@ -30,7 +30,7 @@ from deepres.experiments.runner import (
 from deepres.experiments.study import Size, Study
 from deepres.runs.folder import write_whole
 
-FILES = ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf")
+FILES = ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf", curves.FILE, "curves.png")
 MARKS = ("<!-- learned: deepres experiment NAME --keep docs/results -->", "<!-- /learned -->")
 COLUMNS = ("question", "what came out", "seeds", "steps, environment / gradient", "hours", "machine")
 
@@ -72,6 +72,8 @@ def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
     }
     read = {one.after for one in trials if one.name not in here and not target.row(one).exists()}
     taken = [one for one in trials if one.name in here.keys() - read and not target.row(one).exists()]
+    if (source / curves.FILE).exists() and not (folder / curves.FILE).exists():
+        target.write(folder / curves.FILE, (source / curves.FILE).read_text(encoding="utf-8"))
     for trial in taken:
         row = here[trial.name]
         made = {key: row[key] for key in MADE}
@@ -109,6 +111,8 @@ def index(where: Path) -> str:
         told += [f"## {_question(study)}", source, sentence, made]
         if (where / name / "figure.png").exists():
             told.append(f"![{name}]({name}/figure.png)")
+        if (where / name / "curves.png").exists():
+            told.append(f"![learning curves of {name}]({name}/curves.png)")
         told.append(f"[Table]({name}/table.md), [rows]({name}/rows.csv)")
     return "\n\n".join(told) + "\n"
 

@@ -6,6 +6,7 @@ FOLDER/study.json      which study, size and seeds
        rows.csv        all of them, a row per seed
        table.md        the table, the sentence, and how it was made
        figure.png, .pdf
+       curves.csv, .png  learning curves, of studies that ask for them (curves.py)
 
 Studies whose folders lie in one folder share trainings (neighbours.py).
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from deepres.experiments import studies
+from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.jobs import Job, check_places, run_jobs
 from deepres.experiments.statistics import Interval, depth_slope, mean_interval
 from deepres.experiments.study import Size, Study, Trial
@@ -257,6 +259,9 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     ]
     console().print(table(f"{study.name}: {study.question}", columns, cells))
     sentence = f"{study.claim} {study.says(found_in)}" if study.says else verdict(study, drawn)
+    if study.curves and (curves := write_curves(folder, trials)):
+        plot_curves(curves, names, study.along, study.name, folder.path / "curves.png")
+        sentence += _at_equal_seconds(study, equal_seconds(curves, names, study.along, study.metric))
     print(sentence, flush=True)
     at = dict(zip(map(id, found), estimates, strict=True))
     plotted = [
@@ -275,6 +280,18 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     plot_lines(plotted, study.along, study.metric, study.name, folder.path / "figure.png")
     folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, len(trials)))
     return rows
+
+
+def _at_equal_seconds(study: Study, scores: dict[str, dict[int, dict[int, float]]]) -> str:
+    """What the slopes are where every setting trains as many seconds as the fastest one."""
+    drawn = {
+        line: [Setting({study.along: value}, of) for value, of in by_value.items()]
+        for line, by_value in scores.items()
+    }
+    told = "; ".join(f"{name}: {slope}, which {says}" for name, slope, says in slopes(study, drawn))
+    return (
+        f" At equal seconds of training, those of the fastest setting of each seed: {told}." if told else ""
+    )
 
 
 def _panels(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str]]:

@@ -118,6 +118,8 @@ class Study:
     """Of the rows of one setting, the metric where it is not the mean over the seeds."""
     says: Callable[[Sequence[dict[str, Any]]], str] | None = None
     """Of all rows, what they say to the claim, where that is not a slope."""
+    curves: bool = False
+    """Whether its learning curves are kept and drawn, and slopes told at equal seconds too."""
     takes: Callable[[Trial], tuple[int, int]] | None = None
     """Environment steps and gradient steps of a trial, where it does not train its config (budget.py)."""
 

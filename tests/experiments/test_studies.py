@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytest import approx
 
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.experiments import kept, runner, studies
+from deepres.experiments import curves, kept, runner, studies
 from deepres.experiments.neighbours import taken
 from deepres.experiments.runner import lines, run_study, settings, verdict
 from deepres.experiments.studies import successors
@@ -79,6 +80,32 @@ def test_lines_that_coincide_are_seen_and_many_get_panels(tmp_path):
         [Line("env u", same, name) for name in "ab"], "depth", "success", "t", tmp_path / "f.png"
     )
     assert [file.name for file in written] == ["f.png", "f.pdf"] and all(file.exists() for file in written)
+
+
+def test_slopes_at_equal_seconds_stop_every_depth_where_the_fastest_ended(tmp_path):
+    """16 layers take twice the seconds and reach as much a step: at equal steps no slope, at equal seconds a fall."""
+    columns = "depth,seed,env_steps,seconds,success,time_at_goal"
+    rows = [
+        f"{depth},{seed},{step},{step * depth / 4},{step / 10 + 0.01 * seed},0"
+        for depth, seed in ((4, 0), (16, 0), (4, 1), (16, 1), (4, 2))
+        for step in range(11)
+    ]
+    file = tmp_path / "curves.csv"
+    file.write_text("\n".join([columns, *rows]) + "\n")
+    found = curves.equal_seconds(curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"])
+    assert found == {"": {4: {0: approx(0.8), 1: approx(0.81)}, 16: {0: approx(0.15), 1: approx(0.16)}}}
+    told = runner._at_equal_seconds(made_up(), found)
+    assert "those of the fastest setting of each seed: success: -0.325 [-0.325, -0.325]" in told
+    assert curves.score_at([{"seconds": 0.0, "success": 0.3}], 9.0) is None
+    curves.plot_curves(
+        curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"], "depth", "t", tmp_path / "c.png"
+    )
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        curves.read_curves(file, ["depth", "another"])
+        == {}
+        == curves.read_curves(tmp_path / "none", ["depth"])
+    )
 
 
 def test_final_scores_are_means_of_the_last_five_evaluations():
@@ -162,6 +189,9 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
     assert all(float(row["env_steps"]) == 160 for row in rows)
     table = (folder / "table.md").read_text()
     assert "2 of 2 trials finished" in table and "| 4 | 1 |" in table and "Slope of success" in table
+    assert "At equal seconds of training" in table and (folder / "curves.png").exists()
+    told = list(csv.DictReader((folder / "curves.csv").open()))
+    assert [row["env_steps"] for row in told if row["depth"] == "4"][-1] == "160.0"
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG") and (folder / "figure.pdf").exists()
 
     # a study beside it that asks for the same runs takes them, and no others

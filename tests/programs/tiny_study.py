@@ -27,9 +27,10 @@ TRAINED = Study(
     refuted="a slope below 0.",
     trials=lambda size, seeds: grid(BASE, {"depth": [4, 8]}, seeds),
     seeds=(1, 1),
+    curves=True,
 )
 studies.register(TRAINED)
-studies.register(replace(TRAINED, name="tiny_numbers", run=counted, seeds=(2, 2)))
+studies.register(replace(TRAINED, name="tiny_numbers", run=counted, seeds=(2, 2), curves=False))
 
 if __name__ == "__main__":
     run_study("tiny", out=Path(sys.argv[1]), imports=["tiny_study"])

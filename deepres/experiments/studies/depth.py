@@ -107,6 +107,7 @@ STUDIES = (
         refuted="a slope of success on log2 depth whose interval lies at or below 0.",
         trials=_depth,
         run=looked,
+        curves=True,
         also=(
             "time_at_goal",
             "steps_to_half",

@@ -1,0 +1,143 @@
+"""The learning curves of a study's trials, and its scores at equal seconds.
+
+curves.csv   a row for every evaluation of every finished trial: its labels, environment steps, seconds of training,
+             success and time at goal
+curves.png   success against both
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepres.experiments.study import LAST, Trial
+from deepres.runs.files import read_rows
+from deepres.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from deepres.experiments.runner import StudyFolder
+
+COLUMNS = {
+    "env_steps": "env_steps",
+    "seconds": "seconds",
+    "success": "success_any",
+    "time_at_goal": "time_at_goal",
+}
+"""What a row of curves.csv holds beside the labels, and its name in a run's evaluations."""
+FILE = "curves.csv"
+
+Curve = list[dict[str, float]]
+Labels = tuple[str, ...]
+
+
+def write_curves(folder: StudyFolder, trials: Sequence[Trial]) -> dict[Labels, Curve]:
+    """curves.csv of the finished trials; returns its curves by the trials' labels, as strings.
+
+    A trial whose run is not here (its row was taken up from elsewhere) keeps what the file already says of it.
+    """
+    before, found = read_curves(folder.path / FILE, list(trials[0].labels)), {}
+    for trial in trials:
+        labels = tuple(map(str, trial.labels.values()))
+        if folder.row(trial).exists():
+            rows = read_rows(RunFolder(folder.trial(trial)).evaluations)
+            curve = [{name: row[source] for name, source in COLUMNS.items()} for row in rows if _whole(row)]
+            if curve := curve or before.get(labels, []):
+                found[labels] = curve
+    if found:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*trials[0].labels, *COLUMNS])
+        for labels, curve in found.items():
+            writer.writerows([*labels, *row.values()] for row in curve)
+        folder.write(folder.path / FILE, text.getvalue())
+    return found
+
+
+def _whole(row: dict[str, float]) -> bool:
+    return all(source in row for source in COLUMNS.values())
+
+
+def read_curves(path: Path, labels: Sequence[str]) -> dict[Labels, Curve]:
+    """The curves in `path` by their trials' labels; none where there is no such file, or none of these columns."""
+    found: dict[Labels, Curve] = {}
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if not {*labels, *COLUMNS} <= row.keys():
+                    return {}
+                one = found.setdefault(tuple(row[name] for name in labels), [])
+                one.append({name: float(row[name]) for name in COLUMNS})
+    return found
+
+
+def score_at(curve: Curve, seconds: float, metric: str = "success") -> float | None:
+    """The mean of the last five evaluations up to `seconds` of training, without that of the untrained policy; None
+    where there is none."""
+    reached = [row[metric] for row in curve[1:] if row["seconds"] <= seconds]
+    return statistics.fmean(reached[-LAST:]) if reached else None
+
+
+def equal_seconds(
+    curves: dict[Labels, Curve], names: Sequence[str], along: str = "depth", metric: str = "success"
+) -> dict[str, dict[int, dict[int, float]]]:
+    """Scores when the fastest setting along `along` of the same seed ended: line -> value of `along` -> seed -> score.
+
+    names: of the labels, `along` and "seed" among them. A setting that has not been evaluated by then scores 0.
+    """
+    others = [name for name in names if name not in (along, "seed")]
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    groups: dict[tuple[str, ...], dict[int, Curve]] = {}
+    for labels, curve in curves.items():
+        of = dict(zip(names, labels, strict=True))
+        groups.setdefault((*(of[name] for name in others), of["seed"]), {})[int(of[along])] = curve
+    most = max(len(group) for group in groups.values())
+    for (*values, seed), group in groups.items():
+        if len(group) < most:
+            continue  # a seed that lacks a setting says nothing of equal seconds
+        line = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in zip(others, values, strict=True)
+        )
+        ended = min(curve[-1]["seconds"] for curve in group.values())
+        for value, curve in group.items():
+            score = score_at(curve, ended, metric) or 0.0
+            found.setdefault(line, {}).setdefault(value, {})[int(seed)] = score
+    return found
+
+
+def plot_curves(
+    curves: dict[Labels, Curve], names: Sequence[str], along: str, title: str, path: Path
+) -> None:
+    """Success against environment steps and against seconds of training: a row of panels for each, a panel for each
+    line, a colour for each value of `along`; every seed is drawn."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    others = [name for name in names if name not in (along, "seed")]
+    panels: dict[str, list[tuple[str, Curve]]] = {}
+    for labels, curve in curves.items():
+        of: dict[str, Any] = dict(zip(names, labels, strict=True))
+        panel = ", ".join(f"{name.replace('_', ' ')} {of[name]}" for name in others)
+        panels.setdefault(panel, []).append((of[along], curve))
+    values = list(dict.fromkeys(value for panel in panels.values() for value, _ in panel))
+    colours = [colormaps["viridis"](0.9 * i / max(len(values) - 1, 1)) for i in range(len(values))]
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, sharey=True)
+    for column, (panel, drawn) in enumerate(panels.items()):
+        for axis, x in zip(axes[:, column], ("env_steps", "seconds"), strict=True):
+            for value, curve in drawn:
+                colour = colours[values.index(value)]
+                axis.plot([row[x] for row in curve], [row["success"] for row in curve], color=colour, lw=1.2)
+            axis.set_xlabel("environment steps" if x == "env_steps" else "seconds of training")
+            axis.set_ylabel("success" if column == 0 else "")
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0, column].set_title(panel, fontsize=9)
+    for value, colour in zip(values, colours, strict=True):
+        axes[0, 0].plot([], [], color=colour, label=f"{along.replace('_', ' ')} {value}")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
