@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` trains and shows what was learned, `make test` passes the tests.
+# Two commands do all the set-up: `make demo` trains and shows what was learned, `make test` runs the tests.
 # PyTorch is pinned by constraints.txt: a bare `torch` would pull gigabytes of CUDA onto a machine without a GPU.
 
 PYTHON ?= python3

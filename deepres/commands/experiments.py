@@ -33,6 +33,7 @@ def experiment(
         plan: Tell what its trials would take, and run none.
     """
     from deepres.experiments import kept, runner
+    from deepres.experiments.folder import default_folder
 
     if name == "list" and keep is not None:
         print(*kept.write(keep), sep="\n")
@@ -55,7 +56,7 @@ def experiment(
 
         print_budget(studies.find(name), size, seeds)
         return
-    out = out or runner.default_folder(name)
+    out = out or default_folder(name)
     if go_on_from is not None:
         print(f"taken from {go_on_from}: {len(kept.take_up(name, size, go_on_from, out))} trials")
     result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs)

@@ -19,7 +19,7 @@ from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from deepres.experiments.runner import StudyFolder
+    from deepres.experiments.folder import StudyFolder
 
 COLUMNS = {
     "env_steps": "env_steps",

@@ -1,6 +1,6 @@
 """What documents quote of studies: a folder for each, an index of all, and the table of what was learned by depth.
 
-WHERE/STUDY/    options, rows, table and figure of a study (runner.py)
+WHERE/STUDY/    options, rows, table and figure of a study (folder.py)
       README.md the table, and a section for each study
 README.md       of WHERE's folder or of the one above: the same table, between the two lines of MARKS
 """
@@ -16,18 +16,10 @@ from pathlib import Path
 
 from deepres._version import __version__
 from deepres.experiments import curves, studies
-from deepres.experiments.runner import (
-    MADE,
-    Row,
-    Setting,
-    StudyFolder,
-    lines,
-    row_text,
-    scored,
-    settings,
-    slopes,
-)
-from deepres.experiments.study import Size, Study
+from deepres.experiments.budget import budget
+from deepres.experiments.folder import MADE, Row, StudyFolder, row_text
+from deepres.experiments.outcome import scored, settings, verdict
+from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
 
 FILES = ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf", curves.FILE, "curves.png")
@@ -68,7 +60,7 @@ def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
     here = {
         trial.name: row
         for trial in trials
-        if (row := rows.get(tuple(map(str, trial.labels.values())))) and row["version"] == __version__
+        if (row := rows.get(_labels(trial))) and row["version"] == __version__
     }
     read = {one.after for one in trials if one.name not in here and not target.row(one).exists()}
     taken = [one for one in trials if one.name in here.keys() - read and not target.row(one).exists()]
@@ -107,8 +99,8 @@ def index(where: Path) -> str:
     ]
     for study in _kept(where):
         name, parts = study.name, (where / study.name / "table.md").read_text(encoding="utf-8").split("\n\n")
-        source, sentence, made, *_ = [part for part in parts[1:] if not part.startswith("|")]
-        told += [f"## {_question(study)}", source, sentence, made]
+        source, task, sentence, made, *_ = [part for part in parts[1:] if not part.startswith("|")]
+        told += [f"## {_question(study)}", source, task, sentence, made]
         if (where / name / "figure.png").exists():
             told.append(f"![{name}]({name}/figure.png)")
         if (where / name / "curves.png").exists():
@@ -133,7 +125,8 @@ def _question(study: Study) -> str:
 
 
 def _cells(study: Study, folder: Path) -> tuple[str, ...]:
-    rows, names = _rows(study, folder)
+    rows, trials = _rows(study, folder)
+    names = list(trials[0].labels)
     measured = scored(study, rows)
     found = settings(measured, names, study.metric)
     counts = sorted({len(one.scores) for one in found})
@@ -142,11 +135,15 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
             f"{folder} has no row with {study.metric}, which {study.name} measures now; run and keep it again "
             f"(deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
         )
-    steps = [_most(rows, name) for name in ("env_steps", "gradient_steps")]
+    acting = {_labels(trial) for trial in trials if budget(study, trial).env_steps}
+    acted = [row for row in rows if tuple(str(row.get(name)) for name in names) in acting]
+    steps = [_most(acted, "env_steps"), _most(rows, "gradient_steps")]
+    said = study.says(measured) if study.says else verdict(study, found)
+    left = "" if len(rows) == len(trials) else f" {len(rows)} of {len(trials)} trials finished."
     hours = _sum(rows, "seconds") / 3600
     return (
         _question(study),
-        study.says(measured) if study.says else _came_out(study, found),
+        said + left,
         " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))),
         " / ".join(f"{n:,.0f}" if n else "-" for n in steps) if any(steps) else "-",
         f"{hours:.1f}" if hours >= 0.05 else "< 0.1",
@@ -154,31 +151,15 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
     )
 
 
-def _came_out(study: Study, found: list[Setting]) -> str:
-    """The slope of each line with its interval; of a study that claims none, its lowest and its highest setting."""
-    metric, along = study.metric.replace("_", " "), study.along.replace("_", " ")
-    if study.rising is not None:
-        told = (f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found)))
-        return f"{metric} per doubling of {along}: " + "; ".join(told)
-    there = sorted((one for one in found if math.isfinite(one.mean.value)), key=lambda one: one.mean.value)
-    if not there:
-        return f"no {metric} that is a number"
-    ends = (f"{_mean(study, one)} ({_named(one)})" for one in (there[0], there[-1]))
-    return f"{metric} from " + " to ".join(ends)
+def _labels(trial: Trial) -> tuple[str, ...]:
+    return tuple(map(str, trial.labels.values()))
 
 
-def _mean(study: Study, one: Setting) -> str:
-    return one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value)
-
-
-def _named(one: Setting) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items())
-
-
-def _rows(study: Study, folder: Path) -> tuple[list[Row], list[str]]:
-    """The rows of rows.csv, and which columns are labels."""
+def _rows(study: Study, folder: Path) -> tuple[list[Row], list[Trial]]:
+    """The rows of rows.csv, and the trials that the study was to have."""
     asked = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    names = list(study.trials(asked["size"], asked["seeds"])[0].labels)
+    trials = study.trials(asked["size"], asked["seeds"])
+    names = list(trials[0].labels)
     with (folder / "rows.csv").open(encoding="utf-8", newline="") as file:
         rows: list[Row] = [
             {name: _typed(word) for name, word in row.items() if word} for row in csv.DictReader(file)
@@ -188,7 +169,7 @@ def _rows(study: Study, folder: Path) -> tuple[list[Row], list[str]]:
             f"{folder / 'rows.csv'} lacks rows with {', '.join(names)}; keep the study again "
             f"(deepres experiment {study.name} --keep {folder.parent})"
         )
-    return rows, names
+    return rows, trials
 
 
 def _typed(word: str) -> int | float | str:

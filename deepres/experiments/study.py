@@ -1,7 +1,7 @@
 """A study: an experiment as data. Which trials are run, what each measures, what is claimed, and what would refute it.
 
 A trial is one row of its table: a seed of one setting. `Study.run` turns it into numbers, by default by training its
-config to the end. See runner.py for the folder that a study leaves.
+config to the end. See folder.py for the folder that a study leaves.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Study:
     source: where the claim stands. question, claim: a sentence each. refuted: the outcome that would refute the
     claim. trials: of a size, with so many seeds. run: what a trial measures. metric: the number that the claim is
     about. along: the label that the metric is drawn against. form: how the metric is printed. seeds: how many, by
-    size. rising: whether the claim is that the metric grows along `along`, a number; None claims nothing of a slope.
+    size. slopes: whether what came out is the slope of the metric on log2 of `along`, a number.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Study:
     along: str = "depth"
     form: str = "{:.3f}"
     seeds: tuple[int, int] = (5, 5)
-    rising: bool | None = True
+    slopes: bool = True
     also: tuple[str, ...] = ()
     """Other numbers whose means stand in the table."""
     interval: Callable[[Sequence[dict[str, Any]]], Interval] | None = None

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from deepres._version import __version__
-from deepres.experiments.runner import StudyFolder, row_text
+from deepres.experiments.folder import StudyFolder, row_text
 from deepres.machine import cpu_name, pick_device
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from deepres.experiments import make_data, studies
-from deepres.experiments.runner import StudyFolder, report
+from deepres.experiments.folder import StudyFolder
+from deepres.experiments.outcome import report
 from deepres.experiments.studies import offline_methods
 from deepres.experiments.study import Trial
 from deepres.experiments.trial import run_trial

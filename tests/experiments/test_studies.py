@@ -17,9 +17,11 @@ from pytest import approx
 
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.experiments import curves, kept, runner, studies
+from deepres.experiments import curves, kept, numbers, outcome, studies
+from deepres.experiments.folder import StudyFolder
 from deepres.experiments.neighbours import taken
-from deepres.experiments.runner import lines, run_study, settings, verdict
+from deepres.experiments.outcome import lines, settings, verdict
+from deepres.experiments.runner import run_study
 from deepres.experiments.studies import successors
 from deepres.experiments.study import Study, grid, scores, trained
 from deepres.report.lines import Line, Place, _Scale, plot_lines
@@ -43,20 +45,35 @@ def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("by_depth", "rising", "says"),
+    ("by_depth", "says"),
     [
-        ({4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [0.7, 0.8, 0.8]}, True, "supports the claim"),
-        ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, True, "contradicts it"),
-        ({4: [0.1, 0.8, 0.4], 16: [0.5, 0.2, 0.9], 64: [0.2, 0.9, 0.3]}, True, "decides nothing"),
-        ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, False, "supports the claim"),
-        ({4: [0.1, 0.2], 16: [0.4, 0.5], 64: [0.7, 0.8]}, True, "too few seeds (2) to decide"),
-        ({4: [1.0] * 3, 16: [1.0] * 3, 64: [1.0 + 1e-12] * 3}, True, "is flat"),
+        (
+            {4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [0.7, 0.8, 0.8]},
+            "success +0.158 [+0.150, +0.175], rises.",
+        ),
+        ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, "falls."),
+        ({4: [0.1, 0.8, 0.4], 16: [0.5, 0.2, 0.9], 64: [0.2, 0.9, 0.3]}, "undecided."),
+        ({4: [0.1, 0.2], 16: [0.4, 0.5], 64: [0.7, 0.8]}, "has too few seeds (2) to decide."),
+        ({4: [1.0] * 3, 16: [1.0] * 3, 64: [1.0 + 1e-12] * 3}, "is flat."),
     ],
 )
-def test_the_sentence_says_what_the_rows_do(by_depth, rising, says):
-    study = made_up(rising=rising)
-    drawn = lines(study, settings(rows_of(by_depth), ["depth", "seed"], "success"))
-    assert list(drawn) == [""] and says in verdict(study, drawn)
+def test_the_sentence_says_what_the_rows_do(by_depth, says):
+    told = verdict(made_up(), settings(rows_of(by_depth), ["depth", "seed"], "success"))
+    assert told.startswith("Success per doubling of depth, with its 95% interval: ") and told.endswith(says)
+
+
+def test_without_slopes_the_sentence_names_the_ends():
+    rows = rows_of({4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [float("nan")] * 3})
+    told = verdict(made_up(slopes=False), settings(rows, ["depth", "seed"], "success"))
+    assert told.startswith("Success from 0.133 [0.100, 0.200] (depth 4) to 0.433") and told.endswith(
+        "(depth 16)."
+    )
+
+
+def test_every_number_of_a_table_is_explained():
+    for name in studies.names():
+        study = studies.find(name)
+        assert {study.metric, *study.also} <= numbers.MEANINGS.keys(), name
 
 
 def test_lines_that_coincide_are_seen_and_many_get_panels(tmp_path):
@@ -68,9 +85,9 @@ def test_lines_that_coincide_are_seen_and_many_get_panels(tmp_path):
         for depth in (4, 16)
     ]
     labels = ["env", "objective", "depth", "seed"]
-    many = runner._panels(made_up(), lines(made_up(), settings(rows, labels, "success")))
+    many = outcome._panels(made_up(), lines(made_up(), settings(rows, labels, "success")))
     assert many[0] == ("a", "env u") and many[-1] == ("g", "env big") and len(many) == 14
-    few = runner._panels(made_up(), lines(made_up(), settings(rows[:6], labels, "success")))
+    few = outcome._panels(made_up(), lines(made_up(), settings(rows[:6], labels, "success")))
     assert few == [("", "objective a"), ("", "objective b"), ("", "objective c")]
     for values in ([4, 16, 64], [1, 2], ["relu", "swish"]):
         scale = _Scale(values)
@@ -94,7 +111,7 @@ def test_slopes_at_equal_seconds_stop_every_depth_where_the_fastest_ended(tmp_pa
     file.write_text("\n".join([columns, *rows]) + "\n")
     found = curves.equal_seconds(curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"])
     assert found == {"": {4: {0: approx(0.8), 1: approx(0.81)}, 16: {0: approx(0.15), 1: approx(0.16)}}}
-    told = runner._at_equal_seconds(made_up(), found)
+    told = outcome._at_equal_seconds(made_up(), found)
     assert "those of the fastest setting of each seed: success: -0.325 [-0.325, -0.325]" in told
     assert curves.score_at([{"seconds": 0.0, "success": 0.3}], 9.0) is None
     curves.plot_curves(
@@ -188,7 +205,11 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
     assert [(r["depth"], r["seed"]) for r in rows] == [("4", "0"), ("8", "0")]
     assert all(float(row["env_steps"]) == 160 for row in rows)
     table = (folder / "table.md").read_text()
-    assert "2 of 2 trials finished" in table and "| 4 | 1 |" in table and "Slope of success" in table
+    assert (
+        "2 of 2 trials finished" in table
+        and "| 4 | 1 |" in table
+        and "Success per doubling of depth" in table
+    )
     assert "At equal seconds of training" in table and (folder / "curves.png").exists()
     told = list(csv.DictReader((folder / "curves.csv").open()))
     assert [row["env_steps"] for row in told if row["depth"] == "4"][-1] == "160.0"
@@ -238,17 +259,18 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     assert (
         "## Does it grow?" in told
         and "too few seeds (1) to decide" in told
+        and "Task: " in told
         and "2 of 4 trials finished" in told
     )
-    row = "| Does it grow? | success per doubling of depth: success +0.400 [+0.400, +0.400], has too few seeds (1) to "
-    row += "decide | 1 | - | < 0.1 | "
+    row = "| Does it grow? | Success per doubling of depth, with its 95% interval: success +0.400 [+0.400, +0.400], "
+    row += "has too few seeds (1) to decide. 2 of 4 trials finished. | 1 | - | < 0.1 | "
     assert row in told and readme.read_text().startswith(f"before\n{kept.MARKS[0]}\n\n| question | what")
     assert row in readme.read_text() and readme.read_text().endswith(f" |\n\n{kept.MARKS[1]}\nafter")
 
     # on another machine: what is kept is not run again, other seeds are
     elsewhere = tmp_path / "elsewhere"
     assert kept.take_up("tiny_numbers", "cpu", target.parent, elsewhere) == ["d4-s1", "d8-s1"]
-    rows = kept.StudyFolder(elsewhere).path.glob("rows/*.json")
+    rows = StudyFolder(elsewhere).path.glob("rows/*.json")
     assert {file.name: file.read_text() for file in rows} == {file.name: file.read_text() for file in before}
     again = run_study("tiny_numbers", seeds=[2], **asked | {"out": elsewhere})
     assert [row["seed"] for row in again.rows] == [1, 1, 2, 2] and "d4-s9" in again.failed

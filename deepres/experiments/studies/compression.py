@@ -129,10 +129,12 @@ def _student(folder: Path, teacher: Path, depth: int, seed: int) -> None:
 
 
 def _pruned(folder: Path, teacher: Path, depth: int, seed: int) -> Numbers:
-    """Prune the teacher into `folder`, or go on with it (the seconds are then those of what was left to do)."""
+    """Prune the teacher into `folder`, or go on with what is there; nobody knows the seconds then."""
     network = RunFolder(teacher).read_config().network
     began = time.perf_counter()
-    if not RunFolder(folder).config.exists():
+    if RunFolder(folder).config.exists():
+        began = math.nan
+    else:
         prune(teacher, depth, folder, heal=HEAL, seed=seed)
     steps = _healing(network, depth)
     return {
@@ -222,7 +224,7 @@ STUDIES = (
         takes=takes,
         metric="retained",
         seeds=(3, 3),
-        rising=None,
+        slopes=False,
         also=("success", "time_at_goal", "action_rmse", "megabytes", "seconds", "env_steps"),
         interval=retained,
         says=reaches,

@@ -87,7 +87,7 @@ STUDIES = (
         takes=wanders,
         metric="cells",
         along="contact",
-        rising=None,
+        slopes=False,
         also=("farthest", "random_success", "escaped", "rebound"),
     ),
     Study(
@@ -99,7 +99,7 @@ STUDIES = (
         trials=_learning,
         run=learned,
         along="contact",
-        rising=None,
+        slopes=False,
         also=("time_at_goal", "success_area", "seconds"),
     ),
 )

@@ -127,7 +127,7 @@ STUDIES = (
         trials=_width,
         along="width",
         seeds=(3, 3),
-        rising=None,
+        slopes=False,
     ),
     Study(
         name="skips",

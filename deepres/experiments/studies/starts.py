@@ -174,9 +174,12 @@ def ended(rows: Sequence[dict[str, Any]]) -> str:
             f"{start} {fmean(row['loss'] for row in at):.2f} at depth {deepest} (entropy "
             f"{fmean(row['entropy'] for row in at):.1f} nats, {skipped:.0f} steps skipped)"
         )
-    first = f"at depth 64 the published start began at {fmean(began):.2f}; " if began else ""
+    first = (
+        f"over the first {ROUND} the published start had {fmean(began):.2f} at depth 64; " if began else ""
+    )
     return (
-        f"Critic's loss after {STEPS} steps on recorded batches, mean of the seeds: {first}{'; '.join(told)}."
+        f"Critic's loss over the last {ROUND} of {STEPS} steps on recorded batches, mean of the seeds: {first}"
+        f"{'; '.join(told)}."
     )
 
 
@@ -192,7 +195,6 @@ STUDIES = (
         takes=lambda trial: (0, 0),
         metric="live_means",
         seeds=(3, 5),
-        rising=False,
         also=("mean_spread", "live_spreads", "varying", "critic_loss", "first_gradient", "last_gradient"),
     ),
     Study(
@@ -205,7 +207,7 @@ STUDIES = (
         run=stepped,
         metric="loss",
         seeds=(3, 3),
-        rising=None,
+        slopes=False,
         also=("first_loss", "actor_loss", "entropy", "log_alpha", "finite"),
         says=ended,
     ),

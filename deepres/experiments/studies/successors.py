@@ -78,7 +78,7 @@ STUDIES = (
         along="objective",
         form="{:.1f}",
         seeds=(3, 4),
-        rising=None,
+        slopes=False,
         also=("success", "final_distance", "seconds"),
         says=gains,
     ),

@@ -182,7 +182,7 @@ STUDIES = (
         run=learned,
         along="learner",
         seeds=(3, 3),
-        rising=None,
+        slopes=False,
     ),
     Study(
         name="stitching",

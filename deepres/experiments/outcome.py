@@ -1,0 +1,224 @@
+"""What came out of a study: its settings, its slopes, its table and its figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
+from deepres.experiments.folder import Row, StudyFolder, write_rows
+from deepres.experiments.numbers import meanings
+from deepres.experiments.statistics import Interval, depth_slope, mean_interval
+from deepres.experiments.study import Study, Trial
+
+FLAT = 1e-6  # slopes within it are rounding
+MOST_LINES = 6  # that a reader tells apart in one panel
+FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Trials that differ in their seed alone."""
+
+    labels: dict[str, Any]
+    scores: dict[int, float]
+    """By seed."""
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def mean(self) -> Interval:
+        return mean_interval(list(self.scores.values()))
+
+    def estimate(self, study: Study) -> Interval:
+        """The study's metric here."""
+        return study.interval(self.rows) if study.interval else self.mean
+
+
+def scored(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """Those that have the study's metric: not the trials that others only learn from."""
+    return [row for row in rows if study.metric in row]
+
+
+def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Setting]:
+    """The rows by all labels but the seed, in the order that they come."""
+    found: dict[tuple[Any, ...], Setting] = {}
+    for row in rows:
+        labels = {name: row[name] for name in names if name != "seed"}
+        one = found.setdefault(tuple(labels.values()), Setting(labels, {}))
+        one.scores[row["seed"]] = float(row.get(metric, "nan"))
+        one.rows.append(row)
+    return list(found.values())
+
+
+def lines(study: Study, found: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """The settings that differ along the study's axis alone, by what tells them from the others."""
+    drawn: dict[str, list[Setting]] = {}
+    for one in found:
+        others = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items() if name != study.along
+        )
+        drawn.setdefault(others, []).append(one)
+    return drawn
+
+
+def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
+    """Write table.md and the figure from the finished rows, and print the table; returns the rows."""
+    from deepres.report.lines import Line, Place, plot_lines
+    from deepres.report.tables import console, table
+
+    rows = write_rows(folder, trials)
+    found_in = scored(study, rows)
+    if not found_in:
+        return rows
+    names = list(trials[0].labels)
+    found = settings(found_in, names, study.metric)
+    estimates = [one.estimate(study) for one in found]
+    drawn = lines(study, found)
+    more = {name: settings(found_in, names, name) for name in study.also}
+    shown = (study.metric, "each seed", *study.also)
+    columns = (
+        *(n.replace("_", " ") for n in names if n != "seed"),
+        "seeds",
+        *(n.replace("_", " ") for n in shown),
+    )
+    cells = [
+        (
+            *(str(value) for value in one.labels.values()),
+            str(len(one.scores)),
+            estimates[i].text(study.form)
+            if len(one.scores) > 1 or study.interval
+            else study.form.format(estimates[i].value),
+            ", ".join(study.form.format(score) for score in one.scores.values()),
+            *(f"{more[name][i].mean.value:.4g}" for name in study.also),
+        )
+        for i, one in enumerate(found)
+    ]
+    console().print(table(f"{study.name}: {study.question}", columns, cells))
+    sentence = study.says(found_in) if study.says else verdict(study, found)
+    if study.curves and (curves := write_curves(folder, trials)):
+        plot_curves(curves, names, study.along, study.name, folder.path / "curves.png")
+        sentence += _at_equal_seconds(study, equal_seconds(curves, names, study.along, study.metric))
+    print(sentence, flush=True)
+    at = dict(zip(map(id, found), estimates, strict=True))
+    plotted = [
+        Line(
+            name,
+            {
+                one.labels.get(study.along): Place(
+                    list(one.scores.values()), at[id(one)].value, at[id(one)].low, at[id(one)].high
+                )
+                for one in line
+            },
+            panel,
+        )
+        for (panel, name), line in zip(_panels(study, drawn), drawn.values(), strict=True)
+    ]
+    plot_lines(plotted, study.along, study.metric, study.name, folder.path / "figure.png")
+    folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, trials))
+    return rows
+
+
+def _at_equal_seconds(study: Study, scores: dict[str, dict[int, dict[int, float]]]) -> str:
+    """What the slopes are where every setting trains as many seconds as the fastest one."""
+    drawn = {
+        line: [Setting({study.along: value}, of) for value, of in by_value.items()]
+        for line, by_value in scores.items()
+    }
+    told = "; ".join(f"{name}: {slope}, which {says}" for name, slope, says in slopes(study, drawn))
+    return (
+        f" At equal seconds of training, those of the fastest setting of each seed: {told}." if told else ""
+    )
+
+
+def _panels(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str]]:
+    """Of each line its panel's title and its name there: by the labels that tell lines apart. Many lines get a panel
+    for each value of the label that has most of them."""
+    labels = [line[0].labels for line in drawn.values()]
+    others = [name for name in labels[0] if name != study.along]
+    values = {name: {str(one[name]) for one in labels} for name in others}
+    apart = [name for name in others if len(values[name]) > 1]
+    panel = max(apart, key=lambda name: len(values[name])) if len(labels) > MOST_LINES else None
+    inside = [name for name in apart if name != panel]
+    return [
+        (str(one[panel]) if panel else "", ", ".join(f"{n.replace('_', ' ')} {one[n]}" for n in inside))
+        for one in labels
+    ]
+
+
+def verdict(study: Study, found: Sequence[Setting]) -> str:
+    """What the rows say: for every line the slope of the metric on log2 of the axis, with its interval; of a study
+    without slopes, the lowest and the highest setting."""
+    metric, along = study.metric.replace("_", " "), study.along.replace("_", " ")
+    if not study.slopes:
+        return f"{_extremes(study, found)}."
+    told = "; ".join(f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found)))
+    return f"{metric[:1].upper()}{metric[1:]} per doubling of {along}, with its 95% interval: {told}."
+
+
+def _extremes(study: Study, found: Sequence[Setting]) -> str:
+    metric = study.metric.replace("_", " ")
+    there = sorted((one for one in found if math.isfinite(one.mean.value)), key=lambda one: one.mean.value)
+    if not there:
+        return f"No {metric} that is a number"
+    ends = (f"{_mean(study, one)} ({_named(one)})" for one in (there[0], there[-1]))
+    return f"{metric[:1].upper()}{metric[1:]} from " + " to ".join(ends)
+
+
+def _mean(study: Study, one: Setting) -> str:
+    return one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value)
+
+
+def _named(one: Setting) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items())
+
+
+def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str, str]]:
+    """Of every line: what it is, its slope with the interval, and in a word where it goes."""
+    told = []
+    for name, line in drawn.items():
+        line = [one for one in line if isinstance(one.labels[study.along], int)]
+        if len(line) < 2:
+            continue
+        slope = depth_slope({int(one.labels[study.along]): one.scores for one in line})
+        says = "rises" if slope.low > 0 else "falls" if slope.high < 0 else "undecided"
+        if max(abs(slope.low), abs(slope.high)) < FLAT:
+            says = "is flat"
+        if (seeds := min(len(one.scores) for one in line)) < FEWEST:
+            says = f"has too few seeds ({seeds}) to decide"
+        told.append((name or study.metric, slope.text("{:+.3f}"), says))
+    return told
+
+
+def _task(trials: Sequence[Trial]) -> str:
+    """Which task and which width: what the table does not say."""
+    envs = dict.fromkeys(trial.config.env.name for trial in trials)
+    widths = sorted({trial.config.network.width for trial in trials})
+    return f"Task: {', '.join(envs)}; width {', '.join(map(str, widths))}."
+
+
+def _markdown(
+    study: Study,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    sentence: str,
+    rows: list[Row],
+    trials: Sequence[Trial],
+) -> str:
+    line = "| " + " | ".join(columns) + " |"
+    body = "\n".join("| " + " | ".join(one) + " |" for one in cells)
+    machines = ", ".join(sorted({str(row["machine"]) for row in rows}))
+    versions = ", ".join(sorted({str(row["version"]) for row in rows}))
+    hours = sum(float(row.get("seconds") or 0) for row in rows) / 3600
+    diverged = sum(float(row.get("diverged") or 0) for row in rows)
+    return (
+        f"# {study.name}: {study.question}\n\n"
+        f"Source: {study.source}. Claim: {study.claim} It would be refuted by: {study.refuted}\n\n"
+        f"{_task(trials)} {meanings((study.metric, *study.also))}\n\n"
+        f"{line}\n{'|' + ' --- |' * len(columns)}\n{body}\n\n"
+        f"{sentence}\n\n"
+        f"Mean over the seeds with its 95% bootstrap interval. {len(rows)} of {len(trials)} trials finished, "
+        f"{diverged:.0f} diverged; {hours:.1f} hours of training in all. Machine: {machines}. deepres {versions}.\n\n"
+        f"    deepres experiment {study.name}\n\n![{study.name}](figure.png)\n"
+    )
