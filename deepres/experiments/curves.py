@@ -123,6 +123,8 @@ def plot_curves(
         panel = ", ".join(f"{name.replace('_', ' ')} {of[name]}" for name in others)
         panels.setdefault(panel, []).append((of[along], curve))
     values = list(dict.fromkeys(value for panel in panels.values() for value, _ in panel))
+    if all(value.isdecimal() for value in values):
+        values.sort(key=int)
     colours = [colormaps["viridis"](0.9 * i / max(len(values) - 1, 1)) for i in range(len(values))]
     figure = Figure(figsize=(1.5 + 3.2 * len(panels), 5.2), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharey=True)
@@ -132,6 +134,7 @@ def plot_curves(
                 colour = colours[values.index(value)]
                 axis.plot([row[x] for row in curve], [row["success"] for row in curve], color=colour, lw=1.2)
             axis.set_xlabel("environment steps" if x == "env_steps" else "seconds of training")
+            axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 4))
             axis.set_ylabel("success" if column == 0 else "")
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
