@@ -13,6 +13,9 @@ from deepres import algorithms
 from deepres.config import Config
 from deepres.runs.folder import RunFolder
 
+imported: list[str] = []
+"""What `--import` has named in this process: processes of its own import the same."""
+
 
 def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
     """`words` without its `--import MODULE`, and the modules, imported: they register environments and algorithms.
@@ -39,6 +42,7 @@ def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
         sys.path.insert(0, "")  # modules of the working folder, as `python -m` has it
     for module in modules:
         _import(module)
+    imported[:] = dict.fromkeys([*imported, *modules])
     return rest, modules
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 import tyro
 
+from deepres.commands import arguments
+
 
 def experiment(
     name: tyro.conf.Positional[str] = "list",
@@ -59,11 +61,11 @@ def experiment(
     out = out or default_folder(name)
     if go_on_from is not None:
         print(f"taken from {go_on_from}: {len(kept.take_up(name, size, go_on_from, out))} trials")
-    result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs)
+    result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs, imports=arguments.imported)
     print(result.folder)
-    if keep is not None:
-        print(kept.keep(result.folder, keep))
     if result.failed:
         raise RuntimeError(f"{len(result.failed)} trials failed: {', '.join(result.failed)}")
     if result.interrupted:
         raise RuntimeError("interrupted; the same command goes on where it stopped")
+    if keep is not None:
+        print(kept.keep(result.folder, keep))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,26 +35,39 @@ Labels = tuple[str, ...]
 
 
 def write_curves(folder: StudyFolder, trials: Sequence[Trial]) -> dict[Labels, Curve]:
-    """curves.csv of the finished trials; returns its curves by the trials' labels, as strings.
+    """curves.csv of the finished trials; returns those that did not diverge, by the trials' labels in words.
 
     A trial whose run is not here (its row was taken up from elsewhere) keeps what the file already says of it.
     """
     before, found = read_curves(folder.path / FILE, list(trials[0].labels)), {}
+    diverged = set()
     for trial in trials:
-        labels = tuple(map(str, trial.labels.values()))
-        if folder.row(trial).exists():
+        labels = tuple("" if value is None else str(value) for value in trial.labels.values())
+        if row := folder.finished(trial):
             rows = read_rows(RunFolder(folder.trial(trial)).evaluations)
-            curve = [{name: row[source] for name, source in COLUMNS.items()} for row in rows if _whole(row)]
+            curve = [{name: one[source] for name, source in COLUMNS.items()} for one in rows if _whole(one)]
             if curve := curve or before.get(labels, []):
                 found[labels] = curve
+            if row["numbers"].get("diverged"):
+                diverged.add(labels)
     if found:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*trials[0].labels, *COLUMNS])
-        for labels, curve in found.items():
-            writer.writerows([*labels, *row.values()] for row in curve)
-        folder.write(folder.path / FILE, text.getvalue())
-    return found
+        folder.write(folder.path / FILE, text(list(trials[0].labels), found))
+    return {labels: curve for labels, curve in found.items() if labels not in diverged}
+
+
+def text(names: Sequence[str], curves: Mapping[Labels, Curve]) -> str:
+    """What curves.csv holds."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow([*names, *COLUMNS])
+    for labels, curve in curves.items():
+        writer.writerows([*labels, *row.values()] for row in curve)
+    return written.getvalue()
+
+
+def merged(one: Mapping[Labels, Curve], other: Mapping[Labels, Curve]) -> dict[Labels, Curve]:
+    """The curves of both; `other`'s where both have one."""
+    return {**one, **other}
 
 
 def _whole(row: dict[str, float]) -> bool:
@@ -82,29 +95,40 @@ def score_at(curve: Curve, seconds: float, metric: str = "success") -> float | N
 
 
 def equal_seconds(
-    curves: dict[Labels, Curve], names: Sequence[str], along: str = "depth", metric: str = "success"
+    curves: Mapping[Labels, Curve],
+    names: Sequence[str],
+    along: str = "depth",
+    metric: str = "success",
+    machines: Mapping[Labels, str] | None = None,
 ) -> dict[str, dict[int, dict[int, float]]]:
     """Scores when the fastest setting along `along` of the same seed ended: line -> value of `along` -> seed -> score.
 
-    names: of the labels, `along` and "seed" among them. A setting that has not been evaluated by then scores 0.
+    names: of the labels, `along` and "seed" among them. A setting that has not been evaluated by then scores 0. Seeds
+    that lack a setting, or whose settings come from several machines, are left out. Nothing is said of a metric that
+    curves lack, nor along words.
     """
+    at = list(names).index(along)
+    if metric not in COLUMNS or not all(labels[at].isdecimal() for labels in curves):
+        return {}
     others = [name for name in names if name not in (along, "seed")]
-    found: dict[str, dict[int, dict[int, float]]] = {}
-    groups: dict[tuple[str, ...], dict[int, Curve]] = {}
-    for labels, curve in curves.items():
+    groups: dict[str, dict[int, dict[int, Labels]]] = {}
+    for labels in curves:
         of = dict(zip(names, labels, strict=True))
-        groups.setdefault((*(of[name] for name in others), of["seed"]), {})[int(of[along])] = curve
-    most = max(len(group) for group in groups.values())
-    for (*values, seed), group in groups.items():
-        if len(group) < most:
-            continue  # a seed that lacks a setting says nothing of equal seconds
-        line = ", ".join(
-            f"{name.replace('_', ' ')} {value}" for name, value in zip(others, values, strict=True)
-        )
-        ended = min(curve[-1]["seconds"] for curve in group.values())
-        for value, curve in group.items():
-            score = score_at(curve, ended, metric) or 0.0
-            found.setdefault(line, {}).setdefault(value, {})[int(seed)] = score
+        line = ", ".join(f"{name.replace('_', ' ')} {of[name]}" for name in others)
+        groups.setdefault(line, {}).setdefault(int(of["seed"]), {})[int(of[along])] = labels
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for line, seeds in groups.items():
+        wanted = {value for group in seeds.values() for value in group}
+        for seed, group in seeds.items():
+            if (
+                group.keys() != wanted
+                or len({(machines or {}).get(labels, "") for labels in group.values()}) > 1
+            ):
+                continue
+            ended = min(curves[labels][-1]["seconds"] for labels in group.values())
+            for value, labels in group.items():
+                score = score_at(curves[labels], ended, metric) or 0.0
+                found.setdefault(line, {}).setdefault(value, {})[seed] = score
     return found
 
 

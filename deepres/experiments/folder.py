@@ -12,6 +12,7 @@ FOLDER/study.json      which study, size and seeds
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -22,9 +23,24 @@ from typing import Any
 from deepres.experiments import studies
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
+from deepres.runs.lock import leftovers
 
 Row = dict[str, Any]
-MADE = ("date", "version", "machine")  # of a row, what is neither a label nor a number
+MADE = ("date", "version", "machine", "options")
+"""Of a row, what is neither a label nor a number. options: what `options_of` gives of the trial; rows of before it was
+written have none."""
+
+
+def options_of(trial: Trial) -> str:
+    """Twelve letters that change with every option of the trial which bears on its numbers."""
+    told = trial.config.replace(data=None).to_dict()
+    told.pop("system")  # where and how it is computed
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def same_options(trial: Trial, made: Row) -> bool:
+    """Whether a row that was made so is the trial's, as far as it says."""
+    return made.get("options") in (None, "", options_of(trial))
 
 
 @dataclass(frozen=True)
@@ -46,24 +62,56 @@ class StudyFolder:
     def row(self, trial: Trial) -> Path:
         return self.path / "rows" / f"{trial.name}.json"
 
-    def seeds(self, name: str, size: Size) -> list[int]:
-        """Those that `name` was asked for here; none if nothing is here yet. Raises ValueError in one sentence for
-        what is not a folder of that study and size."""
+    def before(self) -> dict[str, Any] | None:
+        """What study.json says: study, size, seeds and imports; None if nothing is here yet. Raises ValueError in one
+        sentence for what is no folder of a study."""
         if not self.asked.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and {file.name for file in self.path.iterdir()} - leftovers(self.path):
                 raise ValueError(f"{self.path} is not empty and holds no study; pass another folder (--out)")
-            return []
-        before = json.loads(self.asked.read_text())
-        if (before.get("study"), before.get("size")) != (name, size):
-            raise ValueError(
-                f"{self.path} holds the study {before.get('study')} of size {before.get('size')}, got {name} of size "
-                f"{size}; pass another folder (--out)"
-            )
-        return list(before["seeds"])
+            return None
+        try:
+            asked = json.loads(self.asked.read_text())
+            kinds = {"study": str, "size": str, "seeds": list, "imports": list}
+            whole = all(isinstance(asked[name], kind) for name, kind in kinds.items())
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{self.asked} is not as a study wrote it; pass another folder (--out)")
+        return dict(asked)
 
-    def imports(self) -> list[str]:
-        """Modules that its trials import first, as far as the study is asked for already."""
-        return list(json.loads(self.asked.read_text())["imports"]) if self.asked.exists() else []
+    def of(self, name: str, size: Size) -> dict[str, Any]:
+        """`before` where it is of that study and size; of a new folder no seeds and no imports. Raises ValueError in
+        one sentence otherwise."""
+        asked = self.before() or {"study": name, "size": size, "seeds": [], "imports": []}
+        if (asked["study"], asked["size"]) != (name, size):
+            raise ValueError(
+                f"{self.path} holds the study {asked['study']} of size {asked['size']}, got {name} of size {size}; "
+                "pass another folder (--out)"
+            )
+        return asked
+
+    def trial_finished(self, name: str) -> bool:
+        """Whether the trial of that name has finished here, so that others can read its run."""
+        return (self.path / "rows" / f"{name}.json").exists() and (self.path / "trials" / name).exists()
+
+    def finished(self, trial: Trial) -> Row | None:
+        """The trial's row: labels, numbers and how it was made; None if it is not there. Raises ValueError in one
+        sentence for a damaged file, and for a row of other options."""
+        file = self.row(trial)
+        if not file.exists():
+            return None
+        try:
+            found = json.loads(file.read_text())
+            whole = all(isinstance(found[part], dict) for part in ("labels", "numbers", "made"))
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{file} is not as a study wrote it; remove it, and its trial is run again")
+        if not same_options(trial, found["made"]):
+            raise ValueError(
+                f"{file} was made with other options than {trial.name} has now; pass another folder (--out)"
+            )
+        return dict(found)
 
     def write(self, file: Path, text: str) -> None:
         """Whole or not at all."""
@@ -72,16 +120,15 @@ class StudyFolder:
 
     def read(self) -> tuple[Study, list[Trial]]:
         """The study that is run here, and its trials. Raises FileNotFoundError or ValueError in one sentence."""
-        try:
-            asked = json.loads(self.asked.read_text())
-            for module in asked["imports"]:
-                import_module(module)
-            study, size, seeds = studies.find(asked["study"]), asked["size"], asked["seeds"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(
-                f"{self.asked} is not as a study wrote it; pass another folder (--out)"
-            ) from None
-        return study, study.trials(size, seeds)
+        asked = self.before()
+        if asked is None:
+            raise FileNotFoundError(
+                f"{self.path} holds no study; run `deepres experiment NAME --out {self.path}`"
+            )
+        for module in asked["imports"]:
+            import_module(module)
+        study = studies.find(asked["study"])
+        return study, study.trials(asked["size"], asked["seeds"])
 
 
 def default_folder(name: str) -> Path:
@@ -98,8 +145,7 @@ def write_rows(folder: StudyFolder, trials: list[Trial]) -> list[Row]:
     """rows.csv of what is finished, in the trials' order; returns the rows."""
     rows: list[Row] = []
     for trial in trials:
-        if folder.row(trial).exists():
-            found = json.loads(folder.row(trial).read_text())
+        if found := folder.finished(trial):
             rows.append({**found["labels"], **found["numbers"], **found["made"]})
     if rows:
         columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -11,13 +11,14 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from deepres._version import __version__
 from deepres.experiments import curves, studies
 from deepres.experiments.budget import budget
-from deepres.experiments.folder import MADE, Row, StudyFolder, row_text
+from deepres.experiments.folder import MADE, Row, StudyFolder, row_text, same_options
 from deepres.experiments.outcome import scored, settings, verdict
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
@@ -29,13 +30,35 @@ COLUMNS = ("question", "what came out", "seeds", "steps, environment / gradient"
 
 def keep(folder: Path, where: Path) -> Path:
     """Copy what a document quotes of the study in `folder` to `where`/<study>, and write the index and the table of all
-    that is kept there; returns the study's folder."""
-    study, _ = StudyFolder(folder).read()
+    that is kept there; returns the study's folder.
+
+    Raises ValueError in one sentence, and changes nothing, where rows are kept that the study in `folder` lacks.
+    """
+    study, trials = StudyFolder(folder).read()
     target = where / study.name
-    target.mkdir(parents=True, exist_ok=True)
+    if (target / "rows.csv").exists():
+        kept_rows, kept_trials = _rows(study, target)
+        before, after = _asked(target), _asked(folder)
+        if before["size"] != after["size"]:
+            raise ValueError(
+                f"{target} keeps {study.name} of size {before['size']}, got size {after['size']}; keep it elsewhere"
+            )
+        here = {_labels(trial) for trial in trials if StudyFolder(folder).row(trial).exists()}
+        names = list(kept_trials[0].labels)
+        lost = [row for row in kept_rows if tuple(row.get(name, "") for name in names) not in here]
+        if lost:
+            raise ValueError(
+                f"{target} keeps {len(lost)} rows that {folder} lacks; go on from them (--go-on-from {where}), or "
+                f"remove {target} first"
+            )
+    draft = where / f".{study.name}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     for name in FILES:
         if (folder / name).exists():
-            shutil.copyfile(folder / name, target / name)
+            shutil.copyfile(folder / name, draft / name)
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
     write(where)
     return target
 
@@ -44,34 +67,49 @@ def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
     """Make `folder` a folder of the study `name` in which the trials whose rows are kept in `where` are finished, as
     on another machine; returns their names.
 
-    Rows of another version are left, and those of trials whose run a missing one reads: they are trained again. Rows
-    that are in the folder stay. Raises ValueError in one sentence where no rows of that size are kept.
+    Rows of another version or of other options are left, and so are those without the study's metric that no trial
+    reads: their trials are run again. Rows that are in the folder stay. Raises ValueError in one sentence, and changes
+    nothing, where no rows of that size are kept or their files are damaged.
     """
     study, source = studies.find(name), where / name
     if not (source / "rows.csv").is_file() or not (source / "study.json").is_file():
         raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
-    asked = json.loads((source / "study.json").read_text(encoding="utf-8"))
+    asked, target = _asked(source), StudyFolder(folder)
     if asked["size"] != size:
         raise ValueError(f"{source} is of size {asked['size']}, got {size}; pass --size {asked['size']}")
-    trials, target = study.trials(size, asked["seeds"]), StudyFolder(folder)
-    seeds = sorted({*target.seeds(name, size), *asked["seeds"]})
-    target.write(target.asked, json.dumps(asked | {"seeds": seeds}, indent=2) + "\n")
-    rows = {tuple(str(row.get(label)) for label in trials[0].labels): row for row in _rows(study, source)[0]}
-    here = {
-        trial.name: row
-        for trial in trials
-        if (row := rows.get(_labels(trial))) and row["version"] == __version__
-    }
-    read = {one.after for one in trials if one.name not in here and not target.row(one).exists()}
-    taken = [one for one in trials if one.name in here.keys() - read and not target.row(one).exists()]
-    if (source / curves.FILE).exists() and not (folder / curves.FILE).exists():
-        target.write(folder / curves.FILE, (source / curves.FILE).read_text(encoding="utf-8"))
-    for trial in taken:
-        row = here[trial.name]
-        made = {key: row[key] for key in MADE}
-        numbers = {key: row[key] for key in row if key not in trial.labels and key not in MADE}
-        target.write(target.row(trial), row_text(trial, numbers, made))
-    return [trial.name for trial in taken]
+    begun = target.of(name, size)
+    rows, trials = _rows(study, source)
+    labels, read = list(trials[0].labels), {trial.after for trial in trials}
+    by_labels = {tuple(row.get(label, "") for label in labels): row for row in rows}
+    texts: dict[str, str] = {}
+    for trial in trials:
+        row = by_labels.get(_labels(trial))
+        if row is None or target.row(trial).exists():
+            continue
+        made = {key: row.get(key, "") for key in MADE}
+        measured = bool(row.get(study.metric)) or trial.name in read
+        if made["version"] == __version__ and same_options(trial, made) and measured:
+            numbers = {key: float(row[key]) for key in row if key not in (*labels, *MADE) and row[key]}
+            texts[trial.name] = row_text(trial, numbers, made)
+    curves_here = curves.merged(
+        curves.read_curves(source / curves.FILE, labels), curves.read_curves(folder / curves.FILE, labels)
+    )
+    seeds = sorted({*begun["seeds"], *asked["seeds"]})
+    imports = list(dict.fromkeys([*begun["imports"], *asked["imports"]]))
+    target.write(target.asked, json.dumps(begun | {"seeds": seeds, "imports": imports}, indent=2) + "\n")
+    if curves_here:
+        target.write(folder / curves.FILE, curves.text(labels, curves_here))
+    for trial in trials:
+        if trial.name in texts:
+            target.write(target.row(trial), texts[trial.name])
+    return list(texts)
+
+
+def _asked(folder: Path) -> dict[str, Any]:
+    asked = StudyFolder(folder).before()
+    if asked is None or not asked["seeds"]:
+        raise ValueError(f"{folder / 'study.json'} is not as a study wrote it; keep the study again")
+    return asked
 
 
 def write(where: Path) -> list[Path]:
@@ -125,7 +163,8 @@ def _question(study: Study) -> str:
 
 
 def _cells(study: Study, folder: Path) -> tuple[str, ...]:
-    rows, trials = _rows(study, folder)
+    words, trials = _rows(study, folder)
+    rows = [_typed(row, trials) for row in words]
     names = list(trials[0].labels)
     measured = scored(study, rows)
     found = settings(measured, names, study.metric)
@@ -136,7 +175,9 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
             f"(deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
         )
     acting = {_labels(trial) for trial in trials if budget(study, trial).env_steps}
-    acted = [row for row in rows if tuple(str(row.get(name)) for name in names) in acting]
+    acted = [
+        row for row, word in zip(rows, words, strict=True) if tuple(word[name] for name in names) in acting
+    ]
     steps = [_most(acted, "env_steps"), _most(rows, "gradient_steps")]
     said = study.says(measured) if study.says else verdict(study, found)
     left = "" if len(rows) == len(trials) else f" {len(rows)} of {len(trials)} trials finished."
@@ -152,27 +193,35 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
 
 
 def _labels(trial: Trial) -> tuple[str, ...]:
-    return tuple(map(str, trial.labels.values()))
+    return tuple("" if value is None else str(value) for value in trial.labels.values())
 
 
-def _rows(study: Study, folder: Path) -> tuple[list[Row], list[Trial]]:
-    """The rows of rows.csv, and the trials that the study was to have."""
-    asked = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+def _rows(study: Study, folder: Path) -> tuple[list[dict[str, str]], list[Trial]]:
+    """The rows of rows.csv in words, and the trials that the study was to have."""
+    asked = _asked(folder)
     trials = study.trials(asked["size"], asked["seeds"])
-    names = list(trials[0].labels)
     with (folder / "rows.csv").open(encoding="utf-8", newline="") as file:
-        rows: list[Row] = [
-            {name: _typed(word) for name, word in row.items() if word} for row in csv.DictReader(file)
-        ]
-    if not rows or not set(names) <= rows[0].keys():
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    names = {*trials[0].labels, *MADE[:3]}
+    whole = names <= set(reader.fieldnames or ()) and all(
+        None not in row and None not in row.values() for row in rows
+    )
+    if not rows or not whole:
         raise ValueError(
-            f"{folder / 'rows.csv'} lacks rows with {', '.join(names)}; keep the study again "
-            f"(deepres experiment {study.name} --keep {folder.parent})"
+            f"{folder / 'rows.csv'} is not as a study wrote it, a row per trial with {', '.join(sorted(names))}; keep "
+            f"the study again (deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
         )
     return rows, trials
 
 
-def _typed(word: str) -> int | float | str:
+def _typed(row: dict[str, str], trials: Sequence[Trial]) -> Row:
+    """The row with its trial's labels, and its numbers as such."""
+    labels = next((t.labels for t in trials if _labels(t) == tuple(row[name] for name in t.labels)), {})
+    return {name: labels.get(name, _number(word)) for name, word in row.items() if word or name in labels}
+
+
+def _number(word: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(word)

@@ -47,8 +47,9 @@ def _finished(run: Path, row: Path, config: Config) -> bool:
             found.replace(data=None) == config.replace(data=None)
             and _same_data(found.schedule.data, config.schedule.data)
             and read_run(run).finished
+            and bool(read_run(run).rounds)  # a pruned policy's folder was trained elsewhere
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.folder import Row, StudyFolder, write_rows
 from deepres.experiments.numbers import meanings
-from deepres.experiments.statistics import Interval, depth_slope, mean_interval
+from deepres.experiments.statistics import Interval, depth_slope, drawn_seeds, mean_interval
 from deepres.experiments.study import Study, Trial
 
 FLAT = 1e-6  # slopes within it are rounding
@@ -97,10 +97,16 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     ]
     console().print(table(f"{study.name}: {study.question}", columns, cells))
     sentence = study.says(found_in) if study.says else verdict(study, found)
-    if study.curves and (curves := write_curves(folder, trials)):
-        plot_curves(curves, names, study.along, study.name, folder.path / "curves.png")
-        sentence += _at_equal_seconds(study, equal_seconds(curves, names, study.along, study.metric))
+    curves = write_curves(folder, trials) if study.curves else {}
+    if curves:
+        machines = {tuple(str(row[name]) for name in names): str(row["machine"]) for row in rows}
+        sentence += _at_equal_seconds(
+            study, equal_seconds(curves, names, study.along, study.metric, machines)
+        )
     print(sentence, flush=True)
+    folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, trials))
+    if curves:
+        plot_curves(curves, names, study.along, study.name, folder.path / "curves.png")
     at = dict(zip(map(id, found), estimates, strict=True))
     plotted = [
         Line(
@@ -116,7 +122,6 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
         for (panel, name), line in zip(_panels(study, drawn), drawn.values(), strict=True)
     ]
     plot_lines(plotted, study.along, study.metric, study.name, folder.path / "figure.png")
-    folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, trials))
     return rows
 
 
@@ -154,6 +159,8 @@ def verdict(study: Study, found: Sequence[Setting]) -> str:
     if not study.slopes:
         return f"{_extremes(study, found)}."
     told = "; ".join(f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found)))
+    if not told:
+        return f"No slope of {metric} yet: it takes two values of {along}."
     return f"{metric[:1].upper()}{metric[1:]} per doubling of {along}, with its 95% interval: {told}."
 
 
@@ -175,20 +182,30 @@ def _named(one: Setting) -> str:
 
 
 def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str, str]]:
-    """Of every line: what it is, its slope with the interval, and in a word where it goes."""
+    """Of every line: what it is, its slope with the interval, and in a word where it goes. Left out are scores that are
+    no number, and settings that are no positive number."""
     told = []
     for name, line in drawn.items():
-        line = [one for one in line if isinstance(one.labels[study.along], int)]
-        if len(line) < 2:
+        by_value = {
+            one.labels[study.along]: {s: score for s, score in one.scores.items() if math.isfinite(score)}
+            for one in line
+            if _positive(one.labels[study.along])
+        }
+        by_value = {value: scores for value, scores in by_value.items() if scores}
+        if len(by_value) < 2:
             continue
-        slope = depth_slope({int(one.labels[study.along]): one.scores for one in line})
+        slope = depth_slope(by_value)
         says = "rises" if slope.low > 0 else "falls" if slope.high < 0 else "undecided"
         if max(abs(slope.low), abs(slope.high)) < FLAT:
             says = "is flat"
-        if (seeds := min(len(one.scores) for one in line)) < FEWEST:
+        if (seeds := drawn_seeds(by_value)) < FEWEST:
             says = f"has too few seeds ({seeds}) to decide"
         told.append((name or study.metric, slope.text("{:+.3f}"), says))
     return told
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _task(trials: Sequence[Trial]) -> str:

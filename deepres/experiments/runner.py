@@ -16,6 +16,7 @@ from deepres.experiments.folder import Row, StudyFolder, default_folder, write_r
 from deepres.experiments.jobs import Job, check_places, run_jobs
 from deepres.experiments.outcome import report
 from deepres.experiments.study import Size, Trial
+from deepres.runs.lock import Lock
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,80 @@ def run_study(
     check_places(jobs)
     if size not in ("cpu", "paper"):
         raise ValueError(f"size must be cpu or paper, got {size!r}")
-    seeds = list(seeds) or list(range(study.many(size)))
     folder = StudyFolder(out or default_folder(name))
-    asked = {"study": name, "size": size}
-    seeds = sorted({*folder.seeds(name, size), *seeds})
-    modules = list(dict.fromkeys([*folder.imports(), *imports]))
-    folder.write(folder.asked, json.dumps(asked | {"seeds": seeds, "imports": modules}, indent=2) + "\n")
-    trials = study.trials(size, seeds)
-    (folder.path / "trials").mkdir(exist_ok=True)
-    waiting = [trial for trial in trials if not folder.row(trial).exists()]
-    print(f"{name}: {len(trials)} trials, {len(trials) - len(waiting)} finished", flush=True)
-    alone = {"OMP_NUM_THREADS": "1", "DEEPRES_ENV_THREADS": "1"} if jobs > 1 else {}
-    failed, interrupted = [], False
-    for stage in (False, True):  # those that read another's run come after it
-        part = [_job(trial, folder) for trial in waiting if (trial.after is not None) is stage]
-        if part and not interrupted:
-            outcome = run_jobs(part, jobs, environment=alone, ended=lambda _: _tell_left(folder, trials))
-            failed += outcome.failed
-            interrupted = outcome.interrupted
-    rows = report(study, trials, folder)
+    asked = folder.of(name, size)
+    asked["seeds"] = sorted({*asked["seeds"], *(seeds or range(study.many(size)))})
+    asked["imports"] = list(dict.fromkeys([*asked["imports"], *imports]))
+    trials = study.trials(size, asked["seeds"])
+    _check_names(trials)
+    (folder.path / "trials").mkdir(parents=True, exist_ok=True)
+    with Lock(folder.path):
+        folder.write(folder.asked, json.dumps(asked, indent=2) + "\n")
+        finished = {trial.name for trial in trials if folder.finished(trial)}
+        waiting = _waiting(trials, finished, folder)
+        print(f"{name}: {len(trials)} trials, {len(trials) - len(waiting)} finished", flush=True)
+        failed, interrupted = _run(waiting, trials, folder, jobs)
+        rows = report(study, trials, folder)
     return StudyResult(folder.path, rows, failed, interrupted)
+
+
+def _check_names(trials: list[Trial]) -> None:
+    named: dict[str, Trial] = {}
+    for trial in trials:
+        other = named.setdefault(trial.name, trial)
+        if other is not trial:
+            raise ValueError(
+                f"labels must give each trial a name of its own, got {trial.name} of {other.labels} and of "
+                f"{trial.labels}"
+            )
+
+
+def _waiting(trials: list[Trial], finished: set[str], folder: StudyFolder) -> list[Trial]:
+    """Those to run: without a row, or read by one of them while their own run is not here (their row was taken up from
+    elsewhere)."""
+    named = {trial.name: trial for trial in trials}
+    found = {trial.name for trial in trials if trial.name not in finished}
+    for name in list(found):
+        after = named[name].after
+        while after is not None and not folder.trial(named[after]).exists():
+            found.add(after)
+            after = named[after].after
+    return [trial for trial in trials if trial.name in found]
+
+
+def _run(waiting: list[Trial], trials: list[Trial], folder: StudyFolder, jobs: int) -> tuple[list[str], bool]:
+    """Run those that wait, each after the one that it reads; names of the failed ones, and whether it was interrupted.
+
+    One whose predecessor has not finished is not run, and counts as failed.
+    """
+    alone = {"OMP_NUM_THREADS": "1", "DEEPRES_ENV_THREADS": "1"} if jobs > 1 else {}
+    failed: list[str] = []
+    left = list(waiting)
+    while left:
+        here = {trial.name for trial in left}
+        part = [trial for trial in left if trial.after not in here]
+        left = [trial for trial in left if trial.after in here]
+        ready = [trial for trial in part if trial.after is None or folder.trial_finished(trial.after)]
+        for trial in part:
+            if trial not in ready:
+                failed.append(trial.name)
+                print(f"{trial.name}: not run, as {trial.after} has not finished", flush=True)
+        again = [folder.row(trial) for trial in ready if folder.row(trial).exists()]
+        for row in again:
+            row.unlink()
+        outcome = run_jobs(
+            [_job(trial, folder) for trial in ready],
+            jobs,
+            environment=alone,
+            ended=lambda _: _tell_left(folder, trials),
+        )
+        failed += outcome.failed
+        if outcome.interrupted:
+            return failed, True
+        failed += [
+            trial.name for trial in ready if trial.name not in failed and not folder.row(trial).exists()
+        ]
+    return failed, False
 
 
 def _job(trial: Trial, folder: StudyFolder) -> Job:

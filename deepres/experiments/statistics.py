@@ -124,7 +124,13 @@ def probability_of_improvement(
     return bootstrap([*ours, *theirs], share, seed=seed)
 
 
-def depth_slope(by_depth: Mapping[int, Mapping[int, float]], *, seed: int = 0) -> Interval:
+def drawn_seeds(by_depth: Mapping[float, Mapping[int, float]]) -> int:
+    """How many seeds `depth_slope` draws from: those that all depths share, or the fewest of a depth if none are."""
+    shared = set.intersection(*(set(scores) for scores in by_depth.values()))
+    return len(shared) if len(shared) > 1 else min(len(scores) for scores in by_depth.values())
+
+
+def depth_slope(by_depth: Mapping[float, Mapping[int, float]], *, seed: int = 0) -> Interval:
     """Least-squares slope of the score on log2(depth), with its interval: score gained where depth doubles.
 
         np.polyfit(np.log2(depths), scores, 1)[0]

@@ -47,7 +47,7 @@ def trained(trial: Trial, folder: Path) -> Numbers:
     """
     from deepres.experiments.neighbours import taken
     from deepres.training.loop import train
-    from deepres.training.stability import TrainingError
+    from deepres.training.stability import Diverged
 
     if (neighbour := taken(trial.config, folder)) is not None:
         print(f"taken from {neighbour}, which has finished the same run", flush=True)
@@ -57,7 +57,7 @@ def trained(trial: Trial, folder: Path) -> Numbers:
         result = train(trial.config, folder, resume=resume, progress=False)
         if result.interrupted:
             raise KeyboardInterrupt
-    except TrainingError:
+    except Diverged:
         diverged = 1.0
     found = scores(read_run(folder)) | {"diverged": diverged}
     reached = [name for name in ("success", "time_at_goal", "success_easy") if name in found]

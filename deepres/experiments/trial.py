@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from deepres._version import __version__
-from deepres.experiments.folder import StudyFolder, row_text
+from deepres.experiments.folder import StudyFolder, options_of, row_text
 from deepres.machine import cpu_name, pick_device
 
 
@@ -25,6 +25,7 @@ def run_trial(folder: StudyFolder, name: str) -> Path:
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
         "version": __version__,
         "machine": cpu_name() if device.type == "cpu" else _gpu_name(device.index or 0),
+        "options": options_of(trial),
     }
     folder.write(folder.row(trial), row_text(trial, numbers, made))
     return folder.row(trial)

@@ -57,8 +57,9 @@ def plot_lines(lines: Sequence[Line], along: str, metric: str, title: str, path:
     for axis, panel in zip(flat, panels, strict=False):
         for line in lines:
             if line.panel != panel:
-                means = [place.value for place in line.places.values()]
-                axis.plot([scale.at[value] for value in line.places], means, color="0.85", lw=0.8, zorder=0)
+                at = sorted(line.places, key=lambda value: scale.at[value])
+                means = [line.places[value].value for value in at]
+                axis.plot([scale.at[value] for value in at], means, color="0.85", lw=0.8, zorder=0)
         for line in lines:
             if line.panel == panel:
                 _draw(axis, line, scale, names.index(line.name), len(names))
@@ -115,9 +116,11 @@ class _Scale:
 
 
 def _draw(axis: Any, line: Line, scale: _Scale, i: int, count: int) -> None:
-    at = [scale.beside(value, i, count) for value in line.places]
-    places = list(line.places.values())
-    bars = [[p.value - p.low for p in places], [p.high - p.value for p in places]]
+    values = sorted(line.places, key=lambda value: scale.at[value])
+    at = [scale.beside(value, i, count) for value in values]
+    places = [line.places[value] for value in values]
+    # of equal scores the mean and its interval may differ by a rounding
+    bars = [[max(0.0, p.value - p.low) for p in places], [max(0.0, p.high - p.value) for p in places]]
     form = MARKERS[i % len(MARKERS)] + ("-" if scale.numbers else "")
     axis.errorbar(
         at, [p.value for p in places], yerr=bars, fmt=form, ms=5, capsize=3, label=line.name, color=f"C{i}"

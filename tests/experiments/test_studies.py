@@ -18,22 +18,29 @@ from pytest import approx
 from deepres.commands.main import main
 from deepres.config import Config
 from deepres.experiments import curves, kept, numbers, outcome, studies
-from deepres.experiments.folder import StudyFolder
+from deepres.experiments.folder import StudyFolder, options_of, row_text
 from deepres.experiments.neighbours import taken
 from deepres.experiments.outcome import lines, settings, verdict
 from deepres.experiments.runner import run_study
 from deepres.experiments.studies import successors
-from deepres.experiments.study import Study, grid, scores, trained
+from deepres.experiments.study import Study, Trial, grid, scores, trained
 from deepres.report.lines import Line, Place, _Scale, plot_lines
 from deepres.runs.files import RunFiles
+from deepres.runs.lock import InUse, Lock
 from helpers import tiny_runs
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "tiny_study.py"
 
 
 def made_up(**changes) -> Study:
-    told = {"source": "-", "question": "?", "claim": "It grows.", "refuted": "a slope below 0."}
-    return Study("made_up", trials=lambda size, seeds: [], **{**told, **changes})
+    told = {
+        "source": "-",
+        "question": "?",
+        "claim": "It grows.",
+        "refuted": "a slope below 0.",
+        "name": "made_up",
+    }
+    return Study(**{**told, "trials": lambda size, seeds: [], **changes})
 
 
 def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
@@ -282,11 +289,97 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "nowhere").exists()
 
     rows = target / "rows.csv"
-    rows.write_text(rows.read_text().replace("success", "what_was_measured_then"))
+    whole = rows.read_text()
+    for damaged in (whole.replace("machine", "place"), whole[: len(whole) // 2], whole.rstrip() + ",more\n"):
+        rows.write_text(damaged)
+        with pytest.raises(ValueError, match=r"rows.csv is not as a study wrote it"):
+            kept.take_up("tiny_numbers", "cpu", target.parent, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    rows.write_text(whole.replace("success", "what_was_measured_then"))
     with pytest.raises(ValueError, match="has no row with success, which tiny_numbers measures now"):
         kept.write(target.parent)
     with pytest.raises(ValueError, match="holds the study tiny_numbers of size cpu, got depth of size cpu"):
         run_study("depth", out=folder)
+
+
+def test_trials_come_after_the_one_that_they_read(tmp_path, monkeypatch, capsys):
+    """One that failed holds up its readers; one that was finished elsewhere is run again for a new reader."""
+    monkeypatch.setenv("PYTHONPATH", f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}")
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import tiny_study  # noqa: F401
+
+    folder, where = tmp_path / "s", tmp_path / "docs"
+    folder.mkdir()
+    asked = {"jobs": 2, "imports": ["tiny_study"]}
+    first = run_study("tiny_shared", out=folder, **asked)
+    (folder / "no_data").touch()
+    failing = tmp_path / "failing"
+    (failing / "trials").mkdir(parents=True)
+    (failing / "study.json").write_text((folder / "study.json").read_text())
+    (failing / "no_data").touch()
+    held = run_study("tiny_shared", out=failing, **asked)
+    assert (
+        sorted(held.failed) == ["what_reads-d4-s0", "what_reads-d8-s0", "what_the_data-d0-s0"]
+        and not held.rows
+    )
+    assert "not run, as what_the_data-d0-s0 has not finished" in capsys.readouterr().out
+    assert [row.get("success") for row in first.rows] == [None, 2.0, 4.0] and not first.failed
+    kept.keep(folder, where)
+
+    elsewhere = tmp_path / "elsewhere"
+    assert len(kept.take_up("tiny_shared", "cpu", where, elsewhere)) == 3
+    more = run_study("tiny_shared", out=elsewhere, seeds=[1], **asked)
+    assert [row["seed"] for row in more.rows] == [0, 0, 0, 1, 1] and not more.failed
+    kept.keep(elsewhere, where)
+    with pytest.raises(ValueError, match=r"keeps 2 rows that .* lacks; go on from them"):
+        kept.keep(folder, where)
+    assert len((where / "tiny_shared" / "rows.csv").read_text().splitlines()) == 6
+
+
+def test_a_damaged_or_foreign_folder_is_told_and_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import tiny_study
+
+    folder = StudyFolder(tmp_path / "s")
+    trials = tiny_study.TRAINED.trials("cpu", [0])
+    made = {"date": "2026-01-01", "version": "0", "machine": "m", "options": "another"}
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        run_study("tiny", out=folder.path, seeds=[-1])
+    assert not folder.path.exists()
+    for text in ("[]", "", '{"study": "tiny", "size": "cpu"}'):
+        folder.write(folder.asked, text)
+        with pytest.raises(ValueError, match=r"study.json is not as a study wrote it"):
+            run_study("tiny", out=folder.path)
+    folder.write(folder.asked, json.dumps({"study": "tiny", "size": "cpu", "seeds": [0], "imports": []}))
+    for text in ("{}", "", "[]"):
+        folder.write(folder.row(trials[0]), text)
+        with pytest.raises(ValueError, match=r"d4-s0.json is not as a study wrote it; remove it"):
+            run_study("tiny", out=folder.path)
+    folder.write(folder.row(trials[0]), row_text(trials[0], {"success": 1.0}, made))
+    with pytest.raises(ValueError, match="was made with other options than d4-s0 has now"):
+        run_study("tiny", out=folder.path)
+    folder.write(
+        folder.row(trials[0]),
+        row_text(trials[0], {"success": 1.0}, made | {"options": options_of(trials[0])}),
+    )
+    with Lock(folder.path), pytest.raises(InUse):
+        run_study("tiny", out=folder.path)
+    twice = [Trial({"what": name, "seed": 0}, trials[0].config) for name in ("a b", "a_b")]
+    studies.register(made_up(name="twice", trials=lambda size, seeds: twice))
+    with pytest.raises(ValueError, match="must give each trial a name of its own, got what_a_b-s0"):
+        run_study("twice", out=tmp_path / "twice")
+
+
+def test_slopes_count_the_seeds_that_they_are_drawn_from():
+    def says(by_depth):
+        return verdict(made_up(), settings(rows_of(by_depth), ["depth", "seed"], "success"))
+
+    nan = float("nan")
+    assert says({4: [0.1, 0.1, 0.1, nan], 16: [nan, 0.2, 0.3, 0.0]}).endswith(
+        "has too few seeds (2) to decide."
+    )
+    assert says({4: [0.1, 0.2, nan, 0.1], 16: [0.4, 0.5, 0.4, 0.4]}).endswith("rises.")
+    assert says({4: [0.1, 0.2, 0.3]}) == "No slope of success yet: it takes two values of depth."
 
 
 def test_what_cannot_be_run_is_told(tmp_path, capsys, monkeypatch):

@@ -32,5 +32,27 @@ TRAINED = Study(
 studies.register(TRAINED)
 studies.register(replace(TRAINED, name="tiny_numbers", run=counted, seeds=(2, 2), curves=False))
 
+
+def shared(size, seeds):
+    """The data, of which a seed of 7 fails, and trials that read them."""
+    data = Trial({"what": "the data", "depth": 0, "seed": 0}, BASE)
+    return [data] + [
+        Trial({"what": "reads", **one.labels}, one.config, after=data.name)
+        for one in grid(BASE, {"depth": [4, 8]}, seeds)
+    ]
+
+
+def reads(trial: Trial, folder: Path) -> dict[str, float]:
+    if trial.after is None:
+        if (folder.parents[1] / "no_data").exists():
+            raise RuntimeError("the data cannot be made")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data").write_text("0.5")
+        return {"transitions": 1.0}
+    return {"success": float((folder.with_name(trial.after) / "data").read_text()) * trial.labels["depth"]}
+
+
+studies.register(replace(TRAINED, name="tiny_shared", trials=shared, run=reads, seeds=(1, 1), curves=False))
+
 if __name__ == "__main__":
     run_study("tiny", out=Path(sys.argv[1]), imports=["tiny_study"])
