@@ -132,7 +132,7 @@ def index(where: Path) -> str:
     told = [
         "# What was learned by depth",
         "Each study is one command, `deepres experiment NAME`; its rows stand beside its table. A study is kept\n"
-        "here by `deepres experiment NAME --keep docs/results`; `--go-on-from docs/results` takes the rows that are here\n"
+        "here by `deepres experiment NAME --keep docs/results`; `--go-on-from docs/results` takes the rows here\n"
         "for finished, on another machine say, and runs the rest: more seeds with `--seeds 3 4`.",
         table(where).rstrip(),
     ]

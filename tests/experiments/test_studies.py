@@ -1,4 +1,4 @@
-"""Studies on real runs in real processes: killed, asked for again, complete; and what they say of made-up rows."""
+"""Studies on real runs in real processes: killed, asked for again, complete, damaged."""
 
 from __future__ import annotations
 
@@ -9,163 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from pytest import approx
 
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.experiments import curves, kept, numbers, outcome, studies
+from deepres.experiments import kept, studies
 from deepres.experiments.folder import StudyFolder, options_of, row_text
 from deepres.experiments.neighbours import taken
-from deepres.experiments.outcome import lines, settings, verdict
 from deepres.experiments.runner import run_study
-from deepres.experiments.studies import successors
-from deepres.experiments.study import Study, Trial, grid, scores, trained
-from deepres.report.lines import Line, Place, _Scale, plot_lines
-from deepres.runs.files import RunFiles
+from deepres.experiments.study import Trial, grid, trained
 from deepres.runs.lock import InUse, Lock
 from helpers import tiny_runs
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "tiny_study.py"
-
-
-def made_up(**changes) -> Study:
-    told = {
-        "source": "-",
-        "question": "?",
-        "claim": "It grows.",
-        "refuted": "a slope below 0.",
-        "name": "made_up",
-    }
-    return Study(**{**told, "trials": lambda size, seeds: [], **changes})
-
-
-def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
-    return [
-        {"depth": depth, "seed": seed, "success": score}
-        for depth, each in by_depth.items()
-        for seed, score in enumerate(each)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("by_depth", "says"),
-    [
-        (
-            {4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [0.7, 0.8, 0.8]},
-            "success +0.158 [+0.150, +0.175], rises.",
-        ),
-        ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, "falls."),
-        ({4: [0.1, 0.8, 0.4], 16: [0.5, 0.2, 0.9], 64: [0.2, 0.9, 0.3]}, "undecided."),
-        ({4: [0.1, 0.2], 16: [0.4, 0.5], 64: [0.7, 0.8]}, "has too few seeds (2) to decide."),
-        ({4: [1.0] * 3, 16: [1.0] * 3, 64: [1.0 + 1e-12] * 3}, "is flat."),
-    ],
-)
-def test_the_sentence_says_what_the_rows_do(by_depth, says):
-    told = verdict(made_up(), settings(rows_of(by_depth), ["depth", "seed"], "success"))
-    assert told.startswith("Success per doubling of depth, with its 95% interval: ") and told.endswith(says)
-
-
-def test_without_slopes_the_sentence_names_the_ends():
-    rows = rows_of({4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [float("nan")] * 3})
-    told = verdict(made_up(slopes=False), settings(rows, ["depth", "seed"], "success"))
-    assert told.startswith("Success from 0.133 [0.100, 0.200] (depth 4) to 0.433") and told.endswith(
-        "(depth 16)."
-    )
-
-
-def test_every_number_of_a_table_is_explained():
-    for name in studies.names():
-        study = studies.find(name)
-        assert {study.metric, *study.also} <= numbers.MEANINGS.keys(), name
-
-
-def test_lines_that_coincide_are_seen_and_many_get_panels(tmp_path):
-    """Every line is drawn beside the others; more than six objectives get a panel each, with a line for each maze."""
-    rows = [
-        {"env": env, "objective": name, "depth": depth, "seed": 0, "success": 0.5}
-        for env in ("u", "big")
-        for name in "abcdefg"
-        for depth in (4, 16)
-    ]
-    labels = ["env", "objective", "depth", "seed"]
-    many = outcome._panels(made_up(), lines(made_up(), settings(rows, labels, "success")))
-    assert many[0] == ("a", "env u") and many[-1] == ("g", "env big") and len(many) == 14
-    few = outcome._panels(made_up(), lines(made_up(), settings(rows[:6], labels, "success")))
-    assert few == [("", "objective a"), ("", "objective b"), ("", "objective c")]
-    for values in ([4, 16, 64], [1, 2], ["relu", "swish"]):
-        scale = _Scale(values)
-        assert len({scale.beside(values[0], i, 5) for i in range(5)}) == 5
-    same = {4: Place([0.5], 0.5, 0.4, 0.6)}
-    written = plot_lines(
-        [Line("env u", same, name) for name in "ab"], "depth", "success", "t", tmp_path / "f.png"
-    )
-    assert [file.name for file in written] == ["f.png", "f.pdf"] and all(file.exists() for file in written)
-
-
-def test_slopes_at_equal_seconds_stop_every_depth_where_the_fastest_ended(tmp_path):
-    """16 layers take twice the seconds and reach as much a step: at equal steps no slope, at equal seconds a fall."""
-    columns = "depth,seed,env_steps,seconds,success,time_at_goal"
-    rows = [
-        f"{depth},{seed},{step},{step * depth / 4},{step / 10 + 0.01 * seed},0"
-        for depth, seed in ((4, 0), (16, 0), (4, 1), (16, 1), (4, 2))
-        for step in range(11)
-    ]
-    file = tmp_path / "curves.csv"
-    file.write_text("\n".join([columns, *rows]) + "\n")
-    found = curves.equal_seconds(curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"])
-    assert found == {"": {4: {0: approx(0.8), 1: approx(0.81)}, 16: {0: approx(0.15), 1: approx(0.16)}}}
-    told = outcome._at_equal_seconds(made_up(), found)
-    assert "those of the fastest setting of each seed: success: -0.325 [-0.325, -0.325]" in told
-    assert curves.score_at([{"seconds": 0.0, "success": 0.3}], 9.0) is None
-    curves.plot_curves(
-        curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"], "depth", "t", tmp_path / "c.png"
-    )
-    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    assert (
-        curves.read_curves(file, ["depth", "another"])
-        == {}
-        == curves.read_curves(tmp_path / "none", ["depth"])
-    )
-
-
-def test_final_scores_are_means_of_the_last_five_evaluations():
-    def row(i: int, success: float) -> dict[str, float]:
-        return {
-            "env_steps": 100.0 * i,
-            "success_any": success,
-            "time_at_goal": 10 * success,
-            "final_distance": 1.0,
-        }
-
-    successes = [0.0, 0.2, 0.6, 0.4, 0.5, 0.5, 0.6, 0.4]
-    rounds = [{"seconds": 2.0, "gradient_steps": 8.0, "skipped_steps": 1.0}] * 2
-    files = RunFiles(Path(), Config("crl"), [row(i, s) for i, s in enumerate(successes)], rounds)
-    found = scores(files)
-    assert found["success"] == pytest.approx(sum(successes[-5:]) / 5)
-    assert found["success_area"] == pytest.approx(sum(successes[1:]) / 7)
-    assert found["steps_to_half"] == 200 and found["skipped_steps"] == 2 and found["seconds"] == 2.0
-    assert "success_easy" not in found  # most tasks have no easier radius
-    near = [row(i, s) | {"success_easy": s / 2} for i, s in enumerate(successes)]
-    assert scores(RunFiles(Path(), Config("crl"), near, rounds))["success_easy"] == found["success"] / 2
-    short = scores(RunFiles(Path(), Config("crl"), [row(0, 0.0), row(1, 0.3)], []))
-    assert short["success"] == 0.3 and short["steps_to_half"] != short["steps_to_half"]
-
-
-def test_gains_are_ratios_to_crl_of_the_same_maze():
-    times = {"CRL": [100.0, 300.0], "SRL": [400.0, 400.0], "ChronoSRL": [0.0, 100.0]}
-    rows = [
-        {"env": env, "objective": name, "time_at_goal": time * scale}
-        for env, scale in (("u", 1.0), ("v", 0.0))
-        for name, each in times.items()
-        for time in each
-    ]
-    told = successors.gains(rows)
-    assert "u: SRL 2.00 [1.33, 4.00] (published 1.19" in told and "ChronoSRL 0.25 [0.00, 1.00]" in told
-    assert "v: CRL is never at its goal" in told and "chunks" not in told
 
 
 def test_seeds_come_before_settings_and_the_actor_is_as_deep_as_the_critic():
@@ -365,21 +225,9 @@ def test_a_damaged_or_foreign_folder_is_told_and_left_as_it_is(tmp_path, monkeyp
     with Lock(folder.path), pytest.raises(InUse):
         run_study("tiny", out=folder.path)
     twice = [Trial({"what": name, "seed": 0}, trials[0].config) for name in ("a b", "a_b")]
-    studies.register(made_up(name="twice", trials=lambda size, seeds: twice))
+    studies.register(replace(tiny_study.TRAINED, name="twice", trials=lambda size, seeds: twice))
     with pytest.raises(ValueError, match="must give each trial a name of its own, got what_a_b-s0"):
         run_study("twice", out=tmp_path / "twice")
-
-
-def test_slopes_count_the_seeds_that_they_are_drawn_from():
-    def says(by_depth):
-        return verdict(made_up(), settings(rows_of(by_depth), ["depth", "seed"], "success"))
-
-    nan = float("nan")
-    assert says({4: [0.1, 0.1, 0.1, nan], 16: [nan, 0.2, 0.3, 0.0]}).endswith(
-        "has too few seeds (2) to decide."
-    )
-    assert says({4: [0.1, 0.2, nan, 0.1], 16: [0.4, 0.5, 0.4, 0.4]}).endswith("rises.")
-    assert says({4: [0.1, 0.2, 0.3]}) == "No slope of success yet: it takes two values of depth."
 
 
 def test_what_cannot_be_run_is_told(tmp_path, capsys, monkeypatch):
