@@ -42,6 +42,10 @@ def assert_all_no_worse(phi, psi, impl="cpu", hair=2e-7, **options):
     fused = everything(phi, psi, impl=impl, **options)
     plain = everything(phi, psi, impl="reference", **options)
     truth = everything(phi.double(), psi.double(), impl="reference", **options)
+    if (
+        phi.numel() < 16
+    ):  # of so few numbers plain PyTorch's error is luck, and differs with the instruction set
+        hair = max(hair, 1e-6)
     compare(f"{list(phi.shape)} x {len(psi)} {options}", fused, plain, truth, hair)
     logits = reference.energy_logits(phi.double(), psi.double(), options.get("energy", "norm"))
     rounding = 1e-6 * logits.abs().max().item()  # of a mean of logits of both signs
