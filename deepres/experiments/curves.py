@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepres.experiments.study import LAST, Trial
+from deepres.experiments.study import LAST, Trial, named
 from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder
 
@@ -42,7 +42,7 @@ def write_curves(folder: StudyFolder, trials: Sequence[Trial]) -> dict[Labels, C
     before, found = read_curves(folder.path / FILE, list(trials[0].labels)), {}
     diverged = set()
     for trial in trials:
-        labels = tuple("" if value is None else str(value) for value in trial.labels.values())
+        labels = trial.words
         if row := folder.finished(trial):
             rows = read_rows(RunFolder(folder.trial(trial)).evaluations)
             curve = [{name: one[source] for name, source in COLUMNS.items()} for one in rows if _whole(one)]
@@ -63,11 +63,6 @@ def text(names: Sequence[str], curves: Mapping[Labels, Curve]) -> str:
     for labels, curve in curves.items():
         writer.writerows([*labels, *row.values()] for row in curve)
     return written.getvalue()
-
-
-def merged(one: Mapping[Labels, Curve], other: Mapping[Labels, Curve]) -> dict[Labels, Curve]:
-    """The curves of both; `other`'s where both have one."""
-    return {**one, **other}
 
 
 def _whole(row: dict[str, float]) -> bool:
@@ -114,7 +109,7 @@ def equal_seconds(
     groups: dict[str, dict[int, dict[int, Labels]]] = {}
     for labels in curves:
         of = dict(zip(names, labels, strict=True))
-        line = ", ".join(f"{name.replace('_', ' ')} {of[name]}" for name in others)
+        line = named({name: of[name] for name in others})
         groups.setdefault(line, {}).setdefault(int(of["seed"]), {})[int(of[along])] = labels
     found: dict[str, dict[int, dict[int, float]]] = {}
     for line, seeds in groups.items():
@@ -144,7 +139,7 @@ def plot_curves(
     panels: dict[str, list[tuple[str, Curve]]] = {}
     for labels, curve in curves.items():
         of: dict[str, Any] = dict(zip(names, labels, strict=True))
-        panel = ", ".join(f"{name.replace('_', ' ')} {of[name]}" for name in others)
+        panel = named({name: of[name] for name in others})
         panels.setdefault(panel, []).append((of[along], curve))
     values = list(dict.fromkeys(value for panel in panels.values() for value, _ in panel))
     if all(value.isdecimal() for value in values):

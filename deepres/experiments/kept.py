@@ -43,7 +43,7 @@ def keep(folder: Path, where: Path) -> Path:
             raise ValueError(
                 f"{target} keeps {study.name} of size {before['size']}, got size {after['size']}; keep it elsewhere"
             )
-        here = {_labels(trial) for trial in trials if StudyFolder(folder).row(trial).exists()}
+        here = {trial.words for trial in trials if StudyFolder(folder).row(trial).exists()}
         names = list(kept_trials[0].labels)
         lost = [row for row in kept_rows if tuple(row.get(name, "") for name in names) not in here]
         if lost:
@@ -57,8 +57,12 @@ def keep(folder: Path, where: Path) -> Path:
     for name in FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, draft / name)
-    shutil.rmtree(target, ignore_errors=True)
+    before_it = where / f".{study.name}.before"  # a kill here leaves one of them whole
+    shutil.rmtree(before_it, ignore_errors=True)
+    if target.exists():
+        target.rename(before_it)
     draft.rename(target)
+    shutil.rmtree(before_it, ignore_errors=True)
     write(where)
     return target
 
@@ -83,7 +87,7 @@ def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
     by_labels = {tuple(row.get(label, "") for label in labels): row for row in rows}
     texts: dict[str, str] = {}
     for trial in trials:
-        row = by_labels.get(_labels(trial))
+        row = by_labels.get(trial.words)
         if row is None or target.row(trial).exists():
             continue
         made = {key: row.get(key, "") for key in MADE}
@@ -91,9 +95,8 @@ def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
         if made["version"] == __version__ and same_options(trial, made) and measured:
             numbers = {key: float(row[key]) for key in row if key not in (*labels, *MADE) and row[key]}
             texts[trial.name] = row_text(trial, numbers, made)
-    curves_here = curves.merged(
-        curves.read_curves(source / curves.FILE, labels), curves.read_curves(folder / curves.FILE, labels)
-    )
+    both = [curves.read_curves(place / curves.FILE, labels) for place in (source, folder)]
+    curves_here = both[0] | both[1]
     seeds = sorted({*begun["seeds"], *asked["seeds"]})
     imports = list(dict.fromkeys([*begun["imports"], *asked["imports"]]))
     target.write(target.asked, json.dumps(begun | {"seeds": seeds, "imports": imports}, indent=2) + "\n")
@@ -175,7 +178,7 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
             f"{folder} has no row with {study.metric}, which {study.name} measures now; run and keep it again "
             f"(deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
         )
-    acting = {_labels(trial) for trial in trials if budget(study, trial).env_steps}
+    acting = {trial.words for trial in trials if budget(study, trial).env_steps}
     acted = [
         row for row, word in zip(rows, words, strict=True) if tuple(word[name] for name in names) in acting
     ]
@@ -191,10 +194,6 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
         f"{hours:.1f}" if hours >= 0.05 else "< 0.1",
         ", ".join(sorted({str(row["machine"]) for row in rows})),
     )
-
-
-def _labels(trial: Trial) -> tuple[str, ...]:
-    return tuple("" if value is None else str(value) for value in trial.labels.values())
 
 
 def _rows(study: Study, folder: Path) -> tuple[list[dict[str, str]], list[Trial]]:
@@ -218,7 +217,7 @@ def _rows(study: Study, folder: Path) -> tuple[list[dict[str, str]], list[Trial]
 
 def _typed(row: dict[str, str], trials: Sequence[Trial]) -> Row:
     """The row with its trial's labels, and its numbers as such."""
-    labels = next((t.labels for t in trials if _labels(t) == tuple(row[name] for name in t.labels)), {})
+    labels = next((t.labels for t in trials if t.words == tuple(row[name] for name in t.labels)), {})
     return {name: labels.get(name, _number(word)) for name, word in row.items() if word or name in labels}
 
 

@@ -11,7 +11,7 @@ from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.folder import Row, StudyFolder, write_rows
 from deepres.experiments.numbers import meanings
 from deepres.experiments.statistics import Interval, depth_slope, drawn_seeds, mean_interval
-from deepres.experiments.study import Study, Trial
+from deepres.experiments.study import Study, Trial, named
 
 FLAT = 1e-6  # slopes within it are rounding
 MOST_LINES = 6  # that a reader tells apart in one panel
@@ -56,9 +56,7 @@ def lines(study: Study, found: Sequence[Setting]) -> dict[str, list[Setting]]:
     """The settings that differ along the study's axis alone, by what tells them from the others."""
     drawn: dict[str, list[Setting]] = {}
     for one in found:
-        others = ", ".join(
-            f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items() if name != study.along
-        )
+        others = named({name: value for name, value in one.labels.items() if name != study.along})
         drawn.setdefault(others, []).append(one)
     return drawn
 
@@ -99,7 +97,7 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     sentence = study.says(found_in) if study.says else verdict(study, found)
     curves = write_curves(folder, trials) if study.curves else {}
     if curves:
-        machines = {tuple(str(row[name]) for name in names): str(row["machine"]) for row in rows}
+        machines = {t.words: row["made"]["machine"] for t in trials if (row := folder.finished(t))}
         sentence += _at_equal_seconds(
             study, equal_seconds(curves, names, study.along, study.metric, machines)
         )
@@ -146,10 +144,7 @@ def _panels(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, st
     apart = [name for name in others if len(values[name]) > 1]
     panel = max(apart, key=lambda name: len(values[name])) if len(labels) > MOST_LINES else None
     inside = [name for name in apart if name != panel]
-    return [
-        (str(one[panel]) if panel else "", ", ".join(f"{n.replace('_', ' ')} {one[n]}" for n in inside))
-        for one in labels
-    ]
+    return [(str(one[panel]) if panel else "", named({name: one[name] for name in inside})) for one in labels]
 
 
 def verdict(study: Study, found: Sequence[Setting]) -> str:
@@ -169,16 +164,12 @@ def _extremes(study: Study, found: Sequence[Setting]) -> str:
     there = sorted((one for one in found if math.isfinite(one.mean.value)), key=lambda one: one.mean.value)
     if not there:
         return f"No {metric} that is a number"
-    ends = (f"{_mean(study, one)} ({_named(one)})" for one in (there[0], there[-1]))
+    ends = (f"{_mean(study, one)} ({named(one.labels)})" for one in (there[0], there[-1]))
     return f"{metric[:1].upper()}{metric[1:]} from " + " to ".join(ends)
 
 
 def _mean(study: Study, one: Setting) -> str:
     return one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value)
-
-
-def _named(one: Setting) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in one.labels.items())
 
 
 def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str, str]]:

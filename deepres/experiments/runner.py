@@ -107,9 +107,8 @@ def _run(waiting: list[Trial], trials: list[Trial], folder: StudyFolder, jobs: i
             if trial not in ready:
                 failed.append(trial.name)
                 print(f"{trial.name}: not run, as {trial.after} has not finished", flush=True)
-        again = [folder.row(trial) for trial in ready if folder.row(trial).exists()]
-        for row in again:
-            row.unlink()
+        for trial in ready:  # one that is run again for its readers has a row from elsewhere
+            folder.row(trial).unlink(missing_ok=True)
         outcome = run_jobs(
             [_job(trial, folder) for trial in ready],
             jobs,

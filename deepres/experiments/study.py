@@ -7,7 +7,7 @@ config to the end. See folder.py for the folder that a study leaves.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -38,6 +38,16 @@ class Trial:
     def name(self) -> str:
         words = (f"{_SHORT.get(name, name + '_')}{value}" for name, value in self.labels.items())
         return "-".join(words).replace("/", "_").replace(" ", "_")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The labels' values as a CSV file has them."""
+        return tuple("" if value is None else str(value) for value in self.labels.values())
+
+
+def named(labels: Mapping[str, Any]) -> str:
+    """Labels as they are read: "init scaled, depth 4"."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in labels.items())
 
 
 def trained(trial: Trial, folder: Path) -> Numbers:

@@ -123,15 +123,14 @@ def test_an_ant_walks_by_its_gait(tmp_path):
 
 
 def test_the_search_finds_gaits_that_walk():
-    """A few generations do about as well as standing still on any machine, whose contacts differ in the last bits; what
-    is kept walks."""
-    found = gait.found(((8, 60, 5.0),), candidates=32, tries=1, best=6)
+    """A few generations are better than standing still, and what is kept is better than they are."""
+    found = gait.found(((16, 60, 5.0),), candidates=32, tries=1, best=6)
     env = JaxEnvironments(gait.unending(make("ant", 16, seed=1)))
-    still, few, kept = [
-        float(gait.progress(env, one.expand(16, -1), torch.Generator().manual_seed(0), 60, 5.0).mean())
+    speeds = [
+        gait.progress(env, one.expand(16, -1), torch.Generator().manual_seed(0), 60, 5.0).mean()
         for one in (torch.zeros(gait.COUNT), found, torch.tensor(gait.FOUND))
     ]
-    assert kept > 0.5 > max(still, few) and few > still - 0.05
+    assert speeds == sorted(speeds) and speeds[-1] > 0.5
 
 
 def test_an_ant_is_walked_by_a_policy_of_open_ground(tmp_path):
