@@ -90,14 +90,19 @@ def _made(
     """`make` of what JAX computes."""
     task = make_task(name, **options)
     from deepres.envs.engines import pick_engine
-    from deepres.envs.engines.mjx import MjxPhysics
     from deepres.envs.env import GoalEnv
     from deepres.envs.task import needs_engine
     from deepres.envs.vector import VectorEnv
 
     if needs_engine(task):
         engine = pick_engine(engine)
-        physics = None if engine == "c" else MjxPhysics(task.model, task.dt, engine, num_envs)
+        physics = None
+        if engine != "c":
+            from deepres.envs.engines.mjx import (
+                MjxPhysics,  # four seconds of a processor, which C does without
+            )
+
+            physics = MjxPhysics(task.model, task.dt, engine, num_envs)
     elif engine in ("auto", "jax"):
         engine, physics = "jax", None
     else:

@@ -55,7 +55,9 @@ BACKENDS: dict[str, dict[str, str]] = {
 }
 
 
+@cache
 def load(op: str, impl: str) -> ModuleType:
+    """The backend's module."""
     return import_module(BACKENDS[op][impl])
 
 

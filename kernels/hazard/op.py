@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.hazard import reference
 from deepres.kernels.hazard.options import Hazards, Needs
 
@@ -78,8 +79,7 @@ def hazard_nll(
         ("weight", weight, l0.dtype),
     ):
         _check_rows(name, t, dtype, features)
-    loss, nll = torch.ops.deepres.hazard_nll(features, basis, bias, l0, lag, event, weight, impl)
-    return loss, nll
+    return _nll(features, basis, bias, l0, lag, event, weight, impl)
 
 
 def hazard_value(
@@ -100,8 +100,7 @@ def hazard_value(
     _check(features, basis, bias, l0)
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma must lie in (0, 1], got {gamma!r}")
-    value: Tensor = torch.ops.deepres.hazard_value(features, basis, bias, l0, gamma, impl)
-    return value
+    return _value(features, basis, bias, l0, gamma, impl)
 
 
 def _check(features: Tensor, basis: Tensor, bias: Tensor, l0: Tensor) -> None:
@@ -192,7 +191,7 @@ def _wanted(h: Hazards) -> list[bool]:
     return [torch.is_grad_enabled() and t.requires_grad for t in h]
 
 
-@torch.library.impl("deepres::hazard_nll", "CompositeImplicitAutograd")
+@composite("hazard_nll")
 def _nll(features, basis, bias, l0, lag, event, weight, impl: str) -> tuple[Tensor, Tensor]:
     h = Hazards(features, basis, bias, l0)
     weight = weight.detach()
@@ -200,11 +199,10 @@ def _nll(features, basis, bias, l0, lag, event, weight, impl: str) -> tuple[Tens
     if chosen == "reference":
         return reference.hazard_nll(h, lag, event, weight)
     labels = (t.contiguous() for t in (lag, event, weight))
-    loss, nll, *_ = torch.ops.deepres.hazard_nll_forward(*_contiguous(h), *labels, chosen, _wanted(h))
+    loss, nll, *_ = _fused_nll(*_contiguous(h), *labels, chosen, _wanted(h))
     return loss, nll
 
 
-@torch.library.impl("deepres::hazard_nll_forward", "CompositeExplicitAutograd")
 def _nll_forward(features, basis, bias, l0, lag, event, weight, impl: str, needs: list[bool]):
     backend = dispatch.load("hazard", impl)
     loss, nll, gradients = backend.nll(Hazards(features, basis, bias, l0), lag, event, weight, Needs(*needs))
@@ -219,17 +217,16 @@ def _nll_forward_fake(features, basis, bias, l0, lag, event, weight, impl, needs
     return features.new_empty(()), torch.empty_like(l0), *gradients
 
 
-@torch.library.impl("deepres::hazard_value", "CompositeImplicitAutograd")
+@composite("hazard_value")
 def _value(features, basis, bias, l0, gamma: float, impl: str) -> Tensor:
     h = Hazards(features, basis, bias, l0)
     chosen = dispatch.choose("hazard", impl, _unsupported(h))
     if chosen == "reference":
         return reference.hazard_value(h, discounts(basis.shape[0], gamma, features))
-    value: Tensor = torch.ops.deepres.hazard_value_forward(*_contiguous(h), gamma, chosen, _wanted(h))[0]
+    value: Tensor = _fused_value(*_contiguous(h), gamma, chosen, _wanted(h))[0]
     return value
 
 
-@torch.library.impl("deepres::hazard_value_forward", "CompositeExplicitAutograd")
 def _value_forward(features, basis, bias, l0, gamma: float, impl: str, needs: list[bool]):
     h = Hazards(features, basis, bias, l0)
     value, gradients = dispatch.load("hazard", impl).value(
@@ -245,7 +242,6 @@ def _value_forward_fake(features, basis, bias, l0, gamma, impl, needs):
     return torch.empty_like(l0), *gradients
 
 
-@torch.library.impl("deepres::hazard_value_weights", "CompositeExplicitAutograd")
 def _value_weights(features, basis, bias, l0, weight, gamma: float, impl: str) -> tuple[Tensor, Tensor]:
     h = Hazards(features, basis, bias, l0)
     needs = Needs(basis=True, bias=True)
@@ -261,7 +257,6 @@ def _value_weights_fake(features, basis, bias, l0, weight, gamma, impl):
     return torch.empty_like(basis), torch.empty_like(bias)
 
 
-@torch.library.impl("deepres::hazard_backward", "CompositeExplicitAutograd")
 def _backward(d: Tensor, gradients: list[Tensor], features, basis, bias, l0) -> list[Tensor]:
     return [(d[:, None] if d.ndim and g.ndim == 2 else d) * g if g.numel() else g.clone() for g in gradients]
 
@@ -280,7 +275,7 @@ def _nll_context(ctx, inputs, output):
 
 def _nll_autograd(ctx, dloss, *_):
     *gradients, features, basis, bias, l0 = ctx.saved_tensors
-    scaled = torch.ops.deepres.hazard_backward(dloss, gradients, features, basis, bias, l0)
+    scaled = _fused_backward(dloss, gradients, features, basis, bias, l0)
     needs = ctx.needs_input_grad[:4]
     return (*(g if need else None for g, need in zip(scaled, needs, strict=True)), *[None] * 5)
 
@@ -295,18 +290,17 @@ def _value_context(ctx, inputs, output):
 def _value_autograd(ctx, dvalue, *_):
     *gradients, features, basis, bias, l0 = ctx.saved_tensors
     model = (features, basis, bias, l0)
-    dfeatures, dl0 = torch.ops.deepres.hazard_backward(dvalue, gradients, *model)
+    dfeatures, dl0 = _fused_backward(dvalue, gradients, *model)
     needs = ctx.needs_input_grad[:4]
     dbasis = dbias = None
     if needs[1] or needs[2]:
-        dbasis, dbias = torch.ops.deepres.hazard_value_weights(*model, dvalue, ctx.gamma, ctx.impl)
+        dbasis, dbias = _fused_weights(*model, dvalue, ctx.gamma, ctx.impl)
     found = (dfeatures, dbasis, dbias, dl0)
     return (*(g if need else None for g, need in zip(found, needs, strict=True)), *[None] * 3)
 
 
-torch.library.register_autograd("deepres::hazard_nll_forward", _nll_autograd, setup_context=_nll_context)
-torch.library.register_autograd(
-    "deepres::hazard_value_forward", _value_autograd, setup_context=_value_context
-)
-for _name in ("hazard_backward", "hazard_value_weights"):
-    torch.library.register_autograd(f"deepres::{_name}", dispatch.without_derivative("the fused hazards"))
+_second = dispatch.without_derivative("the fused hazards")
+_fused_nll = FusedOp("hazard_nll_forward", _nll_forward, _nll_autograd, _nll_context)
+_fused_value = FusedOp("hazard_value_forward", _value_forward, _value_autograd, _value_context)
+_fused_weights = FusedOp("hazard_value_weights", _value_weights, _second)
+_fused_backward = FusedOp("hazard_backward", _backward, _second)

@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.info_nce import reference
 from deepres.kernels.info_nce.checks import check_features, checked, widened
 from deepres.kernels.info_nce.options import InfoNCEMore, InfoNCEOperands, InfoNCEOptions
@@ -130,7 +131,7 @@ def info_nce(
         phi, psi = widened(phi), widened(psi)
     check_features(phi, psi)
     operands, options = checked(phi, psi, logsumexp_penalty, energy, form, positive_offset, more)
-    loss, lse, metrics = torch.ops.deepres.info_nce(phi, psi, *operands[:5], *options, return_metrics, impl)
+    loss, lse, metrics = _composite(phi, psi, *operands[:5], *options, return_metrics, impl)
     return (loss, InfoNCEMetrics(lse, *metrics.unbind())) if return_metrics else (loss, lse)
 
 
@@ -177,7 +178,7 @@ def _split(fields: Sequence[Any]) -> tuple[InfoNCEOperands, InfoNCEOptions, Sequ
     return InfoNCEOperands(*fields[:6]), InfoNCEOptions(*fields[6:13]), fields[13:]
 
 
-@torch.library.impl("deepres::info_nce", "CompositeImplicitAutograd")
+@composite("info_nce")
 def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     operands, options = InfoNCEOperands(*rest[:5]), InfoNCEOptions(*rest[5:12])
     return_metrics, impl = rest[12:]
@@ -198,14 +199,13 @@ def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
         tensors = [None if t is None else t.contiguous() for t in (phi, psi, *operands)]
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
         asked = [needs[0], needs[1], needs[PLACE_OF_SCALE] or needs[PLACE_OF_SCALE + 1]]
-        return torch.ops.deepres.info_nce_forward(*tensors, *options, chosen, asked)[:3]
+        return _fused(*tensors, *options, chosen, asked)[:3]
 
 
 def _empty_where_none(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
     return tuple(like.new_empty(0) if t is None else t for t in results)
 
 
-@torch.library.impl("deepres::info_nce_forward", "CompositeExplicitAutograd")
 def _forward(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     operands, options, (impl, needs) = _split(rest)
     rows = options.reduction == "none"  # their gradients wait for what backward brings
@@ -232,7 +232,6 @@ def _gradients_fake(phi, psi, needs):
     return dphi, dpsi, *(phi.new_empty(() if needs[2] else 0) for _ in range(2))
 
 
-@torch.library.impl("deepres::info_nce_backward", "CompositeExplicitAutograd")
 def _backward(dloss: Tensor, *gradients_and_inputs: Any) -> tuple[Tensor, ...]:
     # The inputs are there so that a second derivative raises: the gradients alone would pass for constants.
     return tuple(dloss * gradient for gradient in gradients_and_inputs[:4])
@@ -243,7 +242,6 @@ def _backward_fake(dloss, *gradients_and_inputs):
     return tuple(map(torch.empty_like, gradients_and_inputs[:4]))
 
 
-@torch.library.impl("deepres::info_nce_rows_backward", "CompositeExplicitAutograd")
 def _rows_backward(drows: Tensor, phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     operands, options, (impl, needs) = _split(rest)
     each = drows.contiguous() * phi.shape[0]  # the op's loss is a mean
@@ -269,16 +267,17 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, dloss, *_):
     inputs, gradients = ctx.saved_tensors[:TENSORS], ctx.saved_tensors[TENSORS:]
     if InfoNCEOptions(*ctx.rest[:7]).reduction == "none":
-        results = torch.ops.deepres.info_nce_rows_backward(dloss, *inputs, *ctx.rest)
+        results = _fused_rows_backward(dloss, *inputs, *ctx.rest)
     else:
         differentiable = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-        results = torch.ops.deepres.info_nce_backward(dloss, *gradients, differentiable)
+        results = _fused_backward(dloss, *gradients, differentiable)
     out = [None] * (TENSORS + len(ctx.rest))
     for place, result in zip(PLACES, results, strict=True):
         out[place] = result if ctx.needs_input_grad[place] else None
     return tuple(out)
 
 
-torch.library.register_autograd("deepres::info_nce_forward", _autograd, setup_context=_setup_context)
-for _op in ("deepres::info_nce_backward", "deepres::info_nce_rows_backward"):
-    torch.library.register_autograd(_op, dispatch.without_derivative("the fused info_nce"))
+_second = dispatch.without_derivative("the fused info_nce")
+_fused = FusedOp("info_nce_forward", _forward, _autograd, _setup_context)
+_fused_backward = FusedOp("info_nce_backward", _backward, _second)
+_fused_rows_backward = FusedOp("info_nce_rows_backward", _rows_backward, _second)

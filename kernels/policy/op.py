@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.policy import reference
 
 
@@ -62,8 +63,7 @@ def squashed_gaussian(
     """
     if _plain(impl, mean):
         return reference.squashed_gaussian(mean, log_std, noise.detach(), bounds, exact)
-    action, log_prob = torch.ops.deepres.squashed_gaussian(mean, log_std, noise, bounds or [], exact, impl)
-    return action, log_prob
+    return _squashed_gaussian(mean, log_std, noise, list(bounds or ()), exact, impl)
 
 
 def pair_energy(phi: Tensor, psi: Tensor, energy: str, *, impl: str = "auto") -> Tensor:
@@ -73,8 +73,7 @@ def pair_energy(phi: Tensor, psi: Tensor, energy: str, *, impl: str = "auto") ->
     """
     if _plain(impl, phi):
         return reference.pair_energy(phi, psi, energy)
-    found: Tensor = torch.ops.deepres.pair_energy(phi, psi, energy, impl)
-    return found
+    return _pair_energy(phi, psi, energy, impl)
 
 
 def policy_losses(
@@ -91,9 +90,7 @@ def policy_losses(
     """
     if _plain(impl, log_prob):
         return PolicyLosses(*reference.policy_losses(log_prob, value, log_alpha, target_entropy))
-    return PolicyLosses(
-        *torch.ops.deepres.policy_losses(log_prob, value, log_alpha, float(target_entropy), impl)
-    )
+    return PolicyLosses(*_policy_losses(log_prob, value, log_alpha, float(target_entropy), impl))
 
 
 def _plain(impl: str, x: Tensor) -> bool:
@@ -127,17 +124,16 @@ for _name, _schema in (
     torch.library.define(f"deepres::{_name}_backward", _schema, tags=_TAG)
 
 
-@torch.library.impl("deepres::squashed_gaussian", "CompositeImplicitAutograd")
+@composite("squashed_gaussian")
 def _squashed_gaussian(mean, log_std, noise, bounds, exact: bool, impl: str):
     noise = noise.detach()
     chosen = dispatch.choose("policy", impl, lambda backend: backend.unsupported(mean, log_std, noise))
     if chosen == "reference":
         return reference.squashed_gaussian(mean, log_std, noise, tuple(bounds) or None, exact)
     rows = (t.contiguous() for t in (mean, log_std, noise))
-    return torch.ops.deepres.squashed_gaussian_forward(*rows, bounds, exact, chosen)
+    return _fused_gaussian(*rows, bounds, exact, chosen)
 
 
-@torch.library.impl("deepres::squashed_gaussian_forward", "CompositeExplicitAutograd")
 def _gaussian_forward(mean, log_std, noise, bounds, exact: bool, impl: str):
     return dispatch.load("policy", impl).squashed_gaussian(mean, log_std, noise, bounds, exact)
 
@@ -147,7 +143,6 @@ def _gaussian_fake(mean, log_std, noise, bounds, exact, impl):
     return torch.empty_like(mean), mean.new_empty(mean.shape[0])
 
 
-@torch.library.impl("deepres::squashed_gaussian_backward", "CompositeExplicitAutograd")
 def _gaussian_backward(daction, dlog_prob, mean, log_std, noise, bounds, exact: bool, impl: str):
     backend = dispatch.load("policy", impl)
     return backend.squashed_gaussian_backward(daction, dlog_prob, mean, log_std, noise, bounds, exact)
@@ -164,21 +159,20 @@ def _gaussian_context(ctx, inputs, output):
 
 
 def _gaussian_autograd(ctx, daction, dlog_prob):
-    found = torch.ops.deepres.squashed_gaussian_backward(daction, dlog_prob, *ctx.saved_tensors, *ctx.rest)
+    found = _fused_gaussian_backward(daction, dlog_prob, *ctx.saved_tensors, *ctx.rest)
     return *found, None, None, None, None
 
 
-@torch.library.impl("deepres::pair_energy", "CompositeImplicitAutograd")
+@composite("pair_energy")
 def _pair_energy(phi, psi, energy: str, impl: str):
     chosen = dispatch.choose(
         "policy", impl, lambda backend: backend.unsupported(phi, psi) or backend.unsupported_energy(energy)
     )
     if chosen == "reference":
         return reference.pair_energy(phi, psi, energy)
-    return torch.ops.deepres.pair_energy_forward(phi.contiguous(), psi.contiguous(), energy, chosen)
+    return _fused_pair(phi.contiguous(), psi.contiguous(), energy, chosen)
 
 
-@torch.library.impl("deepres::pair_energy_forward", "CompositeExplicitAutograd")
 def _pair_forward(phi, psi, energy: str, impl: str):
     return dispatch.load("policy", impl).pair_energy(phi, psi, energy)
 
@@ -188,7 +182,6 @@ def _pair_fake(phi, psi, energy, impl):
     return phi.new_empty(phi.shape[0])
 
 
-@torch.library.impl("deepres::pair_energy_backward", "CompositeExplicitAutograd")
 def _pair_backward(denergy, phi, psi, energy: str, impl: str, needs: list[bool]):
     found = dispatch.load("policy", impl).pair_energy_backward(denergy, phi, psi, energy, needs)
     return tuple(phi.new_empty(0) if g is None else g for g in found)
@@ -206,20 +199,19 @@ def _pair_context(ctx, inputs, output):
 
 def _pair_autograd(ctx, denergy):
     needs = list(ctx.needs_input_grad[:2])
-    found = torch.ops.deepres.pair_energy_backward(denergy, *ctx.saved_tensors, *ctx.rest, needs)
+    found = _fused_pair_backward(denergy, *ctx.saved_tensors, *ctx.rest, needs)
     return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
 
 
-@torch.library.impl("deepres::policy_losses", "CompositeImplicitAutograd")
+@composite("policy_losses")
 def _policy_losses(log_prob, value, log_alpha, target_entropy: float, impl: str):
     chosen = dispatch.choose("policy", impl, lambda backend: backend.unsupported(log_prob, value))
     if chosen == "reference":
         return reference.policy_losses(log_prob, value, log_alpha, target_entropy)
     rows = log_prob.contiguous(), value.contiguous()
-    return torch.ops.deepres.policy_losses_forward(*rows, log_alpha, target_entropy, chosen)
+    return _fused_losses(*rows, log_alpha, target_entropy, chosen)
 
 
-@torch.library.impl("deepres::policy_losses_forward", "CompositeExplicitAutograd")
 def _losses_forward(log_prob, value, log_alpha, target_entropy: float, impl: str):
     return dispatch.load("policy", impl).policy_losses(log_prob, value, log_alpha, target_entropy)
 
@@ -229,7 +221,6 @@ def _losses_fake(log_prob, value, log_alpha, target_entropy, impl):
     return tuple(log_prob.new_empty(()) for _ in range(4))
 
 
-@torch.library.impl("deepres::policy_losses_backward", "CompositeExplicitAutograd")
 def _losses_backward(dactor, dtemperature, log_prob, alpha, temperature, impl: str):
     return dispatch.load("policy", impl).policy_losses_backward(
         dactor, dtemperature, log_prob, alpha, temperature
@@ -252,18 +243,20 @@ def _losses_context(ctx, inputs, output):
 def _losses_autograd(ctx, dactor, dtemperature, *_):
     log_prob, alpha, temperature = ctx.saved_tensors
     dactor, dtemperature = (torch.zeros_like(alpha) if d is None else d for d in (dactor, dtemperature))
-    found = torch.ops.deepres.policy_losses_backward(
-        dactor, dtemperature, log_prob, alpha, temperature, ctx.impl
-    )
+    found = _fused_losses_backward(dactor, dtemperature, log_prob, alpha, temperature, ctx.impl)
     return *found, None, None
 
 
-for _name, _backward, _context in (
-    ("squashed_gaussian", _gaussian_autograd, _gaussian_context),
-    ("pair_energy", _pair_autograd, _pair_context),
-    ("policy_losses", _losses_autograd, _losses_context),
-):
-    torch.library.register_autograd(f"deepres::{_name}_forward", _backward, setup_context=_context)
-    torch.library.register_autograd(
-        f"deepres::{_name}_backward", dispatch.without_derivative(f"the fused {_name}")
+_fused_gaussian = FusedOp(
+    "squashed_gaussian_forward", _gaussian_forward, _gaussian_autograd, _gaussian_context
+)
+_fused_pair = FusedOp("pair_energy_forward", _pair_forward, _pair_autograd, _pair_context)
+_fused_losses = FusedOp("policy_losses_forward", _losses_forward, _losses_autograd, _losses_context)
+_fused_gaussian_backward, _fused_pair_backward, _fused_losses_backward = (
+    FusedOp(f"{name}_backward", kernel, dispatch.without_derivative(f"the fused {name}"))
+    for name, kernel in (
+        ("squashed_gaussian", _gaussian_backward),
+        ("pair_energy", _pair_backward),
+        ("policy_losses", _losses_backward),
     )
+)

@@ -63,13 +63,14 @@ def saved_spec(batch: int, width: int, depth: int, options: StackOptions):
 
 def span_of(batch: int, padded: int, depth: int, options: StackOptions) -> int:
     """Layers between the inputs that are saved: stack_span of csrc/cpu/residual_stack_driver.cpp."""
-    words = 2 * torch.sym_max(batch, 1) * padded // (2 if options.precision == "bf16" else 1)
-    layers = torch.sym_min(torch.sym_max(STRETCH_WORDS // words, 1), STRETCH_LAYERS)
+    most, least = (max, min) if isinstance(batch, int) else (torch.sym_max, torch.sym_min)
+    words = 2 * most(batch, 1) * padded // (2 if options.precision == "bf16" else 1)
+    layers = least(most(STRETCH_WORDS // words, 1), STRETCH_LAYERS)
     skip = options.skip_every
     if not skip:
-        return torch.sym_min(layers, depth)
-    stretch = torch.sym_min(torch.sym_max(layers - layers % skip, skip), depth)
-    return torch.sym_max(SPAN_LAYERS // stretch, 1) * stretch
+        return least(layers, depth)
+    stretch = least(most(layers - layers % skip, skip), depth)
+    return most(SPAN_LAYERS // stretch, 1) * stretch
 
 
 def forward(

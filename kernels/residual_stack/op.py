@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.residual_stack import reference
 from deepres.kernels.residual_stack.memory import planned_recompute
 from deepres.kernels.residual_stack.options import AUTO, StackOptions, checked_options
@@ -119,10 +120,7 @@ def residual_stack(
         depth, skip_every=skip_every, activation=activation, norm=norm, eps=eps, precision=precision,
         recompute=recompute,
     )  # fmt: skip
-    inside = not torch.compiler.is_compiling() and dispatch.transformed() is not None
-    # as an op it would hide from torch.func what it is made of
-    call = _served if inside else torch.ops.deepres.residual_stack
-    return call(x, weight, bias, gamma, beta, *options, impl)
+    return _served(x, weight, bias, gamma, beta, *options, impl)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -205,6 +203,7 @@ torch.library.define(
 )
 
 
+@composite("residual_stack")
 def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
     *fields, impl = options_and_impl
     options = StackOptions(*fields)
@@ -234,10 +233,7 @@ def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
             gamma = beta = bias.detach().new_empty(0)
         tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
         save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return torch.ops.deepres.residual_stack_forward(*tensors, *options, chosen, save)[0]
-
-
-torch.library.impl("deepres::residual_stack", "CompositeImplicitAutograd")(_served)
+        return _fused(*tensors, *options, chosen, save)[0]
 
 
 def _number(size: int | torch.SymInt) -> int:
@@ -246,7 +242,6 @@ def _number(size: int | torch.SymInt) -> int:
     return 0 if hint is None else int(hint)
 
 
-@torch.library.impl("deepres::residual_stack_forward", "CompositeExplicitAutograd")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     skip_every: int, activation: str, norm: bool, eps: float, precision: str, recompute: int,
@@ -269,7 +264,6 @@ def _forward_fake(
     return x.new_empty(x.shape), saved[0], saved[1]
 
 
-@torch.library.impl("deepres::residual_stack_backward", "CompositeExplicitAutograd")
 def _backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor,
     activations: Tensor, statistics: Tensor,
@@ -316,13 +310,11 @@ def _autograd(ctx, dy, _dactivations, _dstatistics):
             return torch.ops.deepres.residual_stack(*own, *options, "reference")
 
         return (*dispatch.differentiable_gradients(plain, (x, *parameters), needs, dy), *[None] * 8)
-    grads = torch.ops.deepres.residual_stack_backward(
-        dy.contiguous(), *ctx.saved_tensors, *ctx.options, needs
-    )
+    grads = _fused_backward(dy.contiguous(), *ctx.saved_tensors, *ctx.options, needs)
     return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 8)
 
 
-torch.library.register_autograd("deepres::residual_stack_forward", _autograd, setup_context=_setup_context)
-torch.library.register_autograd(
-    "deepres::residual_stack_backward", dispatch.without_derivative("the fused residual_stack")
+_fused = FusedOp("residual_stack_forward", _forward, _autograd, _setup_context)
+_fused_backward = FusedOp(
+    "residual_stack_backward", _backward, dispatch.without_derivative("the fused residual_stack")
 )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.stem import reference
 
 
@@ -37,8 +38,7 @@ def norm_activation(
     """
     if impl == "reference" or (impl == "auto" and not u.is_cuda):
         return reference.norm_activation(u, bias, scale, shift, eps, activation)
-    a: Tensor = torch.ops.deepres.norm_activation(u, bias, scale, shift, eps, activation, impl)
-    return a
+    return _served(u, bias, scale, shift, eps, activation, impl)
 
 
 CALL = "Tensor u, Tensor bias, Tensor scale, Tensor shift, float eps, str activation, str impl"
@@ -53,16 +53,15 @@ torch.library.define(
 )
 
 
-@torch.library.impl("deepres::norm_activation", "CompositeImplicitAutograd")
-def _served(u, bias, scale, shift, eps: float, activation: str, impl: str):
+@composite("norm_activation")
+def _served(u, bias, scale, shift, eps: float, activation: str, impl: str) -> Tensor:
     chosen = dispatch.choose("stem", impl, lambda backend: backend.unsupported(u, bias, scale, shift))
     if chosen == "reference":
         return reference.norm_activation(u, bias, scale, shift, eps, activation)
     tensors = (t.contiguous() for t in (u, bias, scale, shift))
-    return torch.ops.deepres.norm_activation_forward(*tensors, eps, activation, chosen)
+    return _fused(*tensors, eps, activation, chosen)
 
 
-@torch.library.impl("deepres::norm_activation_forward", "CompositeExplicitAutograd")
 def _forward(u, bias, scale, shift, eps: float, activation: str, impl: str):
     return dispatch.load("stem", impl).forward(u, bias, scale, shift, eps, activation)
 
@@ -72,7 +71,6 @@ def _forward_fake(u, bias, scale, shift, eps, activation, impl):
     return torch.empty_like(u)
 
 
-@torch.library.impl("deepres::norm_activation_backward", "CompositeExplicitAutograd")
 def _backward(da, u, bias, scale, shift, eps: float, activation: str, impl: str, parameters: bool):
     backend = dispatch.load("stem", impl)
     du, sums = backend.backward(da.contiguous(), u, bias, scale, shift, eps, activation, parameters)
@@ -98,11 +96,11 @@ def _autograd(ctx, da):
 
         grads = dispatch.differentiable_gradients(plain, ctx.saved_tensors, needs, da)
         return *grads, None, None, None
-    found = torch.ops.deepres.norm_activation_backward(da, *ctx.saved_tensors, *ctx.rest, any(needs[1:]))
+    found = _fused_backward(da, *ctx.saved_tensors, *ctx.rest, any(needs[1:]))
     return *(g if need else None for g, need in zip(found, needs, strict=True)), None, None, None
 
 
-torch.library.register_autograd("deepres::norm_activation_forward", _autograd, setup_context=_context)
-torch.library.register_autograd(
-    "deepres::norm_activation_backward", dispatch.without_derivative("the fused norm_activation")
+_fused = FusedOp("norm_activation_forward", _forward, _autograd, _context)
+_fused_backward = FusedOp(
+    "norm_activation_backward", _backward, dispatch.without_derivative("the fused norm_activation")
 )
