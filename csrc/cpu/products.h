@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/operands.h"
 #include "cpu/residual_stack.h"
@@ -12,8 +13,26 @@ namespace deepres {
 namespace {
 
 constexpr int64_t kRows = DEEPRES_ROWS;  // rows of a register tile
-static_assert(kPad % (2 * kLanes) == 0 && kRowBlock % kRows == 0 && kPad % kRows == 0,
+constexpr int64_t kLessRows = 4;         // and of those at the end, where kRows does not go into kPad
+
+// The rows of kPad that tiles of kRows take: as many as leave whole smaller ones.
+constexpr int64_t tall_rows() {
+  int64_t rows = kPad / kRows * kRows;
+  while ((kPad - rows) % kLessRows) rows -= kRows;
+  return rows;
+}
+static_assert(kPad % (2 * kLanes) == 0 && kRowBlock == kPad && kPad % kLessRows == 0,
               "tiles must fit the padding");
+
+// step(row, tile rows) for tiles from row 0 on until `rows` of at most kPad are covered.
+template <class Step>
+DEEPRES_INLINE void over_rows(int64_t rows, Step&& step) {
+  constexpr int64_t kTall = tall_rows();
+  const int64_t tall = rows < kTall ? rows : kTall;
+  for (int64_t row = 0; row < tall; row += kRows) step(row, std::integral_constant<int64_t, kRows>());
+  for (int64_t row = kTall; row < rows; row += kLessRows)
+    step(row, std::integral_constant<int64_t, kLessRows>());
+}
 
 // to [rows, width] = rows of `from`, whose stride is `padded`; this core will not read them soon.
 inline void stream_rows(const StackShape& shape, const float* from, int64_t rows, float* to) {
@@ -32,24 +51,24 @@ struct VectorProducts {
   static constexpr int64_t kLeftBytes = int64_t{1} << 30;  // no bound: memory keeps up with these products
   static constexpr int64_t kAhead = 12;                    // rows of a panel from the prefetch to the use
 
-  // sum_j left_word(i, j) * right_row(j)[0 .. kPanel) for kRows values of i, handed to finish(i, low, high).
-  template <class Left, class Right, class Finish>
+  // sum_j left_word(i, j) * right_row(j)[0 .. kPanel) for kCount values of i, handed to finish(i, low, high).
+  template <int64_t kCount, class Left, class Right, class Finish>
   DEEPRES_INLINE static void tile(int64_t k, Left&& left_word, Right&& right_row, Finish&& finish) {
-    Floats low[kRows] = {}, high[kRows] = {};
+    Floats low[kCount] = {}, high[kCount] = {};
     for (int64_t j = 0; j < k; ++j) {
       const float* right = right_row(j);
       __builtin_prefetch(right_row(j + kAhead));
-      __builtin_prefetch(right_row(j + kAhead) + kLanes);
+      if (kPanel > 16) __builtin_prefetch(right_row(j + kAhead) + 16);  // the next cache line
       const Floats b0 = load(right), b1 = load(right + kLanes);
       DEEPRES_UNROLL
-      for (int64_t i = 0; i < kRows; ++i) {
+      for (int64_t i = 0; i < kCount; ++i) {
         const Floats a = splat(left_word(i, j));
         low[i] = O::dot(low[i], a, b0);
         high[i] = O::dot(high[i], a, b1);
       }
     }
     DEEPRES_UNROLL
-    for (int64_t i = 0; i < kRows; ++i) finish(i, low[i], high[i]);
+    for (int64_t i = 0; i < kCount; ++i) finish(i, low[i], high[i]);
   }
 
   static constexpr int64_t kChunk =
@@ -61,13 +80,13 @@ struct VectorProducts {
                       const float* packed, int64_t k, const float* added, int64_t added_stride, float* c) {
     for (int64_t column = 0; column < shape.width; column += kPanel) {
       const float* panel = packed + column * k;
-      for (int64_t row = 0; row < rows; row += kRows) {
+      over_rows(rows, [=](int64_t row, auto count) DEEPRES_LAMBDA {
         float* out = c + row * shape.padded + column;
         for (int64_t first = 0; first < k; first += kChunk) {
           const float *left = a + row * a_stride + first, *right = panel + first * kPanel;
           const float* plus = first ? out : added + row * added_stride + column;
           const int64_t plus_stride = first ? shape.padded : added_stride;
-          tile(
+          tile<count()>(
               std::min(kChunk, k - first),
               [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[i * a_stride + j]; },
               [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPanel; },
@@ -76,7 +95,7 @@ struct VectorProducts {
                 store(out + i * shape.padded + kLanes, high + load(plus + i * plus_stride + kLanes));
               });
         }
-      }
+      });
     }
   }
 
@@ -91,7 +110,7 @@ struct VectorProducts {
       const int64_t count = std::min(kBatchWords, words - word);
       const bool last = word + count == words;
       for (int64_t column = 0; column < shape.width; column += kPanel) {
-        for (int64_t row = 0; row < kPad; row += kRows) {
+        over_rows(kPad, [=](int64_t row, auto rows_of_tile) DEEPRES_LAMBDA {
           const float* left = a + word * kPad + row;
           const float* right = du + (column / kPad * words + word) * kPad + column % kPad;
           float *sums = work + row * shape.padded + column, *to = out + row * shape.width + column;
@@ -100,17 +119,19 @@ struct VectorProducts {
           const auto left_word = [=](int64_t i, int64_t j) DEEPRES_LAMBDA { return left[j * kPad + i]; };
           const auto right_row = [=](int64_t j) DEEPRES_LAMBDA { return right + j * kPad; };
           if (last && direct) {
-            tile(count, left_word, right_row, [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-              stream(to + i * shape.width, low + load(plus + i * plus_stride));
-              stream(to + i * shape.width + kLanes, high + load(plus + i * plus_stride + kLanes));
-            });
+            tile<rows_of_tile()>(
+                count, left_word, right_row, [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+                  stream(to + i * shape.width, low + load(plus + i * plus_stride));
+                  stream(to + i * shape.width + kLanes, high + load(plus + i * plus_stride + kLanes));
+                });
           } else {
-            tile(count, left_word, right_row, [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
-              store(sums + i * shape.padded, low + load(plus + i * plus_stride));
-              store(sums + i * shape.padded + kLanes, high + load(plus + i * plus_stride + kLanes));
-            });
+            tile<rows_of_tile()>(
+                count, left_word, right_row, [=](int64_t i, Floats low, Floats high) DEEPRES_LAMBDA {
+                  store(sums + i * shape.padded, low + load(plus + i * plus_stride));
+                  store(sums + i * shape.padded + kLanes, high + load(plus + i * plus_stride + kLanes));
+                });
           }
-        }
+        });
       }
     }
     if (!words) std::fill_n(work, rows * shape.padded, 0.0f);

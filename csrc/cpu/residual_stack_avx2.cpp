@@ -16,7 +16,7 @@
 #endif
 
 #define DEEPRES_LANES 8
-#define DEEPRES_ROWS 4
+#define DEEPRES_ROWS 6
 #include "cpu/residual_stack_kernels.h"
 
 namespace deepres {

@@ -32,7 +32,8 @@ def test_names_need_no_jax_and_xla_is_prepared_before_it_starts():
         "from deepres import envs; envs.names(); assert 'jax' not in sys.modules\n"
         "import jax; envs.make_task('reacher')\n"  # JAX imported, but nothing computed: not too late
         "print(os.environ.get('XLA_FLAGS'), os.environ['NPROC'], jax.numpy.ones(3).sum())\n"
-        "print(jax.config.read('jax_cpu_enable_async_dispatch'))"
+        "print(jax.config.read('jax_cpu_enable_async_dispatch'))\n"
+        "envs.make('reacher', num_envs=2, engine='c').reset(); assert 'mujoco.mjx' not in sys.modules\n"
     )
     flag = "--xla_cpu_use_fusion_emitters=false" if jax.lib.__version__.startswith("0.10.") else "None"
     assert out.split() == [flag, "8", "3.0", "False"]
