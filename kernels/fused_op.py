@@ -18,25 +18,38 @@ from deepres.kernels.dispatch import transformed
 
 P = ParamSpec("P")
 R = TypeVar("R")
-PLAIN = (Tensor, nn.Parameter)
+
+
+def traced() -> bool:
+    """Whether calls are being recorded, to run later on other tensors: by a compiler, torch.jit.trace or make_fx."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+    )
 
 
 def watched() -> bool:
-    """Whether something may want to see ops by their names: a compiler, a tracer, a profiler, a dispatch mode."""
+    """Whether something may want to see ops by their names: a tracer, a profiler, a dispatch mode."""
     return (
-        torch.compiler.is_compiling()
+        traced()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
         or transformed() is not None
     )
 
 
+def _plain(t: Tensor) -> bool:
+    """Whether t's numbers lie in its memory as they are, to be read by their address."""
+    own = type(t) is Tensor or type(t) is nn.Parameter
+    return own and not t.is_neg() and not torch._C._functorch.is_legacy_batchedtensor(t)
+
+
 def composite(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as the op `deepres::name` of other ops, and gives what to call.
 
-    A compiler gets the op, which it can keep whole until the backend is chosen; all else gets the function itself, and
-    may see what it is made of, as torch.func must.
+    What records gets the op, whose choice of a backend then waits for the tensors it will run on; all else gets the
+    function itself, and may see what it is made of, as torch.func must.
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
@@ -45,7 +58,7 @@ def composite(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @wraps(function)
         def call(*inputs: P.args, **options: P.kwargs) -> R:
-            chosen = op if torch.compiler.is_compiling() else function
+            chosen = op if traced() else function
             result: R = chosen(*inputs, **options)
             return result
 
@@ -77,8 +90,7 @@ class FusedOp:
         self.lists = [place for place, kind in enumerate(kinds) if kind == "List[Tensor]"]
 
         def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():  # as below the dispatcher: what it views is nobody's
-                output = kernel(*inputs)
+            output = kernel(*inputs)
             assert context is not None
             context(ctx, inputs, output)
             return output
@@ -90,7 +102,7 @@ class FusedOp:
         tensors = [t for place in self.alone if (t := inputs[place]) is not None]
         for place in self.lists:
             tensors += inputs[place]
-        if watched() or any(type(t) not in PLAIN for t in tensors):
+        if watched() or not all(map(_plain, tensors)):
             return self.op(*inputs)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
             return self.kernel(*inputs)

@@ -29,7 +29,12 @@ template <class Step>
 DEEPRES_INLINE void over_rows(int64_t rows, Step&& step) {
   constexpr int64_t kTall = tall_rows();
   const int64_t tall = rows < kTall ? rows : kTall;
-  for (int64_t row = 0; row < tall; row += kRows) step(row, std::integral_constant<int64_t, kRows>());
+  for (int64_t row = 0; row < tall; row += kRows) {
+    if (rows - row > kLessRows)
+      step(row, std::integral_constant<int64_t, kRows>());
+    else
+      step(row, std::integral_constant<int64_t, kLessRows>());
+  }
   for (int64_t row = kTall; row < rows; row += kLessRows)
     step(row, std::integral_constant<int64_t, kLessRows>());
 }

@@ -123,8 +123,10 @@ def squares_of(tensors: list[Tensor]) -> Tensor:
     """[len(tensors)] t.square().sum() of each: not finite where an element is not, or is past 1.8e19."""
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).square()
-    return torch.stack([reduce(torch.add, map(_square, t.view(-1).split(_DOT))) for t in tensors])
+    return torch.stack([_square(t.view(-1)) for t in tensors])
 
 
 def _square(vector: Tensor) -> Tensor:
+    if len(vector) > _DOT:
+        return reduce(torch.add, map(_square, vector.split(_DOT)))
     return torch.dot(vector, vector)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 import deepres
@@ -70,6 +71,39 @@ def test_a_dispatch_mode_gets_fake_tensors_through():
     with FakeTensorMode() as mode:
         y = function(*(mode.from_tensor(t) for t in given), impl="cpu")
     assert y.shape == (9, 24)
+
+
+def test_a_trace_chooses_when_it_runs():
+    function, given = _stack(0)
+    with torch.no_grad():
+        recorded = torch.jit.trace(function, tuple(given), check_trace=False)
+    leaves = [t.clone().requires_grad_() for t in given]
+    got = torch.autograd.grad(recorded(*leaves).square().sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, _gradients(_stack(0))[1:], strict=True))
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_make_fx_records_the_op(pre_dispatch):
+    function, given = _stack(0)
+    recorded = make_fx(lambda x, w, b, g, s: function(x, w, b, g, s), pre_dispatch=pre_dispatch)(*given)
+    other = _stack(1)[1]
+    assert torch.equal(recorded(*other), function(*other))
+
+
+def test_batched_gradients_are_those_of_each():
+    function, given = _stack(0)
+    given = [t.clone().requires_grad_() for t in given]
+    y = function(*given)
+    several = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(1))
+    got = torch.autograd.grad(y, given, several, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, given, one, retain_graph=True) for one in several]
+    for together, alone in zip(got, zip(*each, strict=True), strict=True):
+        assert torch.equal(together, torch.stack(alone))
+
+
+def test_a_negative_view_is_read_as_it_counts():
+    function, (x, *rest) = _stack(0)
+    assert torch.equal(function(torch._neg_view(x), *rest), function(-x, *rest))
 
 
 class _Named(Tensor):
