@@ -14,7 +14,7 @@ from deepres.data import datasets
 from deepres.data.episodes import Episodes
 from deepres.data.relabel import FutureGoals
 from deepres.experiments.make_data import VALIDATION, Kind, make_data, plan
-from deepres.experiments.studies.transfer import Objective
+from deepres.experiments.studies.transfer import QRL, Objective
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 from deepres.report.correlation import spearman
 
@@ -45,8 +45,6 @@ PAPER = BASE.replace(
 )  # fmt: skip
 DEPTHS = (4, 16, 64)
 AWR: dict[str, Any] = {"extraction": "awr", "bc_alpha": 3.0, "random_actor_goals": 0.0}
-QRL: dict[str, Any] = {"extraction": "awr", "bc_alpha": 3.0, "critic_lr": 1e-3, "feature_dim": 64}
-"""Its distances and their multiplier grow by steps of Adam, so slowly at the published 3e-4 that few would be left."""
 DDPG: dict[str, Any] = {"extraction": "ddpg_bc", "bc_alpha": 0.03, "random_actor_goals": 0.0}
 
 EXTRACTIONS = {

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from deepres.experiments.make_data import Kind
-from deepres.experiments.studies.offline import BASE, MADE, PAPER, QRL, TRANSITIONS, from_data, made, takes
-from deepres.experiments.studies.transfer import Objective
+from deepres.experiments.studies.offline import BASE, MADE, PAPER, TRANSITIONS, from_data, made, takes
+from deepres.experiments.studies.transfer import QRL, Objective
 from deepres.experiments.study import Numbers, Size, Study, Trial
 from deepres.report.correlation import spearman
 

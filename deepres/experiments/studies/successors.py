@@ -47,8 +47,12 @@ def gains(rows: Sequence[dict[str, Any]]) -> str:
             ]
             for name in ("CRL", *PUBLISHED)
         }
-        if not times["CRL"] or not any(times["CRL"]):
-            told.append(f"{env}: CRL is never at its goal, so there is no ratio")
+        never = sum(time == 0 for time in times["CRL"])
+        if never or not times["CRL"]:
+            found = [f"{name} {np.mean(each):.1f}" for name, each in times.items() if each]
+            told.append(
+                f"{env}: no ratio, as {never} of CRL's seeds are never at their goal ({', '.join(found)})"
+            )
             continue
         found = [
             f"{name} {_ratio(times[name], times['CRL'])} (published {said})"
