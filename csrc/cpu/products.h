@@ -27,16 +27,14 @@ static_assert(kPad % (2 * kLanes) == 0 && kRowBlock == kPad && kPad % kLessRows 
 // step(row, tile rows) for tiles from row 0 on until `rows` of at most kPad are covered.
 template <class Step>
 DEEPRES_INLINE void over_rows(int64_t rows, Step&& step) {
-  constexpr int64_t kTall = tall_rows();
-  const int64_t tall = rows < kTall ? rows : kTall;
-  for (int64_t row = 0; row < tall; row += kRows) {
-    if (rows - row > kLessRows)
+  for (int64_t row = 0; row < rows;) {
+    const bool tall = row < tall_rows() && rows - row > kLessRows;
+    if (tall)
       step(row, std::integral_constant<int64_t, kRows>());
     else
       step(row, std::integral_constant<int64_t, kLessRows>());
+    row += tall ? kRows : kLessRows;
   }
-  for (int64_t row = kTall; row < rows; row += kLessRows)
-    step(row, std::integral_constant<int64_t, kLessRows>());
 }
 
 // to [rows, width] = rows of `from`, whose stride is `padded`; this core will not read them soon.
