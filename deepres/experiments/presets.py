@@ -88,6 +88,8 @@ _LATER: dict[tuple[str, str], dict[int, float | None]] = {
     ("ac-crl", "ant_big_maze"): {8: 689},
     ("ac-crl", "ant_hardest_maze"): {8: 450, 16: 536},
     ("ac-crl", "humanoid"): {8: 731, 16: 803, 32: 789, 64: 754},
+    ("ac-crl", "humanoid_u_maze"): {16: 27},
+    ("ac-crl", "humanoid_big_maze"): {16: 6, 32: 5, 64: 6},
     ("safe-crl", "ant_u4_maze"): {16: None},
     ("safe-crl", "ant_big_maze"): {16: None},
     ("safe-crl", "humanoid"): {16: None, 64: None},
@@ -98,12 +100,15 @@ _LATER: dict[tuple[str, str], dict[int, float | None]] = {
     ("srl", "ant_big_maze"): {16: 789, 32: 800, 64: 799},
     ("srl", "ant_hardest_maze"): {8: 248, 16: 521, 32: 590, 64: 706},
     ("srl", "humanoid"): {8: 464, 16: 493, 32: 492, 64: 557},
+    ("srl", "humanoid_u_maze"): {32: 35, 64: 37},
+    ("srl", "humanoid_big_maze"): {8: 5},
     ("chrono", "ant_u4_maze"): {4: 861, 8: 837, 16: 858, 32: 847, 64: 843},
     ("chrono", "ant_u5_maze"): {1: 354, 2: 665, 4: 796, 8: 779, 16: 796, 32: 786, 64: 757},
     ("chrono", "ant_big_maze"): {4: 832, 8: 823, 16: 855, 32: 860, 64: 808},
     ("chrono", "ant_hardest_maze"): {1: 260, 2: 520, 4: 757, 8: 778, 16: 789, 32: 769, 64: 772},
     ("chrono", "humanoid"): {2: 60, 4: 769, 8: 823, 16: 830, 32: 843, 64: 804},
     ("chrono", "humanoid_u_maze"): {4: 20, 8: 35, 16: 76, 32: 77, 64: 187},
+    ("chrono", "humanoid_big_maze"): {4: 9, 8: 20, 16: 18, 32: 21, 64: 25},
 }
 
 PRESETS: dict[str, Preset] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
+from typing import Any
 
 from deepres.runs.folder import RunFolder
 
@@ -14,11 +16,17 @@ PANELS = {
     "gradient": "norm of the gradient in its weights",
     "dormant": "share of dormant features",
 }
+AT_THE_END = {
+    "rank": "effective rank of the last features",
+    "saturated": "share of saturated outputs",
+}
+"""What has one number to a network, drawn over the steps."""
 
 
 def report(run_dir: Path, path: Path | None = None) -> Path:
-    """Draw instruments.csv of the run, every block over its place, from the first measurement to the last, into the PNG
-    `path`, by default RUN/instruments.png. Raises ValueError in one sentence if nothing was measured."""
+    """Draw instruments.csv of the run, every block over its place, from the first measurement to the last, and what a
+    network has once over the steps, into the PNG `path`, by default RUN/instruments.png. Raises ValueError in one
+    sentence if nothing was measured."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,21 +39,25 @@ def report(run_dir: Path, path: Path | None = None) -> Path:
     times = sorted({int(row["env_steps"]) for row in rows})
     shades = plt.get_cmap("viridis")
     figure, axes = plt.subplots(
-        len(networks), len(PANELS), squeeze=False, layout="constrained",
-        figsize=(3.1 * len(PANELS), 2.5 * len(networks) + 0.6),
+        len(networks), len(PANELS) + len(AT_THE_END), squeeze=False, layout="constrained",
+        figsize=(3.1 * (len(PANELS) + len(AT_THE_END)), 2.5 * len(networks) + 0.6),
     )  # fmt: skip
     for row_of_axes, network in zip(axes, networks, strict=True):
-        for axis, (name, label) in zip(row_of_axes, PANELS.items(), strict=True):
+        for axis, (name, label) in zip(row_of_axes[len(PANELS) :], AT_THE_END.items(), strict=True):
+            line = [(int(r["env_steps"]), float(r.get(name, "nan"))) for r in rows if r["network"] == network]
+            line = [at for at in line if math.isfinite(at[1])]
+            if not line:  # an encoder has no outputs that saturate
+                axis.set_axis_off()
+                continue
+            axis.plot(*zip(*line, strict=True), color="black", linewidth=1, marker="o", ms=3)
+            _dress(axis, f"{network.replace('_', ' ')}: {label}", "environment steps")
+        for axis, (name, label) in zip(row_of_axes[: len(PANELS)], PANELS.items(), strict=True):
             for i, time in enumerate(times):
                 line = [(int(r["block"]), float(r[name])) for r in rows if _is(r, network, time)]
                 shade = shades(0.9 * i / max(1, len(times) - 1))
                 mark = "o" if len(line) < 12 else None
                 axis.plot(*zip(*line, strict=True), color=shade, linewidth=1, marker=mark, ms=3)
-            axis.set_title(f"{network.replace('_', ' ')}: {label}", fontsize=8)
-            axis.set_xlabel("block", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.set_ylim(bottom=0)
-            axis.grid(alpha=0.25)
+            _dress(axis, f"{network.replace('_', ' ')}: {label}", "block")
     figure.suptitle(f"{run_dir.name}: from {times[0]:,} (dark) to {times[-1]:,} steps (light)", fontsize=10)
     path = path or run_dir / "instruments.png"
     figure.savefig(path, dpi=130)
@@ -53,9 +65,17 @@ def report(run_dir: Path, path: Path | None = None) -> Path:
     return path
 
 
+def _dress(axis: Any, title: str, abscissa: str) -> None:
+    axis.set_title(title, fontsize=8)
+    axis.set_xlabel(abscissa, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.25)
+
+
 def summary(run_dir: Path) -> list[tuple[str, ...]]:
     """Of every network, at the last measurement: blocks, the stream's rms at the end and its varying part, the ratio of
-    the last block's gradient to the first's, dormant features, effective rank."""
+    the last block's gradient to the first's, dormant features, effective rank, saturated outputs."""
     folder = RunFolder(run_dir)
     folder.read_config()
     rows = _rows(folder.instruments)
@@ -76,6 +96,7 @@ def summary(run_dir: Path) -> list[tuple[str, ...]]:
                 *(f"{x:.2f}" for x in figures),
                 f"{dormant:.1%}",
                 f"{float(last['rank']):.1f}",
+                "" if math.isnan(saturated := float(last.get("saturated", "nan"))) else f"{saturated:.1%}",
             )
         )
     return told

@@ -13,7 +13,8 @@ from deepres.commands.main import main
 from deepres.config import Config
 from deepres.training.instruments import effective_rank, measure
 from deepres.training.loop import load_run, train
-from helpers.learners import learner_of, small, stream
+from helpers.learners import SIZES as SIZES_OF
+from helpers.learners import batch_for, learner_of, small, stream
 from helpers.tiny_runs import SIZES
 
 
@@ -29,13 +30,17 @@ def test_rows_are_what_the_blocks_do():
     assert sorted(rows) == [("actor", 0), ("phi", 0), ("phi", 1), ("psi", 0), ("psi", 1)]
     total, _ = learner.losses(batch, noise)
     total.backward()
-    for name, x in (("psi", batch.goal), ("phi", torch.cat([batch.state, batch.action], dim=1))):
+    inputs = {
+        "psi": batch.goal,
+        "phi": torch.cat([batch.state, batch.action], dim=1),
+        "actor": torch.cat([batch.state, batch.goal], dim=1),
+    }
+    for name, x in inputs.items():
         trunk = getattr(learner.algorithm, name).trunk
         stack = trunk.stack
-        if name == "phi":  # phi is first asked of the actor's own action
-            continue
         a = torch.nn.functional.silu(trunk.norm(trunk.stem(x))).detach()
-        for block in range(2):
+        blocks = stack.depth // 4
+        for block in range(blocks):
             start = a
             for layer in range(4 * block, 4 * block + 4):
                 u = a @ stack.weight[layer].detach() + stack.bias[layer].detach()
@@ -48,7 +53,23 @@ def test_rows_are_what_the_blocks_do():
             grad = stack.weight.grad[4 * block : 4 * block + 4]
             assert row["gradient"] == pytest.approx(float(grad.norm()), rel=1e-4)
         assert row["rank"] == pytest.approx(effective_rank(a), rel=1e-3)
-        assert math.isnan(rows[name, 0]["rank"])
+        assert blocks == 1 or math.isnan(rows[name, 0]["rank"])
+        assert math.isnan(row["saturated"]) == (name != "actor")
+
+
+def test_saturated_outputs_are_those_that_tanh_has_flattened():
+    for algorithm, bias in (("crl", "mean.bias"), ("crl", "log_std.bias"), ("td3", "head.bias")):
+        learner = learner_of(small(algorithm, actor_depth=4))
+        batch, noise = batch_for(learner)
+
+        def saturated(learner=learner, batch=batch, noise=noise) -> float:
+            rows = [row for row in measure(learner, batch, noise) if row["network"] == "actor"]
+            return rows[-1]["saturated"]
+
+        assert saturated() == 0
+        with torch.no_grad():
+            learner.algorithm.get_parameter(f"actor.{bias}")[0] += 50.0  # one of three actions, mean or spread
+        assert saturated() == pytest.approx(1 / SIZES_OF.action / (2 if algorithm == "crl" else 1), abs=1e-6)
 
 
 def test_effective_rank_counts_directions():

@@ -15,8 +15,8 @@ from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
 from deepres.experiments.presets import paper
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
-from deepres.networks import LOG_STD_MAX, LOG_STD_MIN
 from deepres.runs.files import read_run
+from deepres.training.instruments import live_outputs
 from deepres.training.learner import build_algorithm
 
 DEPTHS = {"cpu": [4, 16, 64, 256, 1024, 4096], "paper": [4, 16, 64, 256, 512, 1024, 2048, 4096]}
@@ -68,13 +68,12 @@ def started(trial: Trial, folder: Path) -> Numbers:
     block = options.skip_every or 1
     with torch.no_grad():
         features = actor.get_submodule("trunk")(torch.cat([state, goal], dim=1))
-        mean, log_std = actor(torch.cat([state, goal], dim=1))
-    middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
-    slope = 1 - ((log_std - middle) / half).square()
+        mean, _ = actor(torch.cat([state, goal], dim=1))
+    live_means, live_spreads = live_outputs(actor, torch.cat([state, goal], dim=1))
     return {
         "mean_spread": float(mean.std()),
-        "live_means": _share(mean.abs() < 7.6),
-        "live_spreads": _share(slope > 1e-3),
+        "live_means": _share(live_means),
+        "live_spreads": _share(live_spreads),
         "stream": _rms(features),
         "varying": _rms(features - features.mean(0)),
         "critic_loss": float(metrics["critic_loss"].detach()),

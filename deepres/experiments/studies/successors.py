@@ -15,7 +15,7 @@ from deepres.experiments.study import Size, Study, Trial
 
 PUBLISHED = {
     "CRL, chunks of 3": "2.11 on 11 tasks (arXiv 2608.30640)",
-    "SRL": "1.19 in ant_u4_maze at 8 layers",
+    "SRL": "1.36 in ant_u4_maze at 8 layers, no figure at 4 (arXiv 2609.36238)",
     "ChronoSRL": "2.25 in ant_u4_maze at 4 layers (arXiv 2609.36238)",
 }
 """Time at goal over CRL's; the ants' are after 100 million environment steps."""
