@@ -23,6 +23,12 @@ CASES: list[dict[str, object]] = [
     {**SAFE, "horizon": 2, "gamma": 0.9},
     {"energy": "mrn", "form": "backward"},
     {"energy": "mrn", "form": "symmetric", "horizon": 2},
+    {"energy": "dot", "form": "binary"},
+    {"energy": "l2", "form": "binary", "logsumexp_penalty": 0.0, "survival_rows": True},
+    {"energy": "norm", "form": "symmetric"},
+    {"energy": "norm", "form": "backward"},
+    {"energy": "cosine"},
+    {"energy": "l2"},
 ]
 
 
@@ -46,9 +52,12 @@ def wide(batch: Batch) -> Batch:
 
 def energies(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
     """[B, B], pair by pair."""
+    if energy in ("dot", "cosine"):
+        long = (lambda x: x) if energy == "dot" else (lambda x: x / x.square().sum(1, keepdim=True).sqrt())
+        return (long(phi)[:, None] * long(psi)[None]).sum(2)
     apart = phi[:, None] - psi[None]
-    if energy == "norm":
-        return -apart.square().sum(2).sqrt()
+    if energy in ("norm", "l2"):
+        return -apart.square().sum(2) if energy == "l2" else -apart.square().sum(2).sqrt()
     half = phi.shape[1] // 2
     return -(
         apart[..., :half].clamp_min(0).max(dim=2).values + (apart[..., half:].square().sum(2) + 1e-6).sqrt()
@@ -82,6 +91,9 @@ def by_the_book(p: Parameters, batch: Batch, noise: Tensor, config: Config) -> d
         "forward": over_goals - logits.diagonal(),
         "backward": over_actions - logits.diagonal(),
         "symmetric": over_goals + over_actions - 2 * logits.diagonal(),
+        "binary": -torch.where(
+            torch.eye(B, dtype=torch.bool), torch.sigmoid(logits).log(), torch.sigmoid(-logits).log()
+        ).mean(1),
     }[get("form")]
     critic = (weight * row)[valid == 1].mean()  # every row is in the softmax, whole chunks alone in the mean
     critic = critic + get("logsumexp_penalty") * (over_goals + 1e-6).square().mean()

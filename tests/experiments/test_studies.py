@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def test_every_study_has_trials_of_its_own_names(name, size):
 
 
 def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
-    """kill -9 while a trial trains: what was finished stays, the trial goes on from its checkpoint."""
+    """kill -9 at any moment of the second trial: what was finished stays, the trial goes on from its checkpoint, and the
+    rows are those of trials that nobody disturbed."""
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
     import tiny_study
 
@@ -62,6 +64,7 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
     while not list(folder.glob("rows/*.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+    time.sleep(random.uniform(0, 2))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     first = {file.name: file.read_bytes() for file in folder.glob("rows/*.json")}
@@ -71,6 +74,10 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
     rows = list(csv.DictReader((folder / "rows.csv").open()))
     assert [(r["depth"], r["seed"]) for r in rows] == [("4", "0"), ("8", "0")]
     assert all(float(row["env_steps"]) == 160 for row in rows)
+    for trial, row in zip(tiny_study.TRAINED.trials("cpu", [0]), rows, strict=True):
+        undisturbed = trained(trial, tmp_path / "undisturbed" / trial.name)
+        told = {name: str(value) for name, value in tiny_runs.untimed(undisturbed).items()}
+        assert told.items() <= row.items()
     table = (folder / "table.md").read_text()
     assert (
         "2 of 2 trials finished" in table

@@ -45,8 +45,8 @@ def test_the_ring_is_the_runs_from_its_oldest_step_on(recorded):
     assert (ids.diff(dim=0) >= 0).all() and ring.size == 60
 
 
-@pytest.mark.parametrize("name", ["crl", "sac", "gcbc", "hiql"])
-def test_every_algorithm_learns_from_it_and_resumes_to_the_same_bits(name, recorded, tmp_path):
+@pytest.mark.parametrize("name", ["sac", "hiql"])
+def test_an_algorithm_learns_from_it_and_resumes_to_the_same_bits(name, recorded, tmp_path):
     config = learner_of(name, recorded)
     train(config, tmp_path / "whole", progress=False)
     train(config.replace(total_steps=8), tmp_path / "half", progress=False)
