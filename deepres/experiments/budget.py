@@ -1,7 +1,8 @@
 """What a study would take before it is run: trials, environment steps, gradient steps; of size "paper" also GPU hours.
 
 The hours are a prediction, not a measurement: the paper's own, of one 80 GB GPU (arXiv 2503.14858, its wall-clock
-tables, humanoid at width 256 and batch 512), between its depths on a straight line, by gradient steps.
+tables, humanoid at width 256 and batch 512), between its depths on a straight line, by gradient steps; where width or
+batch are greater, as width^2 times batch.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ def budget(study: Study, trial: Trial) -> Budget:
         acted, learned = study.takes(trial)
     else:
         acted, learned = (0, trial.config.schedule.total_steps) if trial.after else steps(trial.config)
-    return Budget(1, acted, learned, predicted_hours(trial.config.network.depth, learned))
+    network, batch = trial.config.network, trial.config.schedule.batch_size
+    more = max(1.0, (network.width / 256) ** 2 * batch / 512)
+    return Budget(1, acted, learned, more * predicted_hours(network.depth, learned))
 
 
 def predicted_hours(depth: int, gradient_steps: int) -> float:
-    """The paper's hours for as many gradient steps at that depth. Beyond its deepest run the line goes on."""
+    """The paper's hours for as many gradient steps at that depth, width 256 and batch 512. Beyond its deepest run the
+    line goes on."""
     humanoid = {one.depth: one for one in PRESETS.values() if one.env == "humanoid" and one.hours}
     maze = {one.depth: one for one in PRESETS.values() if one.env == "humanoid_u_maze" and one.hours}
     known = {d: one.hours / steps(one.config)[1] for d, one in humanoid.items() if one.hours}
@@ -82,7 +86,8 @@ def print_budget(study: Study, size: Size, seeds: Sequence[int] = ()) -> Budget:
     console().print(table(f"{study.name}, size {size}", columns, [*rows, ("all", *_cells(whole, size))]))
     if size == "paper":
         print(
-            "GPU hours: predicted from the paper's own of one 80 GB GPU by gradient steps; not measured here."
+            "GPU hours: predicted from the paper's own of one 80 GB GPU by gradient steps, and as width^2 times batch "
+            "beyond 256 and 512; not measured here."
         )
     return whole
 

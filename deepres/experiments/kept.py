@@ -19,7 +19,8 @@ from deepres._version import __version__
 from deepres.experiments import curves, studies
 from deepres.experiments.budget import budget
 from deepres.experiments.folder import MADE, Row, StudyFolder, row_text, same_options
-from deepres.experiments.outcome import scored, settings, verdict
+from deepres.experiments.outcome import verdict
+from deepres.experiments.settings import scored, settings
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
 

@@ -4,61 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
+from deepres.experiments import aggregate
 from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.folder import Row, StudyFolder, write_rows
 from deepres.experiments.numbers import meanings
-from deepres.experiments.statistics import Interval, depth_slope, drawn_seeds, mean_interval
+from deepres.experiments.settings import Setting, lines, scored, settings
+from deepres.experiments.statistics import depth_slope, drawn_seeds
 from deepres.experiments.study import Study, Trial, named
 
 FLAT = 1e-6  # slopes within it are rounding
 MOST_LINES = 6  # that a reader tells apart in one panel
 FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Trials that differ in their seed alone."""
-
-    labels: dict[str, Any]
-    scores: dict[int, float]
-    """By seed."""
-    rows: list[Row] = field(default_factory=list)
-
-    @property
-    def mean(self) -> Interval:
-        return mean_interval(list(self.scores.values()))
-
-    def estimate(self, study: Study) -> Interval:
-        """The study's metric here."""
-        return study.interval(self.rows) if study.interval else self.mean
-
-
-def scored(study: Study, rows: Sequence[Row]) -> list[Row]:
-    """Those that have the study's metric: not the trials that others only learn from."""
-    return [row for row in rows if study.metric in row]
-
-
-def settings(rows: Sequence[Row], names: Sequence[str], metric: str) -> list[Setting]:
-    """The rows by all labels but the seed, in the order that they come."""
-    found: dict[tuple[Any, ...], Setting] = {}
-    for row in rows:
-        labels = {name: row[name] for name in names if name != "seed"}
-        one = found.setdefault(tuple(labels.values()), Setting(labels, {}))
-        one.scores[row["seed"]] = float(row.get(metric, "nan"))
-        one.rows.append(row)
-    return list(found.values())
-
-
-def lines(study: Study, found: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """The settings that differ along the study's axis alone, by what tells them from the others."""
-    drawn: dict[str, list[Setting]] = {}
-    for one in found:
-        others = named({name: value for name, value in one.labels.items() if name != study.along})
-        drawn.setdefault(others, []).append(one)
-    return drawn
 
 
 def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
@@ -102,7 +59,7 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
             study, equal_seconds(curves, names, study.along, study.metric, machines)
         )
     print(sentence, flush=True)
-    folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, rows, trials))
+    folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, found, rows, trials))
     if curves:
         plot_curves(curves, names, study.along, study.name, folder.path / "curves.png")
     at = dict(zip(map(id, found), estimates, strict=True))
@@ -206,11 +163,25 @@ def _task(trials: Sequence[Trial]) -> str:
     return f"Task: {', '.join(envs)}; width {', '.join(map(str, widths))}."
 
 
+def _made(rows: Sequence[Row], trials: Sequence[Trial]) -> str:
+    """How long a trial is, in which precision it computes, and where its episodes begin."""
+    steps = []
+    for name, word in (("env_steps", "environment"), ("gradient_steps", "gradient")):
+        counts = [float(row.get(name, "nan")) for row in rows]
+        most = max((count for count in counts if math.isfinite(count)), default=0)
+        steps += [f"{most:,.0f} {word}"] if most else []
+    told = f"At most {' and '.join(steps)} steps a trial. " if steps else ""
+    precisions = sorted({str(trial.config.system.stack["precision"]) for trial in trials})
+    starts = sorted({trial.config.env.auto_reset for trial in trials})
+    return f"{told}Precision {', '.join(precisions)}; auto_reset {', '.join(starts)}. "
+
+
 def _markdown(
     study: Study,
     columns: Sequence[str],
     cells: Sequence[Sequence[str]],
     sentence: str,
+    found: Sequence[Setting],
     rows: list[Row],
     trials: Sequence[Trial],
 ) -> str:
@@ -218,7 +189,9 @@ def _markdown(
     body = "\n".join("| " + " | ".join(one) + " |" for one in cells)
     machines = ", ".join(sorted({str(row["machine"]) for row in rows}))
     versions = ", ".join(sorted({str(row["version"]) for row in rows}))
-    hours = sum(float(row.get("seconds") or 0) for row in rows) / 3600
+    seconds = [float(row.get("seconds", "nan")) for row in rows]
+    timed = [each for each in seconds if math.isfinite(each)]
+    hours = f"{sum(timed) / 3600:.1f} hours of training in all" if timed else "no training was timed"
     diverged = sum(float(row.get("diverged") or 0) for row in rows)
     return (
         f"# {study.name}: {study.question}\n\n"
@@ -227,6 +200,7 @@ def _markdown(
         f"{line}\n{'|' + ' --- |' * len(columns)}\n{body}\n\n"
         f"{sentence}\n\n"
         f"Mean over the seeds with its 95% bootstrap interval. {len(rows)} of {len(trials)} trials finished, "
-        f"{diverged:.0f} diverged; {hours:.1f} hours of training in all. Machine: {machines}. deepres {versions}.\n\n"
+        f"{diverged:.0f} diverged; {hours}. {_made(rows, trials)}Machine: {machines}. deepres {versions}.\n\n"
+        f"{aggregate.markdown(study, found)}"
         f"    deepres experiment {study.name}\n\n![{study.name}](figure.png)\n"
     )

@@ -87,7 +87,9 @@ def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        def see(_: nn.Module, inputs: tuple[Any, ...]) -> None:  # what a hook returns would be the module's input
+        def see(
+            _: nn.Module, inputs: tuple[Any, ...]
+        ) -> None:  # what a hook returns would be the module's input
             seen.setdefault(name, inputs[0].detach())
 
         return see

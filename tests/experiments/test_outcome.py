@@ -8,8 +8,9 @@ import pytest
 from pytest import approx
 
 from deepres.config import Config
-from deepres.experiments import curves, numbers, outcome, studies
-from deepres.experiments.outcome import lines, settings, verdict
+from deepres.experiments import aggregate, curves, numbers, outcome, studies
+from deepres.experiments.outcome import verdict
+from deepres.experiments.settings import lines, settings
 from deepres.experiments.studies import successors
 from deepres.experiments.study import Study, scores
 from deepres.report.lines import Line, Place, _Scale, plot_lines
@@ -51,6 +52,33 @@ def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
 def test_the_sentence_says_what_the_rows_do(by_depth, says):
     told = verdict(made_up(), settings(rows_of(by_depth), ["depth", "seed"], "success"))
     assert told.startswith("Success per doubling of depth, with its 95% interval: ") and told.endswith(says)
+
+
+def test_settings_are_told_over_all_tasks_and_seeds():
+    scores = {
+        ("u", 4): [0.1, 0.2, 0.3], ("u", 16): [0.2, 0.3, 0.4], ("u", 64): [0.0, 0.1, 0.2],
+        ("v", 4): [0.5, 0.6, float("nan")], ("v", 16): [0.7, 0.8, 0.9], ("v", 64): [0.5, 0.5, 0.5],
+    }  # fmt: skip
+    rows = [
+        {"env": env, "depth": depth, "seed": seed, "success": score}
+        for (env, depth), each in scores.items()
+        for seed, score in enumerate(each)
+    ]
+    study = made_up(form="{:.2f}")
+    found = settings(rows, ["env", "depth", "seed"], "success")
+    columns, cells = aggregate.aggregate(study, found)
+    assert columns == ["depth", "tasks", "runs", "interquartile mean", "P(more than the first depth)"]
+    assert [cell[:3] for cell in cells] == [["4", "2", "5"], ["16", "2", "6"], ["64", "2", "6"]]
+    middle = (0.3, (0.3 + 0.4 + 0.7 + 0.8) / 4, (0.1 + 0.2 + 0.5 + 0.5) / 4)  # of 5 runs one is cut, of 6 one
+    assert [cell[3].split()[0] for cell in cells][1:] == [f"{mean:.2f}" for mean in middle[1:]]
+    assert cells[0][3].startswith(f"{(0.2 + 0.3 + 0.5) / 3:.2f} [") and cells[0][4] == "-"
+    # u: 16 beats 4 in 6 of 9 pairs and ties in 2, v: in all; 64 beats 4 in 1, ties in 2 of 9, v: ties in 3 of 6
+    better, worse = (7 / 9 + 1) / 2, (2 / 9 + 0.25) / 2
+    assert [cell[4].split()[0] for cell in cells[1:]] == [f"{better:.2f}", f"{worse:.2f}"]
+    rows = rows_of({4: [0.1, 0.3], 16: [0.4, 0.6], 64: [0.2, 0.3]})
+    told = aggregate.drops(study, settings(rows, ["depth", "seed"], "success"))
+    assert told == "Largest drop between neighbours along depth: success 0.25 (16 to 64)."
+    assert aggregate.markdown(study, []) == ""
 
 
 def test_without_slopes_the_sentence_names_the_ends():

@@ -58,7 +58,11 @@ def test_survival_presets_are_the_published_defaults_and_humanoids_hold_their_go
         assert config.schedule.batch_size == 512 and config.schedule.total_steps == 100_000_000
     humanoid = presets.preset("humanoid-u-maze-chrono-d64")
     assert humanoid.algorithm.goal_sequence == 32 and humanoid.schedule.batch_size == 1024
-    later = {"humanoid-u-maze-chrono-d64": 187, "humanoid-u-maze-srl-d32": 35, "humanoid-big-maze-ac-crl-d32": 5}
+    later = {
+        "humanoid-u-maze-chrono-d64": 187,
+        "humanoid-u-maze-srl-d32": 35,
+        "humanoid-big-maze-ac-crl-d32": 5,
+    }
     assert {name: presets.PRESETS[name].time_at_goal for name in later} == later
 
 

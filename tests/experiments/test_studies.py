@@ -50,8 +50,8 @@ def test_every_study_has_trials_of_its_own_names(name, size):
 
 
 def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
-    """kill -9 at any moment of the second trial: what was finished stays, the trial goes on from its checkpoint, and the
-    rows are those of trials that nobody disturbed."""
+    """kill -9 at any moment of the second trial: what was finished stays, the trial goes on from its checkpoint, and
+    the rows are those of trials that nobody disturbed."""
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
     import tiny_study
 

@@ -1,8 +1,8 @@
-"""Two gradient steps of each CONFIG.json, in a process of its own: prints, line by line, the bytes that were planned and
-those that were taken.
+"""Two gradient steps of each CONFIG.json, each in its own process: prints, a line for each, the bytes that were planned
+and those that were taken.
 
 The sizes are the humanoid's, the batches those of the algorithm's own sampler. What the process held before
-(interpreter, PyTorch) counts on both sides. Each process is a fork of this one, which has imported and computed nothing.
+(interpreter, PyTorch) counts on both sides. Each process is a fork of this one, which has imported and not computed.
 """
 
 import json
@@ -41,9 +41,7 @@ def drawn(learner: Learner, generator: torch.Generator) -> Iterator[Batch]:
         shape = (STEPS, ENVS, size) if size else (STEPS, ENVS)
         return torch.zeros(shape, dtype=COLUMNS[name].dtype or torch.float32)
 
-    states, actions = (
-        torch.randn(STEPS, ENVS, n, generator=generator) for n in (SIZES.state, SIZES.action)
-    )
+    states, actions = (torch.randn(STEPS, ENVS, n, generator=generator) for n in (SIZES.state, SIZES.action))
     ids = torch.zeros(STEPS, ENVS, dtype=torch.int32)
     columns = {name: column(name) for name in sampler.columns}
     ring.insert(Unroll(states, torch.tanh(actions), ids, columns, 0.0))

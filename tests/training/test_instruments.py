@@ -68,7 +68,9 @@ def test_saturated_outputs_are_those_that_tanh_has_flattened():
 
         assert saturated() == 0
         with torch.no_grad():
-            learner.algorithm.get_parameter(f"actor.{bias}")[0] += 50.0  # one of three actions, mean or spread
+            learner.algorithm.get_parameter(f"actor.{bias}")[0] += (
+                50.0  # one of three actions, mean or spread
+            )
         assert saturated() == pytest.approx(1 / SIZES_OF.action / (2 if algorithm == "crl" else 1), abs=1e-6)
 
 
