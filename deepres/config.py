@@ -16,39 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from deepres import algorithms
+from deepres.env_options import EnvOptions
 from deepres.kernels.dispatch import BACKENDS
 from deepres.networks import NetworkOptions
 from deepres.options import check, flags, hints, option, plain
 
 FORMAT = 3
-
-
-@dataclass(frozen=True)
-class EnvOptions:
-    """What is learned, and where."""
-
-    name: str = option("ant", flag="env")
-    """Task to learn; `deepres envs` lists them."""
-    eval_env: str | None = option(None, resume=True)
-    """Task to evaluate on, e.g. a maze's eval layout; None is the one that is learned."""
-    engine: Literal["auto", "c", "jax", "warp"] = option("auto", resume=True)
-    """What steps the environments: MuJoCo's C engine on threads, or MJX's jax or warp; auto is the fastest here."""
-    parity: bool = option(False)
-    """Bring back the quirks of the published tasks that are mended otherwise (see each task's class)."""
-    num_envs: int = option(512, least=1)
-    """Environments stepped side by side, in all processes together."""
-    episode_length: int = option(1000, least=2, most=2**31 - 1)
-    """Steps after which an episode is cut (truncated)."""
-    auto_reset: Literal["fresh", "first"] = option("fresh")
-    """What follows an episode: a new start and goal, or the first ones for ever (the published runs)."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise ValueError(
-                f"env must be the name of a task, got {self.name!r}; register one of your own first "
-                "(deepres.envs.register)"
-            )
-        check(self)
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ class Policy:
         """Environments of the task that it is evaluated on; by default eval_envs of them."""
         options, schedule = self.config.env, self.config.schedule
         count = schedule.eval_envs if num_envs is None else num_envs
-        env = open_for(options, count, seed=schedule.seed, device=self.device, name=options.eval_env)
+        env = open_for(options.evaluated, count, seed=schedule.seed, device=self.device)
         require_like(env, self.sizes, options)
         return env
 
@@ -273,8 +273,8 @@ def _without_memory(config: Config, sizes: Sizes) -> tuple[dict[str, str], Actor
 
 def _changed(config: Config, changes: dict[str, Any]) -> Config:
     """`config` with `changes`, of which none may belong to what was learned."""
-    learned = {"env": None, **flags(config.network), **flags(config.algorithm)}
-    if fixed := sorted(set(changes) & set(learned)):
+    learned = {"env", "env_options", "goal_sampler", *flags(config.network), *flags(config.algorithm)}
+    if fixed := sorted(set(changes) & learned):
         raise ValueError(f"{', '.join(fixed)} belongs to what was learned and cannot change; leave it out")
     return config.replace(**changes)
 

@@ -10,7 +10,7 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deepres.envs import xla
-from deepres.envs.registry import LARGEST_SEED, check_figures, check_whole, find, names, register
+from deepres.envs.registry import LARGEST_SEED, check_figures, check_whole, find, imported, names, register
 from deepres.options import plain
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def make(
     episode_length: int = EPISODE_LENGTH,
     auto_reset: str = "fresh",
     engine: str = "auto",
-    goal_sampler: GoalSampler | None = None,
+    goal_sampler: GoalSampler | str | None = None,
     **options: Any,
 ) -> VectorEnv | GymnasiumVector:
     """`num_envs` environments of the task called `name`.
@@ -48,7 +48,8 @@ def make(
         engine: what steps the physics: "c", MuJoCo's C engine on threads (DEEPRES_ENV_THREADS, by default every core);
         "jax" or "warp", MJX's two engines; "auto", C on a CPU, on a GPU Warp if it is installed, else JAX. A task that
         steps itself has "jax" alone, an environment of gymnasium's has none.
-        goal_sampler: a JAX function key -> goal [goal_dim] that draws goals in the task's place.
+        goal_sampler: a JAX function key -> goal [goal_dim] that draws goals in the task's place, or where it is to be
+        imported from, "my_module:my_goals".
         options: of the task itself, e.g. layout=... for a maze; see its class. parity=True, on any task, brings
         back the quirks of its published form that are mended otherwise.
 
@@ -84,7 +85,7 @@ def _made(
     episode_length: int,
     auto_reset: str,
     engine: str,
-    goal_sampler: GoalSampler | None,
+    goal_sampler: GoalSampler | str | None,
     options: dict[str, Any],
 ) -> VectorEnv:
     """`make` of what JAX computes."""
@@ -109,7 +110,8 @@ def _made(
         raise ValueError(
             f"engine={engine!r} does not apply to {name}, whose physics is its own JAX function; pass engine='jax'"
         )
-    return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, goal_sampler), num_envs, seed, engine)
+    sampler = imported(goal_sampler, "goal_sampler") if isinstance(goal_sampler, str) else goal_sampler
+    return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, sampler), num_envs, seed, engine)
 
 
 def _renamed(engine: str, options: dict[str, Any]) -> str:

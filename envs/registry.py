@@ -33,6 +33,23 @@ def check_whole(what: str, value: Any, least: int, most: int = LARGEST) -> None:
         raise ValueError(f"{what} must be a whole number from {least} to {most}, got {value!r}")
 
 
+def imported(where: str, what: str) -> Callable[..., Any]:
+    """The function that `where` names, "module:function". Raises ValueError, about the option `what`, without one."""
+    module, _, name = where.partition(":")
+    try:
+        found = getattr(import_module(module), name, None)
+    except Exception as error:
+        raise ValueError(
+            f"{what}={where} cannot be imported ({type(error).__name__}: {error}); run beside {module}.py, name it "
+            "after --import, or set PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"{what} must name a function, as my_module:my_goals, got {where}, which is {found!r}"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a name stands for: a task's class with the arguments of this variant, or what makes a gymnasium one.

@@ -14,7 +14,8 @@ import torch
 
 from deepres import Config, algorithms
 from deepres.algorithms.sac import SACOptions
-from deepres.config import FORMAT, GROUPS, EnvOptions, Schedule, System
+from deepres.config import FORMAT, GROUPS, Schedule, System
+from deepres.env_options import EnvOptions, values
 from deepres.networks import NetworkOptions
 from deepres.options import flags, helps
 
@@ -318,6 +319,9 @@ def _outside(kind: Any, facts: Any) -> list[Any]:
     bad: list[Any] = [] if type(None) in get_args(kind) else [None]
     if kinds == [str, int]:
         return [*bad, 2.5, True, ["a"]]
+    if get_origin(kind) is tuple:
+        mappings = [{"a": math.nan}, {2: 1}, {"a": object()}, {"seed": 1}]
+        return [*bad, 3, "a", ["a=1", 2], ["a=1", "a=2"], *mappings]
     (kind,) = kinds
     step = 1 if kind is int else 1e-6
     for name, away in (("least", -step), ("above", 0), ("below", 0), ("most", step)):
@@ -332,12 +336,25 @@ def _outside(kind: Any, facts: Any) -> list[Any]:
     return [*bad, 3, ["a"]] if kind is str else [*bad, "none of these", 3]
 
 
+def test_a_tasks_own_options_have_one_form():
+    """However they are given: a mapping, words, or what a file has of either."""
+    given = {"rows": ["##", "R "], "hard": True, "far": 2.5, "layout": "u4_maze", "label": "3", "none": None}
+    config = Config(env_options=given, eval_env_options="hard=True")
+    words = (
+        "far=2.5", "hard=true", 'label="3"', "layout=u4_maze", "none=null", 'rows=["##", "R "]',
+    )  # fmt: skip
+    assert (config.env.options, config.env.eval_options) == (words, ("hard=true",))
+    assert values(config.env.options) == given
+    assert Config(env_options=list(reversed(words)), eval_env_options={"hard": True}) == config
+    assert Config.from_dict(json.loads(config.to_json()), "config.json") == config and hash(config)
+
+
 @pytest.mark.parametrize("group", OPTIONS, ids=lambda group: group.__name__)
 def test_every_options_type_and_bounds_are_checked(group):
     kinds = get_type_hints(group)
     for name, one in flags(group).items():
         for value in _outside(kinds[one.name], one.metadata):
-            with pytest.raises(ValueError, match=f"^{name} must "):
+            with pytest.raises(ValueError, match=f"^{name} (must|has) "):
                 group(**{one.name: value})
 
 
@@ -364,6 +381,14 @@ def test_every_options_type_and_bounds_are_checked(group):
         ({"actor_lr": 10**400}, "actor_lr must be a finite number >= 0, got a whole number of 1329 bits"),
         ({"gamma": 10**5000}, "gamma must lie strictly between 0 and 1, got a whole number of 16610 bits"),
         ({"depth": 2**63}, f"depth must be a whole number >= 1 that 64 bits hold, got {2**63}"),
+        (
+            {"env_options": {"layout": "u_maze", "seed": 3}},
+            "env_options must hold the task's own options alone, got seed; leave it out, or pass it as the run's",
+        ),
+        (
+            {"goal_sampler": "my_goals"},
+            "goal_sampler must name a function, as my_module:my_goals, got 'my_goals'",
+        ),
         ({"seed": 2**31}, "seed must be a whole number from 0 to 2147483647, got 2147483648"),
         ({"seed": -1}, "seed must be a whole number from 0 to 2147483647, got -1"),
         ({"warmup_steps": -1}, "warmup_steps must be a whole number >= 0, got -1"),

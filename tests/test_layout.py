@@ -165,7 +165,7 @@ def test_files_stay_readable(folder):
 LAYERS = (
     ("options", "testing", "_version", "initialisation"),
     ("kernels", "envs"),
-    ("machine", "acting", "modules"),
+    ("machine", "acting", "modules", "env_options"),
     ("networks", "parameters"),
     ("data",),
     ("algorithms",),

@@ -279,15 +279,24 @@ def open_environments(
     engine: str = "auto",
     parity: bool = False,
     device: torch.device | str = "cpu",
+    goal_sampler: str | None = None,
+    **own: Any,
 ) -> JaxEnvironments | GymnasiumEnvironments:
     """Environments of the task called `name`, a user's or the package's, for a learner on `device`.
 
-    The options are those of deepres.envs.make, which refuses in a sentence what does not apply to `name`.
+    The options are those of deepres.envs.make, which refuses in a sentence what does not apply to `name`; own: the
+    task's.
     """
     from deepres.envs import make
 
-    quirks: dict[str, Any] = {"parity": True} if parity else {}
-    made: Any = make(name, num_envs, seed, episode_length, auto_reset, engine, **quirks)
+    asked: dict[str, Any] = {**own, "parity": True} if parity else own
+    try:
+        made: Any = make(name, num_envs, seed, episode_length, auto_reset, engine, goal_sampler, **asked)
+    except TypeError as error:
+        if not own and goal_sampler is None:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in (own | {"goal_sampler": goal_sampler}).items())
+        raise ValueError(f"{name} cannot be made with {given}: {error}") from error
     return (GymnasiumEnvironments if made.engine == "gymnasium" else JaxEnvironments)(made, device)
 
 

@@ -6,21 +6,19 @@ from functools import lru_cache
 
 import torch
 
-from deepres.config import EnvOptions
 from deepres.data.batch import Sizes
 from deepres.data.environments import Environments, GymnasiumEnvironments, open_environments
+from deepres.env_options import EnvOptions, values
 
 
-def open_for(
-    options: EnvOptions, num_envs: int, *, seed: int, device: torch.device, name: str | None = None
-) -> Environments:
-    """`num_envs` environments of options.name, or of the task called `name`.
+def open_for(options: EnvOptions, num_envs: int, *, seed: int, device: torch.device) -> Environments:
+    """`num_envs` environments of the task that is learned; with options.evaluated, of the one that is evaluated on.
 
     Asked for again, those that are compiled already, where they carry no state of their own.
     """
     arguments = (
-        name or options.name, num_envs, seed, options.episode_length, options.auto_reset, options.engine,
-        options.parity, device,
+        options.name, num_envs, seed, options.episode_length, options.auto_reset, options.engine, options.parity,
+        device, options.goal_sampler, options.options,
     )  # fmt: skip
     found = _compiled(*arguments)
     if isinstance(found, GymnasiumEnvironments):  # two users of one would disturb each other
@@ -31,12 +29,11 @@ def open_for(
 @lru_cache(maxsize=4)
 def _compiled(
     name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str, engine: str, parity: bool,
-    device: torch.device,
+    device: torch.device, goal_sampler: str | None, own: tuple[str, ...],
 ) -> Environments:  # fmt: skip
     return open_environments(
-        name, num_envs, seed=seed, episode_length=episode_length, auto_reset=auto_reset, engine=engine,
-        parity=parity, device=device,
-    )  # fmt: skip
+        name, num_envs, seed, episode_length, auto_reset, engine, parity, device, goal_sampler, **values(own)
+    )
 
 
 def sizes_of(env: Environments) -> Sizes:

@@ -64,9 +64,8 @@ class Run:
         self.threads = ranks.threads(config.system.threads)
         seed = config.schedule.seed
         self.env = self._open_env()
-        self.eval_env = open_for(
-            config.env, config.schedule.eval_envs, seed=seed, device=self.device, name=config.env.eval_env
-        )
+        episodes = config.schedule.eval_envs
+        self.eval_env = open_for(config.env.evaluated, episodes, seed=seed, device=self.device)
         self.sizes = sizes_of(self.env)
         require_like(self.eval_env, self.sizes, config.env)
         memory_plan.require(self.share, self.sizes)

@@ -40,7 +40,7 @@ def words(config: Config) -> list[str]:
 def _typed(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", str(value)]
+    return [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
 
 
 def environ() -> dict[str, str]:
