@@ -36,6 +36,7 @@ def experiment(
     """
     from deepres.experiments import kept, runner
     from deepres.experiments.folder import default_folder
+    from deepres.training.stopping import Stopped, exit_status
 
     if name == "list" and keep is not None:
         print(*kept.write(keep), sep="\n")
@@ -65,7 +66,8 @@ def experiment(
     print(result.folder)
     if result.failed:
         raise RuntimeError(f"{len(result.failed)} trials failed: {', '.join(result.failed)}")
-    if result.interrupted:
-        raise RuntimeError("interrupted; the same command goes on where it stopped")
+    if result.signal:
+        told = f"stopped by {result.signal}; the same command goes on where it stopped"
+        raise Stopped(told, exit_status(result.signal))
     if keep is not None:
         print(kept.keep(result.folder, keep))

@@ -22,7 +22,7 @@ from typing import Any
 
 from deepres.experiments import studies
 from deepres.experiments.study import Size, Study, Trial
-from deepres.runs.folder import write_whole
+from deepres.runs.folder import draft_of, write_whole
 from deepres.runs.lock import leftovers
 
 Row = dict[str, Any]
@@ -66,7 +66,8 @@ class StudyFolder:
         """What study.json says: study, size, seeds and imports; None if nothing is here yet. Raises ValueError in one
         sentence for what is no folder of a study."""
         if not self.asked.exists():
-            if self.path.exists() and {file.name for file in self.path.iterdir()} - leftovers(self.path):
+            there = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
+            if there - leftovers(self.path) - {draft_of(self.asked).name}:
                 raise ValueError(f"{self.path} is not empty and holds no study; pass another folder (--out)")
             return None
         try:

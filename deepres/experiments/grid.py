@@ -26,7 +26,8 @@ from deepres.report.groups import Group, group
 from deepres.report.tables import console, spread, table
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import RunFiles, read_run
-from deepres.runs.folder import RunFolder, write_whole
+from deepres.runs.folder import RunFolder, draft_of, write_whole
+from deepres.runs.lock import Lock, leftovers
 
 Grid = Mapping[str, Iterable[Any]]
 """Options by their flat names, with the values that each takes; a NumPy array will do."""
@@ -149,7 +150,7 @@ def sweep(
     config: everything else. Where the depth varies and no actor_depth is given, that is the same up to 512. jobs: runs
     at a time; 0 is one to each GPU, or one where there is none. imports: modules that a run imports first (own
     environments and algorithms). Raises ValueError in one sentence, with nothing written, for a grid that cannot be,
-    or for a folder that holds another sweep or a run of other options.
+    or for a folder that holds another sweep or a run of other options; InUse if another process runs the sweep.
     """
     check_places(jobs)
     values = {name: _values(name, given) for name, given in grid.items()}
@@ -159,16 +160,17 @@ def sweep(
     for cell in cells:
         cell.check_same_run()
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"grid": values, "config": config.to_dict()}
-    write_whole(folder / SWEEP_FILE, json.dumps(asked, indent=2) + "\n")
-    for cell in cells:
-        write_whole(cell.options, cell.config.to_json())
-    waiting = [cell for cell in cells if not cell.finished]
-    for cell in cells:
-        if cell not in waiting:
-            print(f"{cell.name}: finished already{cell.kept}", flush=True)
-    outcome = run_jobs([cell.job(imports) for cell in waiting], jobs)
-    report(cells, folder)
+    with Lock(folder):
+        asked = {"grid": values, "config": config.to_dict()}
+        write_whole(folder / SWEEP_FILE, json.dumps(asked, indent=2) + "\n")
+        for cell in cells:
+            write_whole(cell.options, cell.config.to_json())
+        waiting = [cell for cell in cells if not cell.finished]
+        for cell in cells:
+            if cell not in waiting:
+                print(f"{cell.name}: finished already{cell.kept}", flush=True)
+        outcome = run_jobs([cell.job(imports) for cell in waiting], jobs)
+        report(cells, folder)
     return SweepResult(cells, outcome.failed, outcome.signal)
 
 
@@ -219,7 +221,8 @@ def _check_folder(config: Config, grid: dict[str, list[Any]], folder: Path) -> N
     """Raise ValueError if `folder` holds something else than a sweep of `config`."""
     file = folder / SWEEP_FILE
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if there - leftovers(folder) - {draft_of(file).name}:
             raise ValueError(f"{folder} is not empty and holds no sweep; pass another folder (--out)")
         return
     before, fields = _asked_before(file).flat(), config.fields()

@@ -21,12 +21,17 @@ from deepres.runs.lock import Lock
 
 @dataclass(frozen=True)
 class StudyResult:
-    """rows: of the finished trials. failed: names of those that ended with an error."""
+    """rows: of the finished trials. failed: names of those that ended with an error. signal: the name of the one that
+    stopped it."""
 
     folder: Path
     rows: list[Row]
     failed: list[str]
-    interrupted: bool
+    signal: str | None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal is not None
 
 
 def run_study(
@@ -55,15 +60,16 @@ def run_study(
     asked["imports"] = list(dict.fromkeys([*asked["imports"], *imports]))
     trials = study.trials(size, asked["seeds"])
     _check_names(trials)
-    (folder.path / "trials").mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
     with Lock(folder.path):
         folder.write(folder.asked, json.dumps(asked, indent=2) + "\n")
+        (folder.path / "trials").mkdir(exist_ok=True)
         finished = {trial.name for trial in trials if folder.finished(trial)}
         waiting = _waiting(trials, finished, folder)
         print(f"{name}: {len(trials)} trials, {len(trials) - len(waiting)} finished", flush=True)
-        failed, interrupted = _run(waiting, trials, folder, jobs)
+        failed, stopped = _run(waiting, trials, folder, jobs)
         rows = report(study, trials, folder)
-    return StudyResult(folder.path, rows, failed, interrupted)
+    return StudyResult(folder.path, rows, failed, stopped)
 
 
 def _check_names(trials: list[Trial]) -> None:
@@ -90,8 +96,10 @@ def _waiting(trials: list[Trial], finished: set[str], folder: StudyFolder) -> li
     return [trial for trial in trials if trial.name in found]
 
 
-def _run(waiting: list[Trial], trials: list[Trial], folder: StudyFolder, jobs: int) -> tuple[list[str], bool]:
-    """Run those that wait, each after the one that it reads; names of the failed ones, and whether it was interrupted.
+def _run(
+    waiting: list[Trial], trials: list[Trial], folder: StudyFolder, jobs: int
+) -> tuple[list[str], str | None]:
+    """Run those that wait, each after the one that it reads; names of the failed ones, and the signal that stopped it.
 
     One whose predecessor has not finished is not run, and counts as failed.
     """
@@ -117,11 +125,11 @@ def _run(waiting: list[Trial], trials: list[Trial], folder: StudyFolder, jobs: i
         )
         failed += outcome.failed
         if outcome.interrupted:
-            return failed, True
+            return failed, outcome.signal
         failed += [
             trial.name for trial in ready if trial.name not in failed and not folder.row(trial).exists()
         ]
-    return failed, False
+    return failed, None
 
 
 def _job(trial: Trial, folder: StudyFolder) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from deepres.compress.analyse import SCORES, analyse, visited
 from deepres.compress.blocks import Blocks
 from deepres.compress.prune import prune, schedule
 from deepres.deploy.plain import PlainNetwork
+from deepres.runs.lock import NAME, InUse, Lock
 from helpers.policies import observations, untrained
 from helpers.tiny_runs import contents
 
@@ -99,6 +101,11 @@ def test_an_interrupted_pruning_goes_on(source, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a pruning under way with score='exact'; ask for the same"):
         prune(source, 8, out, score="norm", states=50)
     assert contents(out) == before
+    with Lock(out):
+        claim = json.loads((out / NAME).read_text())
+        with pytest.raises(InUse, match=rf"is in use: process {os.getpid()} on "):
+            prune(source, 8, out, states=50)
+    (out / NAME).write_text(json.dumps({**claim, "started": "1"}))  # of a process that is dead
     monkeypatch.setattr(module, "analyse", lambda *asked: scored.append(asked[0].count) or analyse(*asked))
     prune(source, 8, out, states=50)
     assert scored == [4, 3]  # the round that was done is not done again
