@@ -73,8 +73,8 @@ class Schedule:
     """Rounds between measurements of every block (ours; `deepres report`); 0 has none."""
     save_buffer: bool = option(True, resume=True, aside=True)
     """Write the replay buffer into checkpoints (ours): a resumed run then repeats the one not stopped, bit for bit."""
-    seed: int = option(0, least=0, most=2**31 - 1, aside=True)
-    """Seeds the networks, the environments and every draw of the run; JAX repeats seeds modulo 2^32."""
+    seed: int = option(0, least=0, most=2**63 - 1, aside=True)
+    """Seeds the networks, the environments and every draw of the run."""
 
     def __post_init__(self) -> None:
         check(self)

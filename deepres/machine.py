@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices; pass device=cpu"
         )
     return device
+
+
+def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator with a seed >= 0 of any size. PyTorch's on a CPU reads the lowest 32 bits alone, so that a larger
+    seed is hashed first."""
+    if seed >= 2**32:
+        seed = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big")
+    return torch.Generator(device).manual_seed(seed)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from deepres.envs import xla
+from deepres.envs.draws import seeded
 from deepres.envs.registry import LARGEST
 
 try:
@@ -90,9 +91,7 @@ class GymnasiumEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """The seed's own key, and at later resets one that no environment has had: environments draw from what the
         first key is split into."""
         with xla.settled():
-            key, rest = jax.random.PRNGKey(self._seed % 2**32), self._seed >> 32
-            while rest:
-                key, rest = jax.random.fold_in(key, rest % 2**32), rest >> 32
+            key = seeded(self._seed)
             if self._resets:
                 key = jax.random.fold_in(jax.random.fold_in(key, LARGEST), self._resets)
         self._resets += 1

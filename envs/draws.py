@@ -22,6 +22,15 @@ def unrolled(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(key, impl=_UNROLLED)
 
 
+def seeded(seed: int) -> jax.Array:
+    """The raw key [2] of a seed >= 0 of any size: jax.random.PRNGKey's, which repeat modulo 2^32, with the higher words
+    folded in."""
+    key, rest = jax.random.PRNGKey(seed % 2**32), seed >> 32
+    while rest:
+        key, rest = jax.random.fold_in(key, rest % 2**32), rest >> 32
+    return key
+
+
 def _threefry(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Threefry 2x32 (Salmon et al. 2011, 20 rounds) of `key` [2] and the numbers from 0 on, in `shape`, twice."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)

@@ -24,7 +24,7 @@ REQUIRED = (
 
 
 LARGEST = 2**31 - 1  # steps and environments are counted in int32
-LARGEST_SEED = 2**32 - 1  # JAX takes a seed modulo 2^32
+LARGEST_SEED = 2**64 - 1  # a run's, of 63 bits, and what evaluation adds to it
 
 
 def check_whole(what: str, value: Any, least: int, most: int = LARGEST) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepres.envs import xla
+from deepres.envs.draws import seeded
 from deepres.envs.engines.c_step import CStep
 from deepres.envs.env import EnvState, GoalEnv
 
@@ -59,7 +60,7 @@ class VectorEnv:
         """First states of all environments, each from its own share of `key` (by default the seed's key)."""
         if key is None:
             with xla.settled():
-                key = jax.random.PRNGKey(self.seed)
+                key = seeded(self.seed)
         elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
         if key.shape != (2,) or key.dtype != jnp.uint32:

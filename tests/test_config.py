@@ -389,8 +389,8 @@ def test_every_options_type_and_bounds_are_checked(group):
             {"goal_sampler": "my_goals"},
             "goal_sampler must name a function, as my_module:my_goals, got 'my_goals'",
         ),
-        ({"seed": 2**31}, "seed must be a whole number from 0 to 2147483647, got 2147483648"),
-        ({"seed": -1}, "seed must be a whole number from 0 to 2147483647, got -1"),
+        ({"seed": 2**63}, f"seed must be a whole number from 0 to {2**63 - 1}, got {2**63}"),
+        ({"seed": -1}, f"seed must be a whole number from 0 to {2**63 - 1}, got -1"),
         ({"warmup_steps": -1}, "warmup_steps must be a whole number >= 0, got -1"),
     ],
 )

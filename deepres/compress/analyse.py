@@ -25,6 +25,7 @@ from torch import Tensor
 
 from deepres.compress.blocks import Blocks
 from deepres.data.chunks import seen_by
+from deepres.machine import seeded
 from deepres.policy import Policy
 from deepres.training.evaluate import EVAL_SEED
 
@@ -79,7 +80,7 @@ def visited(policy: Policy, states: int = STATES, seed: int = 0) -> Tensor:
     rows = rows[rows.isfinite().all(dim=1)]
     if len(rows) < 2:
         raise ValueError("the policy's episodes hold no finite observations; evaluate an earlier checkpoint")
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:states]
+    drawn = torch.randperm(len(rows), generator=seeded(seed))[:states]
     return rows[drawn.to(rows.device)]
 
 
@@ -88,7 +89,7 @@ def analyse(blocks: Blocks, obs: Tensor, seed: int = 0) -> Analysis:
     chunks = obs.split(_ROWS)
     means = sum(_streams(blocks, rows).sum(dim=1) for rows in chunks) / len(obs)  # [B + 1, W]
     assert isinstance(means, Tensor)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     lengths = [2**i for i in range(max(1, blocks.count).bit_length()) if 2**i <= blocks.count]
     exact, ablated, gradient, norm = (torch.zeros(blocks.count, dtype=torch.float64) for _ in range(4))
     runs = {n: torch.zeros(blocks.count + 1 - n, dtype=torch.float64) for n in lengths}

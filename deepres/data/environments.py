@@ -171,12 +171,12 @@ class JaxEnvironments(_Shared):
         return Step(raw, lambda leaf: self._to_torch(leaf, self.device))
 
     def reset(self, seed: int | None = None) -> Step:
-        import jax
+        from deepres.envs.draws import seeded
 
         if seed is not None:
             check_whole("seed", seed, 0, LARGEST_SEED)
         with settled():
-            return self._step(self.env.reset(None if seed is None else jax.random.PRNGKey(seed)))
+            return self._step(self.env.reset(None if seed is None else seeded(seed)))
 
     def step(self, step: Step, action: Tensor) -> Step:
         return self._step(self.env.step(step.raw, self._to_jax(action)))

@@ -17,6 +17,7 @@ from deepres.algorithms.base import Algorithm
 from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.initialisation import start_blocks_
+from deepres.machine import seeded
 from deepres.networks import ResidualStack
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint
@@ -70,7 +71,7 @@ def grow_tensors(
     """The state tensors of a learner of `config`, as one of the deeper `grown` takes them."""
     with torch.device("meta"):
         small = build_algorithm(config, sizes)
-    large = build_algorithm(grown, sizes, torch.Generator().manual_seed(seed))
+    large = build_algorithm(grown, sizes, seeded(seed))
     for module in large.modules():
         if isinstance(module, ResidualStack) and module.gamma is not None:
             start_blocks_(module.gamma, grown.network.skip_every, "zero")

@@ -23,7 +23,7 @@ from deepres.data.collect import Ahead, collect
 from deepres.data.environments import Environments, Step
 from deepres.data.replay import DTYPES, ReplayBuffer
 from deepres.data.upload import uploaded
-from deepres.machine import pick_device, plain_torch
+from deepres.machine import pick_device, plain_torch, seeded
 from deepres.ranks import ALONE, Ranks, deal
 from deepres.runs.checkpoint import Checkpoint, named_leaves
 from deepres.training import memory_plan
@@ -73,7 +73,7 @@ class Run:
             self.share,
             self.sizes,
             device=self.device,
-            generator=torch.Generator().manual_seed(seed),  # the same in every rank
+            generator=seeded(seed),  # the same in every rank
             ranks=ranks,
         )
         self.sampler = self.learner.algorithm.sampler
@@ -81,7 +81,7 @@ class Run:
         self.steps = gradient_steps(self.learner)
         self.rollbacks = Rollbacks()
         self._ahead: Ahead | None = None
-        self.generator = torch.Generator(self.device).manual_seed(ranks.seed(seed + 1))
+        self.generator = seeded(ranks.seed(seed + 1), self.device)
         self.standing: Step = self.env.reset()
         """Where the environments stand."""
         self.chunk: Chunk | None = None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepres import envs
-from deepres.envs.draws import unrolled
+from deepres.envs.draws import seeded, unrolled
 
 random = jax.random
 DRAWS = {
@@ -31,6 +31,14 @@ def test_keys_are_jaxs_own():
     key = random.PRNGKey(7)
     for how in (lambda k: random.split(k, (2, 3)), lambda k: random.fold_in(k, 5)):
         np.testing.assert_array_equal(random.key_data(how(unrolled(key))), how(key))
+
+
+def test_seeds_are_jaxs_own_and_go_on_beyond_them():
+    for seed in (0, 7, 2**31 - 1, 2**31, 2**32 - 1):
+        np.testing.assert_array_equal(seeded(seed), random.PRNGKey(seed))
+    np.testing.assert_array_equal(seeded(7 + (5 << 32)), random.fold_in(random.PRNGKey(7), 5))
+    others = [0, 7, 2**32, 7 + 2**32, 2**33, 7 + 2**62, 2**63 - 1, 2**80]
+    assert len({np.asarray(seeded(seed)).tobytes() for seed in others}) == len(others)
 
 
 def test_other_widths_get_a_sentence():

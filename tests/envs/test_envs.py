@@ -312,7 +312,7 @@ def test_tasks_are_listed_and_benched_by_name(capsys):
         ({"engine": "c", "impl": "jax"}, "pass engine= alone, got engine='c' and its old name impl='jax'"),
         ({"num_envs": 0}, "num_envs must be a whole number from 1 to 2147483647, got 0"),
         ({"num_envs": 2.5}, "num_envs must be a whole number from 1 to 2147483647, got 2.5"),
-        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": -1}, f"seed must be a whole number from 0 to {2**64 - 1}, got -1"),
         ({"episode_length": 0}, "episode_length must be a whole number from 1 to 2147483647, got 0"),
         ({"episode_length": True}, "episode_length must be a whole number from 1 to 2147483647, got True"),
         ({"auto_reset": "never"}, "auto_reset must be one of fresh, first, got 'never'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_a_success_that_is_more_than_a_distance_has_no_graded_ones():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295, got 4294967296"),
+        ({"seed": 2**64}, f"seed must be a whole number from 0 to {2**64 - 1}, got {2**64}"),
         (
             {"episode_length": 2**31},
             "episode_length must be a whole number from 1 to 2147483647, got 2147483648",
@@ -129,5 +130,7 @@ def test_numbers_and_flags_that_would_mean_something_else_are_refused(options, s
 
 def test_an_evaluations_seed_is_not_taken_modulo_anything():
     env = open_environments("point_u_maze", 2)
-    with pytest.raises(ValueError, match="seed must be a whole number from 0 to 4294967295, got 4294967296"):
-        env.reset(2**32)
+    with pytest.raises(ValueError, match=f"seed must be a whole number from 0 to {2**64 - 1}, got {2**64}"):
+        env.reset(2**64)
+    starts = [env.reset(seed).obs for seed in (7, 7 + 2**32, 7 + 2**62, 2**63 - 1)]
+    assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
