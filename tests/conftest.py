@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,3 +89,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture
+def sealed(small_disk: Path) -> Iterator[Callable[[], None]]:
+    """Called, nobody can write to small_disk: it is mounted for reading, or without the right to."""
+    every: list[Path] = []
+
+    def seal() -> None:
+        if os.path.ismount(small_disk):
+            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+            return
+        every.extend([small_disk, *small_disk.rglob("*")])
+        for path in every:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+    yield seal
+    for path in every:
+        path.chmod(0o755)

@@ -10,7 +10,9 @@ the same data out, are read too:
 
 from __future__ import annotations
 
+import errno
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-IN_MEMORY = 256_000_000  # bytes; members of more are unpacked beside the file once, and mapped
+IN_MEMORY = 256_000_000  # bytes; members of more are unpacked and mapped
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def _from_regular(path: Path, observations: Array, actions: Array, ends: Array, 
 
 
 def _members(path: Path) -> dict[str, Array]:
-    """The file's arrays: read, or those of a large file unpacked into NAME.unpacked beside it and mapped."""
+    """The file's arrays: read, or those of a large file unpacked into NAME.unpacked beside it and mapped; where nothing
+    can be written there, in a temporary folder, which is gone when nobody reads them any more."""
     import numpy as np
 
     if not path.is_file():
@@ -155,14 +158,30 @@ def _members(path: Path) -> dict[str, Array]:
             with np.load(path) as file:
                 return {name: file[name] for name in file.files}
         folder = path.with_name(f"{path.name}.unpacked")
-        if not _unpacked(path, folder):
-            _unpack(path, folder)
-        return {
-            name.removesuffix(".npy"): np.load(folder / name, mmap_mode="c", allow_pickle=False)
-            for name in names
-        }
+        try:
+            if not _unpacked(path, folder):
+                _unpack(path, folder)
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+            with tempfile.TemporaryDirectory(prefix="deepres-") as elsewhere:
+                _unpack(path, Path(elsewhere) / folder.name)
+                return _mapped(Path(elsewhere) / folder.name, names)
+        return _mapped(folder, names)
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
         raise _damaged(path, f"it is not readable as .npz ({error})") from None
+
+
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _mapped(folder: Path, names: Sequence[str]) -> dict[str, Array]:
+    """The members in `folder`; a file that is removed stays where it is mapped."""
+    import numpy as np
+
+    return {
+        name.removesuffix(".npy"): np.load(folder / name, mmap_mode="c", allow_pickle=False) for name in names
+    }
 
 
 def member_bytes(path: Path, names: Sequence[str]) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,22 +17,6 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("untouched") / "run"
     deepres.train(TINY.replace(eval_every=99, total_steps=80), folder, progress=False)
     return folder
-
-
-@pytest.fixture
-def sealed(run, small_disk) -> Iterator[Path]:
-    """A copy that nobody can write to: on a disk mounted for reading, or without the right to."""
-    copy = shutil.copytree(run, small_disk / "run")
-    if os.path.ismount(small_disk):
-        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-        yield copy
-        return
-    every = [copy, *copy.rglob("*")]
-    for path in every:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    yield copy
-    for path in every:
-        path.chmod(0o755)
 
 
 def state(folder: Path) -> tuple[dict[Path, bytes], dict[Path, int]]:
@@ -55,15 +36,17 @@ def test_evaluating_and_rendering_change_nothing(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("at 80 env steps") == 2
 
 
-def test_they_work_where_nothing_can_be_written(sealed, tmp_path, capsys):
+def test_they_work_where_nothing_can_be_written(run, small_disk, sealed, tmp_path, capsys):
+    copy = shutil.copytree(run, small_disk / "run")
+    sealed()
     with pytest.raises(OSError):
-        (sealed / "new").touch()
+        (copy / "new").touch()
     with pytest.raises(SystemExit):
-        main(["render", str(sealed)])
+        main(["render", str(copy)])
     assert "pictures cannot be written into" in capsys.readouterr().err
-    main(["eval", str(sealed)])
-    main(["render", str(sealed), "--out", str(tmp_path / "out"), "--episodes", "1", "--format", "gif"])
-    main(["export", str(sealed), "--out", str(tmp_path / "policy.onnx")])
+    main(["eval", str(copy)])
+    main(["render", str(copy), "--out", str(tmp_path / "out"), "--episodes", "1", "--format", "gif"])
+    main(["export", str(copy), "--out", str(tmp_path / "policy.onnx")])
     said = capsys.readouterr().out
     assert (tmp_path / "policy.onnx").stat().st_size > 10_000
     assert "at 80 env steps" in said and str(tmp_path / "out" / "policy.gif") in said

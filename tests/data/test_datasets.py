@@ -90,6 +90,19 @@ def test_a_large_file_is_unpacked_once_and_mapped(tmp_path, monkeypatch):
     assert read(path).episodes == 3
 
 
+def test_a_large_file_is_read_where_nothing_can_be_written(small_disk, sealed, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "IN_MEMORY", 100)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    path = write(small_disk / "maze.npz", made())
+    sealed()
+    found = read(path)
+    assert isinstance(found.observations, np.memmap)
+    same(found, made())
+    assert [file.name for file in small_disk.iterdir()] == ["maze.npz"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
