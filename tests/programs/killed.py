@@ -1,4 +1,4 @@
-"""Ends small runs at random moments and resumes them: FOLDER [NUMBER [SEED]], by hand, some seconds for each.
+"""Ends small runs at random moments and resumes them: FOLDER [NUMBER [SEED [short]]], some seconds for each.
 
 Every second one is ended by SIGTERM, the others by kill -9, at a moment drawn uniformly from the time that an
 undisturbed run takes; one that came too late is drawn again. Each run is a fork of this process, which has imported
@@ -19,20 +19,27 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from deepres import envs
 from deepres.commands.main import main as deepres_command
+from deepres.config import Config
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.logs import require_packages
 from helpers.tiny_runs import TINY, different, listing, rows, words
 
-CONFIG = TINY.replace(total_steps=40 * 60, checkpoint_every=2, eval_every=5, eval_envs=16)
-NEEDED = ("deepres.envs.engines.c_step", "deepres.envs.tasks.point", "deepres.report.doctor", "torch._dynamo")
+LONG = TINY.replace(total_steps=40 * 60, checkpoint_every=2, eval_every=5, eval_envs=16)
+SHORT = TINY.replace(env="disc", total_steps=40 * 8, eval_every=3)
+"""For the tests: an environment that JAX traces in a second."""
+NEEDED = (
+    "deepres.envs.engines.c_step", "deepres.envs.tasks.point", "deepres.report.doctor", "helpers.own_environments",
+    "rich.live", "safetensors.torch", "torch._dynamo", "torch.utils.tensorboard",
+)  # fmt: skip
 LOGS = ("metrics.csv", "evaluations.csv")
 
 
-def begin(run: Path) -> int:
+def begin(run: Path, config: Config) -> int:
     """A process that trains in `run`, or goes on there; what it says is added to a file beside. Returns its id."""
     where = (
-        ["--resume", str(run)] if (run / "config.json").exists() else [*words(CONFIG), "--run-dir", str(run)]
+        ["--resume", str(run)] if (run / "config.json").exists() else [*words(config), "--run-dir", str(run)]
     )
     process = os.fork()
     if process:
@@ -83,9 +90,9 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
     return [*logs, *different(a, b)]
 
 
-def disturbed(run: Path, number: signal.Signals, moment: float) -> str | None:
+def disturbed(run: Path, config: Config, number: signal.Signals, moment: float) -> str | None:
     """Where the run was when the signal reached it, its status and last words; None if it had ended before."""
-    process, until = begin(run), time.monotonic() + moment
+    process, until = begin(run, config), time.monotonic() + moment
     while time.monotonic() < until and not ended(process):
         time.sleep(0.002)
     if ended(process):
@@ -96,16 +103,17 @@ def disturbed(run: Path, number: signal.Signals, moment: float) -> str | None:
     return f"{where}; status {wait(process)}, {last_words(run)!r}"
 
 
-def main(folder: Path, number: int = 20, seed: int = 0) -> int:
+def main(folder: Path, number: int = 20, seed: int = 0, config: Config = LONG) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     require_packages()
+    envs.register("disc", "helpers.own_environments:Disc")
     for name in NEEDED:
         import_module(name)
     undisturbed, told, took = folder / "undisturbed", folder / "told.txt", folder / "seconds.txt"
     if not took.exists():
         shutil.rmtree(undisturbed, ignore_errors=True)
         since = time.monotonic()
-        assert wait(begin(undisturbed)) == 0, last_words(undisturbed)
+        assert wait(begin(undisturbed, config)) == 0, last_words(undisturbed)
         took.write_text(f"{time.monotonic() - since:.1f}")
     seconds = float(took.read_text())
     print(f"undisturbed: {seconds} s", flush=True)
@@ -119,8 +127,8 @@ def main(folder: Path, number: int = 20, seed: int = 0) -> int:
                 if name.split(".")[0] == run.name:
                     shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
             moment = draw.uniform(0, seconds)
-            state = disturbed(run, which, moment)
-        status = wait(begin(run))
+            state = disturbed(run, config, which, moment)
+        status = wait(begin(run, config))
         differs = differences(run, undisturbed) if status == 0 else [last_words(run)]
         verdict = f"DIFFERS: {differs[:3]}" if differs else "equal to undisturbed"
         lines.append(f"{which.name} after {moment:.1f} s, {state} -> resumed: status {status}, {verdict}")
@@ -132,4 +140,4 @@ def main(folder: Path, number: int = 20, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:4]), *[SHORT] * (sys.argv[4:] == ["short"])))
