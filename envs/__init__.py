@@ -89,6 +89,8 @@ def _made(
     options: dict[str, Any],
 ) -> VectorEnv:
     """`make` of what JAX computes."""
+    xla.prepare()
+    xla.require_platform()
     task = make_task(name, **options)
     from deepres.envs.engines import pick_engine
     from deepres.envs.env import GoalEnv

@@ -99,6 +99,22 @@ def settled() -> AbstractContextManager[Any]:
 _AS_IT_IS: AbstractContextManager[Any] = nullcontext()
 
 
+def require_platform() -> None:
+    """Raise RuntimeError, in a sentence, where JAX_PLATFORMS leaves JAX nothing to compute on."""
+    import jax
+
+    try:
+        jax.local_devices()
+    except (AssertionError, RuntimeError) as error:  # JAX's own words, or none of its own
+        asked = jax.config.jax_platforms
+        if not asked:
+            raise
+        why = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device"
+        raise RuntimeError(
+            f"JAX finds none of JAX_PLATFORMS={asked} on this machine ({why}); unset JAX_PLATFORMS, or set it to cpu"
+        ) from None
+
+
 @cache
 def keep_compiled() -> None:
     """Let JAX keep what it compiles in the user's cache folder, unless the user has set a cache already.

@@ -17,6 +17,21 @@ from deepres.envs.engines.c_step import FEW
 COUNT = 2 * FEW + 3
 
 
+def test_the_c_engine_without_jaxs_cpu_is_one_sentence(monkeypatch):
+    """JAX_PLATFORMS=cuda on a machine with a GPU."""
+
+    def devices(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return jax.devices()
+
+    monkeypatch.setattr(jax, "local_devices", devices)
+    with pytest.raises(
+        RuntimeError, match=r"^engine='c' needs JAX's CPU platform, .* as in JAX_PLATFORMS=cuda,cpu"
+    ):
+        envs.make("point_u_maze", 2, engine="c")
+
+
 @pytest.mark.parametrize("auto_reset", ["fresh", "first"])
 @pytest.mark.parametrize("ended", [0, 1, FEW, FEW + 1, COUNT])
 def test_however_many_end_each_begins_anew_as_if_alone(auto_reset, ended):

@@ -53,6 +53,27 @@ def test_too_late_is_said_once_and_the_users_own_flags_stay():
     assert out.split() == ["1", "--xla_cpu_enable_fast_math=false"]
 
 
+def test_a_platform_that_is_not_here_is_one_sentence():
+    """The first is known to JAX and has no device, the second is no platform; a third with cpu beside it works."""
+    out = run_python(
+        "import jax\n"
+        "from deepres import envs\n"
+        "for platforms in ('cuda', 'nonsense', 'cuda,cpu'):\n"
+        "    jax.config.update('jax_platforms', platforms)\n"
+        "    try:\n"
+        "        print(envs.make('point_u_maze', 2).engine)\n"
+        "    except RuntimeError as error:\n"
+        "        print(error)\n",
+        JAX_PLATFORMS="cuda", CUDA_VISIBLE_DEVICES="",
+    ).splitlines()  # fmt: skip
+    ends = "unset JAX_PLATFORMS, or set it to cpu"
+    assert out[0].startswith("JAX finds none of JAX_PLATFORMS=cuda on this machine (") and out[0].endswith(
+        ends
+    )
+    assert out[1].startswith("JAX finds none of JAX_PLATFORMS=nonsense on this machine (Unable to initialize")
+    assert out[1].endswith(ends) and out[2:] == ["c"]
+
+
 def test_compiled_code_is_kept_where_the_user_says(tmp_path):
     code = (
         "from deepres import envs; envs.make_task('reacher')\n"
