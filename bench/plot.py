@@ -1,6 +1,6 @@
 """Fused against unfused over depth, as a picture: `python bench/plot.py bench/results/FILE.json ...`.
 
-Writes FILE.png beside each FILE.json, or into another folder (--out).
+Writes FILE.png and FILE.pdf beside each FILE.json, or into another folder (--out).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What bench/train.py measured, as tables and a picture: `python bench/train_report.py bench/results/train_FILE.json`.
 
-Writes FILE.png beside each FILE.json, or into another folder (--out).
+Writes FILE.png and FILE.pdf beside each FILE.json, or into another folder (--out).
 """
 
 from __future__ import annotations

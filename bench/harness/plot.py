@@ -9,15 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.harness import table
 from bench.harness.results import Row
+from deepres.report.figures import save
 
 INK, FAINT, GRID = "#222222", "#8a8f98", "#e6e8eb"
 STYLES: dict[str, dict[str, Any]] = {
@@ -40,7 +38,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """Writes the PNG; False, and no file, where nothing was measured."""
+    """Writes the PNG `path` and a PDF; False, and no file, where nothing was measured."""
     groups = [(heading, [row for row in rows if row["ms"]]) for heading, rows in table.groups(results)]
     groups = [(heading, rows) for heading, rows in groups if rows]
     if not groups:
@@ -51,15 +49,9 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     ]
     if results["environment"]["device"]["kind"] != "cpu":  # a CPU's times are its neighbours', too
         panels.insert(1, ("time per layer, µs", lambda row: _spread(row, 1e3 / row["depth"]), True))
-    figure, axes = plt.subplots(
-        len(panels),
-        len(groups),
-        figsize=(1.2 + 3.9 * len(groups), 1.6 + 2.55 * len(panels)),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (1.2 + 3.9 * len(groups), 1.6 + 2.55 * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(panels), len(groups), sharex="col", sharey="row", squeeze=False)
     for column, (heading, rows) in enumerate(groups):
         op, mode, precision = heading.split(", ")
         axes[0][column].set_title(f"{op.replace('_', ' ')}\n{mode}, {precision}", fontsize=10.5, color=INK)
@@ -87,12 +79,11 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     figure.supxlabel(
         f"{table.machine(results)}\n"
         + "".join(f"{name} {values[0]}; " for name, values in sizes.items() if len(values) == 1)
-        + "medians of interleaved runs, bands from the 10th to the 90th percentile",
+        + "medians of interleaved runs\nbands and bars from the 10th to the 90th percentile",
         fontsize=8,
         color=FAINT,
     )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
     return True
 
 
@@ -116,7 +107,9 @@ def _memory(row: Row) -> Band | None:
 def _panel(
     axis: Axes, rows: list[Row], varied: str, value: Callable[[Row], Band | None], logarithmic: bool
 ) -> None:
-    for name in dict.fromkeys(row["implementation"] for row in rows):
+    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    varying = sorted({row[varied] for row in rows})
+    for i, name in enumerate(names):
         own = [row for row in rows if row["implementation"] == name]
         points = [(row[varied], band) for row in own if (band := value(row)) is not None]
         if not points:
@@ -124,11 +117,17 @@ def _panel(
         style = {"linewidth": 1.7, "markersize": 4.5, "label": own[0]["label"]} | STYLES.get(name, {})
         sizes = [size for size, _ in points]
         low, middle, high = zip(*(band for _, band in points), strict=True)
-        axis.fill_between(sizes, low, high, color=style["color"], alpha=0.13, linewidth=0)
-        axis.plot(sizes, middle, **style)
+        if len(points) == 1:  # a line and a band would have no length
+            place = i - (len(names) - 1) / 2 if len(varying) == 1 else 0.0  # beside the others, none hidden
+            bars = [[middle[0] - low[0]], [high[0] - middle[0]]]
+            axis.errorbar(sizes[0] * 2 ** (0.12 * place), middle, yerr=bars, capsize=3, **({"marker": "_"} | style))
+        else:
+            axis.fill_between(sizes, low, high, color=style["color"], alpha=0.13, linewidth=0)
+            axis.plot(sizes, middle, **style)
     axis.set_xscale("log", base=2)
-    sizes = sorted({row[varied] for row in rows})
-    axis.set_xticks(sizes, [str(size) for size in sizes])
+    if len(varying) == 1:
+        axis.set_xlim(varying[0] / 2, 2 * varying[0])
+    axis.set_xticks(varying, [str(size) for size in varying])
     axis.xaxis.set_minor_formatter(NullFormatter())
     if logarithmic:
         axis.set_yscale("log")

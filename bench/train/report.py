@@ -11,6 +11,7 @@ from typing import Any
 from bench.harness import results as files
 from bench.harness import table, turns
 from bench.harness.results import Row
+from deepres.report.figures import save
 
 RIVALS = ("eager", "jax")
 PARTS = ("collect", "sample", "actor", "critic", "optimiser", "update", "log", "evaluate")
@@ -140,24 +141,22 @@ def _ratio(ratios: dict[str, dict[str, float]], rival: str) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """A row of panels for each case: the critic's loss, gradient steps per second, the parts of a whole run."""
+    """A row of panels for each case: the critic's loss, gradient steps per second, the parts of a whole run; a PNG
+    and a PDF. False where there is none."""
     try:
-        import matplotlib
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
     except ImportError as error:
         print(f"no picture: {error}; pip install 'deepres[bench]'", file=sys.stderr)
         return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     measured = [row for row in results["rows"] if row["status"] == "measured"]
     found = list(dict.fromkeys((row["env"], row["depth"]) for row in measured))
     if not found:
         return False
-    figure, axes = plt.subplots(
-        len(found), 3, figsize=(15, 1 + 3.2 * len(found)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(15, 1 + 3.2 * len(found)), layout="constrained")
+    axes = figure.subplots(len(found), 3, squeeze=False)
     colors = {"eager": "#6b7280", "jax": "#8e6bbf", "deepres": "#4fb0a8", "deepres-bf16": "#00857c"}
-    shades = dict(zip(PARTS, plt.get_cmap("tab10").colors, strict=False))
+    shades = dict(zip(PARTS, colormaps["tab10"].colors, strict=False))
     for (env, depth), (curve, speed, parts) in zip(found, axes, strict=True):
         rows = [row for row in measured if (row["env"], row["depth"]) == (env, depth)]
         common = min(len(row["losses"]) for row in rows)  # else each were smoothed over a number of its own
@@ -188,6 +187,5 @@ def draw(results: dict[str, Any], path: Path) -> bool:
             axis.invert_yaxis()
             axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(table.machine(results), fontsize=8, color="#8a8f98")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path)
     return True

@@ -53,7 +53,7 @@ def info(file: tyro.conf.Positional[Path], picture: Path | None = None) -> None:
 
     Args:
         file: The data set.
-        picture: Where to draw it; by default beside the file, NAME.png.
+        picture: Where to draw it; by default beside the file, NAME.png and NAME.pdf.
     """
     from deepres.data.datasets import read
     from deepres.report.data import draw, rows

@@ -61,7 +61,7 @@ def report(run: Folder, out: Path | None = None) -> None:
 
     Args:
         run: Folder of the run.
-        out: The picture; by default RUN/instruments.png.
+        out: The picture, a PDF beside it; by default RUN/instruments.png.
     """
     from deepres.report import instruments
     from deepres.report.tables import console, table
@@ -117,7 +117,7 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("comp
 
     Args:
         runs: Folders of runs, or of sweeps.
-        out: The picture.
+        out: The picture; a PDF is written beside it.
     """
     from deepres.report.compare import compare as run
 

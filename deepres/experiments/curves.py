@@ -2,7 +2,7 @@
 
 curves.csv   a row for every evaluation of every finished trial: its labels, environment steps, seconds of training,
              success and time at goal
-curves.png   success against both
+curves.png, .pdf   success against both
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepres.experiments.study import LAST, Trial, named
+from deepres.report.figures import save
 from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder
 
@@ -162,4 +163,4 @@ def plot_curves(
         axes[0, 0].plot([], [], color=colour, label=f"{along.replace('_', ' ')} {value}")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    save(figure, path)

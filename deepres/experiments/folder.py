@@ -6,7 +6,7 @@ FOLDER/study.json      which study, size and seeds
        rows.csv        all of them, a row per seed
        table.md        the table, the sentence, and how it was made
        figure.png, .pdf
-       curves.csv, .png  learning curves, of studies that ask for them (curves.py)
+       curves.csv, .png, .pdf  learning curves, of studies that ask for them (curves.py)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     runs/sweep/sweep.json            what was asked for
                d64-s0.json           the options of one run
                d64-s0/, d64-s0.log   its folder, and what it printed
-               depth.png             score against the option that varies
+               depth.png, .pdf       score against the option that varies
 
 Asked for again, a sweep leaves out the runs that are finished, resumes those that are not, and starts the rest.
 """

@@ -24,7 +24,8 @@ from deepres.experiments.settings import scored, settings
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
 
-FILES = ("study.json", "rows.csv", "table.md", "figure.png", "figure.pdf", curves.FILE, "curves.png")
+FIGURES = ("figure.png", "figure.pdf", "curves.png", "curves.pdf")
+FILES = ("study.json", "rows.csv", "table.md", curves.FILE, *FIGURES)
 MARKS = ("<!-- learned: deepres experiment NAME --keep docs/results -->", "<!-- /learned -->")
 COLUMNS = ("question", "what came out", "seeds", "steps, environment / gradient", "hours", "machine")
 

@@ -21,6 +21,7 @@ from deepres.data.collect import collect
 from deepres.experiments.make_data import Map
 from deepres.experiments.study import Numbers
 from deepres.report.correlation import spearman
+from deepres.report.figures import save
 from deepres.training.instruments import measure
 from deepres.training.loop import load_run
 from deepres.training.run import Run
@@ -29,7 +30,8 @@ PLACES, GOALS, STEPS, NEAR = 512, 8, 200, 10
 
 
 def look(folder: Path) -> Numbers:
-    """The numbers of the run of CRL in a maze at `folder`; its picture is written beside them, energy.png."""
+    """The numbers of the run of CRL in a maze at `folder`; its picture is written beside them, energy.png
+    and energy.pdf."""
     run = load_run(folder)
     draw = torch.Generator().manual_seed(0)
     numbers = _ranks(run, draw) | _blocks(run) | _steps(run)
@@ -103,10 +105,7 @@ def _steps(run: Run) -> Numbers:
 
 
 def _picture(run: Run, path: Path, side: int = 90) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     map = _map(run)
     low, high = map.centres.amin(dim=0) - map.cell / 2, map.centres.amax(dim=0) + map.cell / 2
@@ -117,10 +116,10 @@ def _picture(run: Run, path: Path, side: int = 90) -> None:
     goal = map.centres[map.apart.amax(dim=1).argmax()]
     energy = _energy(run, place, goal.expand_as(place)).view(side, side)
     inside = (place - map.centres[map.cell_of(place)]).abs().amax(dim=1).view(side, side) <= map.cell / 2
-    figure, axis = plt.subplots(figsize=(4.6, 4), layout="constrained")
-    image = axis.pcolormesh(
-        x.numpy(), y.numpy(), torch.where(inside, energy, torch.nan).numpy(), cmap="viridis"
-    )
+    figure = Figure(figsize=(4.6, 4), layout="constrained")
+    axis = figure.add_subplot()
+    shown = torch.where(inside, energy, torch.nan).numpy()
+    image = axis.pcolormesh(x.numpy(), y.numpy(), shown, cmap="viridis", rasterized=True)
     axis.plot(*goal.tolist(), "*", color="black", ms=12, markerfacecolor="white")
     depth = run.config.network.depth
     axis.set(
@@ -130,5 +129,4 @@ def _picture(run: Run, path: Path, side: int = 90) -> None:
         title=f"energy of a place, to the star: {depth} layers",
     )
     figure.colorbar(image, ax=axis)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepres.compress.analyse import Analysis
 from deepres.report.correlation import spearman
+from deepres.report.figures import plain, save
 from deepres.runs.folder import write_whole
 
 CHEAP = ("gradient", "angular", "norm")
@@ -33,10 +34,9 @@ def agreement(found: Analysis) -> dict[str, float]:
 def write(found: Analysis, folder: Path, title: str) -> list[Path]:
     """Write blocks.csv, blocks.png and blocks.pdf into `folder`, which is made; returns them."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, *pictures = (folder / f"blocks.{suffix}" for suffix in ("csv", "png", "pdf"))
+    table = folder / "blocks.csv"
     write_whole(table, _csv(found))
-    _draw(found, title, pictures)
-    return [table, *pictures]
+    return [table, *_draw(found, title, folder / "blocks.png")]
 
 
 def _csv(found: Analysis) -> str:
@@ -51,7 +51,7 @@ def _csv(found: Analysis) -> str:
     return text.getvalue()
 
 
-def _draw(found: Analysis, title: str, paths: list[Path]) -> None:
+def _draw(found: Analysis, title: str, path: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
@@ -80,6 +80,5 @@ def _draw(found: Analysis, title: str, paths: list[Path]) -> None:
         axis.grid(alpha=0.25)
         if len(axis.lines) > 1:
             axis.legend(frameon=False, fontsize=7)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=9)
-    for path in paths:
-        figure.savefig(path, dpi=200)
+    figure.suptitle(plain(title), fontsize=9)
+    return save(figure, path)

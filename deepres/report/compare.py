@@ -13,7 +13,7 @@ from deepres.runs.files import RunFiles, find_runs, read_run
 
 
 def compare(folders: Sequence[Path], picture: Path) -> Path:
-    """Print the runs' table and what is unfinished, and draw their learning curves into the PNG `picture`.
+    """Print the runs' table and what is unfinished, and draw their learning curves into `picture` and a PDF.
 
     folders: of runs, or of sweeps. Raises ValueError, FileNotFoundError in one sentence.
     """
@@ -41,7 +41,6 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
             )
     if not any(run.evaluations for run in runs):
         raise ValueError("no run here has been evaluated yet; let one finish its first evaluation")
-    picture.parent.mkdir(parents=True, exist_ok=True)
     path = plot_groups(groups, picture)
     print(path)
     return path

@@ -1,4 +1,4 @@
-"""Pictures of runs' figures."""
+"""Pictures of runs' figures; each goes into a PNG and, beside it, a PDF."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepres import algorithms
+from deepres.report.figures import plain, save
 from deepres.report.groups import Group
 from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder
@@ -41,8 +42,8 @@ def plot_curves(run_dir: Path, path: Path) -> Path:
         _tidy(axis)
         if len(lines) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(_plain(run_dir.name))
-    figure.savefig(path, dpi=130)
+    figure.suptitle(plain(run_dir.name))
+    save(figure, path)
     return path
 
 
@@ -65,16 +66,14 @@ def plot_groups(groups: list[Group], path: Path) -> Path:
         for one in groups:
             steps, mean, least, largest = one.curve(column)
             name = f"{one.label} ({len(one.runs)} seeds)" if len(one.runs) > 1 else one.label
-            (line,) = axis.plot(
-                steps, mean, label=_plain(name), marker="o" if len(steps) < 40 else None, ms=3
-            )
+            (line,) = axis.plot(steps, mean, label=plain(name), marker="o" if len(steps) < 40 else None, ms=3)
             axis.fill_between(steps, least, largest, color=line.get_color(), alpha=0.18, linewidth=0)
         axis.set(xlabel="environment steps", ylabel=label)
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         _tidy(axis)
     axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
     return path
 
 
@@ -93,7 +92,7 @@ def plot_scores(option: str, lines: Mapping[str, Mapping[Any, Group]], title: st
         for name, line in lines.items():
             scores = {places[value]: one.last(column) for value, one in line.items()}
             means = [sum(each) / len(each) for each in scores.values()]
-            (drawn,) = axis.plot(list(scores), means, linewidth=2, label=_plain(name))
+            (drawn,) = axis.plot(list(scores), means, linewidth=2, label=plain(name))
             for place, each in scores.items():
                 axis.plot([place] * len(each), each, "o", color=drawn.get_color(), alpha=0.45, ms=5)
         if doubling:
@@ -105,22 +104,17 @@ def plot_scores(option: str, lines: Mapping[str, Mapping[Any, Group]], title: st
         _tidy(axis)
     if len(lines) > 1:
         axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(_plain(title))
-    figure.savefig(path, dpi=130)
+    figure.suptitle(plain(title))
+    save(figure, path)
     return path
 
 
 def _panels(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of its own with `count` axes side by side: what the caller draws with, pyplot's backend say, stays."""
+    """A figure with `count` axes side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(1, count, squeeze=False)[0]
-
-
-def _plain(text: str) -> str:
-    """`text` as matplotlib shows it: no mathematics between dollars, and no name that it would leave out."""
-    return text.replace("$", r"\$") if not text.startswith("_") else f" {_plain(text[1:])}"
 
 
 def _tidy(axis: Any) -> None:

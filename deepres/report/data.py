@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepres.data.datasets import Dataset
+from deepres.report.figures import save
 
 
 def rows(data: Dataset) -> list[tuple[str, str]]:
@@ -26,16 +27,15 @@ def rows(data: Dataset) -> list[tuple[str, str]]:
 
 
 def draw(data: Dataset, path: Path, paths: int = 20) -> Path:
-    """Where the first two coordinates have been: how often, and the ways of some episodes, into the PNG `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """Where the first two coordinates have been: how often, and the ways of some episodes, into `path` and a PDF."""
     from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
 
     places = data.observations[:, :2]
-    figure, (often, ways) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    image = often.hist2d(places[:, 0], places[:, 1], bins=100, cmap="Blues", norm=LogNorm())[3]
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    often, ways = figure.subplots(1, 2)
+    style = {"cmap": "Blues", "norm": LogNorm(), "rasterized": True}
+    *_, image = often.hist2d(places[:, 0], places[:, 1], bins=100, **style)
     figure.colorbar(image, ax=often, label="rows")
     for episode in range(min(paths, data.episodes)):
         way = places[episode * data.rows : (episode + 1) * data.rows]
@@ -46,6 +46,5 @@ def draw(data: Dataset, path: Path, paths: int = 20) -> Path:
         (ways, f"{min(paths, data.episodes)} episodes from their starts"),
     ):
         axis.set(xlabel="x (m)", ylabel="y (m)", title=title, aspect="equal")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
     return path

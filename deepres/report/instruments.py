@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from deepres.report.figures import plain, save
 from deepres.runs.folder import RunFolder
 
 PANELS = {
@@ -25,23 +26,19 @@ AT_THE_END = {
 
 def report(run_dir: Path, path: Path | None = None) -> Path:
     """Draw instruments.csv of the run, every block over its place, from the first measurement to the last, and what a
-    network has once over the steps, into the PNG `path`, by default RUN/instruments.png. Raises ValueError in one
-    sentence if nothing was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    network has once over the steps, into `path`, by default RUN/instruments.png, and beside it a PDF. Raises ValueError
+    in one sentence if nothing was measured."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     folder = RunFolder(run_dir)
     folder.read_config()
     rows = _rows(folder.instruments)
     networks = list(dict.fromkeys(row["network"] for row in rows))
     times = sorted({int(row["env_steps"]) for row in rows})
-    shades = plt.get_cmap("viridis")
-    figure, axes = plt.subplots(
-        len(networks), len(PANELS) + len(AT_THE_END), squeeze=False, layout="constrained",
-        figsize=(3.1 * (len(PANELS) + len(AT_THE_END)), 2.5 * len(networks) + 0.6),
-    )  # fmt: skip
+    shades, across = colormaps["viridis"], len(PANELS) + len(AT_THE_END)
+    figure = Figure(figsize=(3.1 * across, 2.5 * len(networks) + 0.6), layout="constrained")
+    axes = figure.subplots(len(networks), across, squeeze=False)
     for row_of_axes, network in zip(axes, networks, strict=True):
         for axis, (name, label) in zip(row_of_axes[len(PANELS) :], AT_THE_END.items(), strict=True):
             line = [(int(r["env_steps"]), float(r.get(name, "nan"))) for r in rows if r["network"] == network]
@@ -58,10 +55,11 @@ def report(run_dir: Path, path: Path | None = None) -> Path:
                 mark = "o" if len(line) < 12 else None
                 axis.plot(*zip(*line, strict=True), color=shade, linewidth=1, marker=mark, ms=3)
             _dress(axis, f"{network.replace('_', ' ')}: {label}", "block")
-    figure.suptitle(f"{run_dir.name}: from {times[0]:,} (dark) to {times[-1]:,} steps (light)", fontsize=10)
+    figure.suptitle(
+        f"{plain(run_dir.name)}: from {times[0]:,} (dark) to {times[-1]:,} steps (light)", fontsize=10
+    )
     path = path or run_dir / "instruments.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
     return path
 
 

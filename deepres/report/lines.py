@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepres.report.figures import save
+
 MARKERS = "osD^vPX*"
 ROOM = 60  # letters that stand below an axis side by side
 ACROSS = 4  # panels beside each other, at most
@@ -34,10 +36,7 @@ class Line:
 
 def plot_lines(lines: Sequence[Line], along: str, metric: str, title: str, path: Path) -> list[Path]:
     """Draw `lines` into `path` (.png) and beside it as a PDF. In each of several panels the others' means are grey."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     values = list(dict.fromkeys(value for line in lines for value in line.places))
     scale = _Scale(values)
@@ -47,11 +46,8 @@ def plot_lines(lines: Sequence[Line], along: str, metric: str, title: str, path:
     down = -(-len(panels) // across)
     beside = 0.0 if len(names) < 2 else 0.5 + 0.075 * max(map(len, names))  # inches that the legend takes
     size = (6.4, 4.2) if len(panels) == 1 else (2.4 * across, 2.0 * down + 0.5)
-    figure, axes = plt.subplots(
-        down, across, figsize=(size[0] + beside, size[1]), layout="constrained", squeeze=False,
-        sharex=True, sharey=True,
-    )  # fmt: skip
-    flat = list(axes.flat)
+    figure = Figure(figsize=(size[0] + beside, size[1]), layout="constrained")
+    flat = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
     for axis in flat[len(panels) :]:
         axis.set_visible(False)
     for axis, panel in zip(flat, panels, strict=False):
@@ -80,12 +76,7 @@ def plot_lines(lines: Sequence[Line], along: str, metric: str, title: str, path:
         }
         shown = [drawn[name] for name in names]
         figure.legend(shown, names, loc="outside right upper", frameon=False, fontsize=8)
-    written = [path, path.with_suffix(".pdf")]
-    for file in written:
-        dated = {"CreationDate": None} if file.suffix == ".pdf" else {}  # the same rows give the same bytes
-        figure.savefig(file, dpi=150, metadata=dated)
-    plt.close(figure)
-    return written
+    return save(figure, path)
 
 
 class _Scale:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from deepres.report.figures import save
+
 WALL, START, GOAL = "#8d99a8", "#2d3e50", "#e74c3c"
 REACHED, MISSED = "#27ae60", "#a0a7b0"
 
@@ -19,14 +21,14 @@ def plot_paths(
     path: str | Path,
     title: str | None = None,
 ) -> Path:
-    """Write a PNG of the x, y paths walked, seen from above: walls, starts, goals; green where the goal was
-    reached.
+    """Draw the x, y paths walked, seen from above, into `path` and a PDF: walls, starts, goals; green where the goal
+    was reached.
 
     env: what was walked in; its name, threshold and, if its task has one, maze are read. paths: one [T, 2] array (or
     wider; x and y come first) in metres per episode, T >= 1. goals: its goal, [2] or wider. Where there is one
-    coordinate alone, it is x. path: of the picture. A path counts as reaching its goal if it comes within env.threshold
+    coordinate alone, it is x. A path counts as reaching its goal if it comes within env.threshold
     of it.
-    Returns the path. Raises: ValueError for paths that are not so; ImportError without matplotlib.
+    Returns `path`. Raises: ValueError for paths that are not so; ImportError without matplotlib.
     """
     walks = [_in_plane(np.asarray(walk, np.float64)) for walk in paths]
     ends = [_in_plane(np.asarray(goal, np.float64).reshape(-1))[:2] for goal in goals]
@@ -41,14 +43,11 @@ def plot_paths(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f"plot_paths needs matplotlib ({error}); pip install 'deepres[envs]'") from None
-    figure = Figure(figsize=(6.4, 6.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes = figure.add_subplot()
     reached = _draw_paths(axes, env, walks, ends)
     axes.set_title(title or f"{env.name}: {reached} of {len(walks)} reach their goal", fontsize=11)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return save(figure, Path(path))[0]
 
 
 def _in_plane(places: np.ndarray) -> np.ndarray:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from deepres.envs import make_task, names
+from deepres.report.figures import DPI, save
 
-WIDTH, HEIGHT, CAPTION = 240, 180, 22  # pixels
+WIDTH, HEIGHT, CAPTION, LETTERS = 240, 180, 22, 13  # pixels
 COLUMNS = 6
-PAPER, INK = (255, 255, 255), (45, 62, 80)
+INK = "#2d3e50"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,26 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def contact_sheet(path: str | Path, tasks: Sequence[str], columns: int = COLUMNS) -> Path:
-    """Write a PNG with a picture of every one of `tasks`, row by row, each over its name; returns its path.
+    """Draw a picture of every one of `tasks`, row by row, each over its name, into `path` and a PDF; returns `path`.
 
-    Raises: RuntimeError without EGL or OSMesa; ImportError without Pillow.
+    Raises: RuntimeError without EGL or OSMesa; ImportError without matplotlib.
     """
     try:
-        from PIL import Image, ImageDraw, ImageFont
+        from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"a contact sheet needs Pillow ({error}); pip install 'deepres[envs]'") from None
-    columns = min(columns, len(tasks))
-    rows = -(-len(tasks) // columns)
-    sheet = Image.new("RGB", (columns * WIDTH, rows * (HEIGHT + CAPTION)), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+        raise ImportError(
+            f"a contact sheet needs matplotlib ({error}); pip install 'deepres[envs]'"
+        ) from None
+    across = min(columns, len(tasks))
+    size = np.array([across * WIDTH, -(-len(tasks) // across) * (HEIGHT + CAPTION)])
+    figure = Figure(figsize=tuple(size / DPI))
     for n, name in enumerate(tasks):
-        x, y = n % columns * WIDTH, n // columns * (HEIGHT + CAPTION)
-        sheet.paste(Image.fromarray(portrait(name)), (x, y))
-        pen.text((x + WIDTH / 2, y + HEIGHT + CAPTION / 2), name, INK, font, anchor="mm")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return path
+        corner = np.array([n % across * WIDTH, size[1] - n // across * (HEIGHT + CAPTION) - HEIGHT])
+        axis = figure.add_axes((*(corner / size), *([WIDTH, HEIGHT] / size)))
+        axis.imshow(portrait(name), interpolation="none", aspect="auto")
+        axis.set_axis_off()
+        x, y = (corner + np.array([WIDTH / 2, -CAPTION / 2])) / size
+        figure.text(x, y, name, color=INK, fontsize=LETTERS * 72 / DPI, ha="center", va="center")
+    return save(figure, Path(path))[0]
 
 
 def portrait(name: str, seed: int = 0) -> np.ndarray:

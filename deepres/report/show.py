@@ -21,7 +21,8 @@ _FPS = 12.0  # about; every frame costs a software renderer 50 ms
 def show_policy(
     policy: Policy, out: Path, *, episodes: int = 3, format: str = "mp4", seed: int | None = None
 ) -> tuple[Evaluation, list[Path]]:
-    """Evaluate `policy` and write policy.<format> and paths.png into `out`; returns the figures and the files.
+    """Evaluate `policy` and write policy.<format>, paths.png and paths.pdf into `out`; returns the figures, and
+    the film and the PNG.
 
     episodes: how many the video shows, those with the farthest goals first. format: "mp4" or "gif". A video
     that cannot be made, as of physics without a model, is told and left out.

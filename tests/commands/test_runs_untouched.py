@@ -32,7 +32,8 @@ def test_evaluating_and_rendering_change_nothing(run, tmp_path, capsys):
     main(["render", str(run), "--out", str(tmp_path), "--episodes", "1", "--format", "gif"])
     main(["export", str(run), "--out", str(tmp_path / "policy.onnx")])
     assert state(run) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["paths.png", "policy.gif", "policy.onnx"]
+    written = ["paths.pdf", "paths.png", "policy.gif", "policy.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
     assert capsys.readouterr().out.count("at 80 env steps") == 2
 
 
@@ -56,4 +57,4 @@ def test_by_default_pictures_go_into_the_runs_own_folder(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     main(["render", str(copy), "--episodes", "1", "--format", "gif"])
     added = contents(copy).keys() - contents(run).keys()
-    assert {str(path) for path in added} == {"paths.png", "policy.gif"}
+    assert {str(path) for path in added} == {"paths.pdf", "paths.png", "policy.gif"}

@@ -84,7 +84,7 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
         and "| 4 | 1 |" in table
         and "Success per doubling of depth" in table
     )
-    assert "At equal seconds of training" in table and (folder / "curves.png").exists()
+    assert "At equal seconds of training" in table and (folder / "curves.pdf").exists()
     told = list(csv.DictReader((folder / "curves.csv").open()))
     assert [row["env_steps"] for row in told if row["depth"] == "4"][-1] == "160.0"
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG") and (folder / "figure.pdf").exists()
@@ -279,6 +279,7 @@ def test_a_run_is_looked_at(tmp_path):
     assert 0.3 < numbers["line_rank"] < 1 and -1 <= numbers["way_rank"] <= 1
     assert numbers["branch_decay"] > 0 and numbers["varying"] > 0
     assert (tmp_path / "run" / "energy.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "energy.pdf").exists()
     assert {file: file.stat().st_mtime_ns for file in before} == before
     run = load_run(tmp_path / "run")
     run.learner.algorithm.phi = Straight(run.sizes)
