@@ -30,12 +30,18 @@ SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 $(VENV)/.installed: $(SOURCES)
+	@test -x $(BIN)/python || echo "$(VENV): a virtual environment of $(PYTHON), some seconds"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "$(VENV): PyTorch, JAX, MuJoCo and the compiled kernels, once: 1,700 MB on disk (some GB more where PyTorch"
+	@echo "comes with CUDA), 5 to 10 minutes, of which pip says nothing"
 	$(INSTALL) '.[envs,bench]'
 	touch $@
 
 $(VENV)/.installed-dev: $(SOURCES)
+	@test -x $(BIN)/python || echo "$(VENV): a virtual environment of $(PYTHON), some seconds"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "$(VENV): what the demo needs and the tools of the tests, once: 3,600 MB on disk (some GB more where PyTorch"
+	@echo "comes with CUDA), 5 to 15 minutes, of which pip says nothing"
 	$(INSTALL) '.[envs,bench,dev]'
 	touch $@ $(VENV)/.installed
 

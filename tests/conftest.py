@@ -23,9 +23,12 @@ with suppress(ImportError):  # before any test computes with JAX
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are left out where there is no CUDA device, unless they are only counted."""
-    if not torch.cuda.is_available() and not config.option.collectonly:
-        items[:] = [item for item in items if "gpu" not in item.keywords]
+    """Tests marked `gpu` are left out where there is no CUDA device, those marked `checkout` in an sdist, unless they
+    are only counted."""
+    git = (config.rootpath / ".git").exists()
+    lacking = {mark for mark, there in (("gpu", torch.cuda.is_available()), ("checkout", git)) if not there}
+    if not config.option.collectonly:
+        items[:] = [item for item in items if lacking.isdisjoint(item.keywords)]
 
 
 _LARGE = 1_500 << 20  # bytes; two processes of tests run side by side

@@ -120,7 +120,9 @@ def _panel(
         if len(points) == 1:  # a line and a band would have no length
             place = i - (len(names) - 1) / 2 if len(varying) == 1 else 0.0  # beside the others, none hidden
             bars = [[middle[0] - low[0]], [high[0] - middle[0]]]
-            axis.errorbar(sizes[0] * 2 ** (0.12 * place), middle, yerr=bars, capsize=3, **({"marker": "_"} | style))
+            axis.errorbar(
+                sizes[0] * 2 ** (0.12 * place), middle, yerr=bars, capsize=3, **({"marker": "_"} | style)
+            )
         else:
             axis.fill_between(sizes, low, high, color=style["color"], alpha=0.13, linewidth=0)
             axis.plot(sizes, middle, **style)

@@ -24,6 +24,7 @@ def untracked() -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize(
     "command",
     [
@@ -43,6 +44,7 @@ def test_a_documented_run_leaves_git_status_as_it_was(command):
         path.unlink()
 
 
+@pytest.mark.checkout
 def test_every_bench_asks_the_same_place_where_to_write():
     def asked(*arguments: str) -> Path:
         parser = argparse.ArgumentParser()
