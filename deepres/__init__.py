@@ -27,14 +27,18 @@ from deepres.training.learner import Learner
 from deepres.training.loop import Result, load_run, train
 from deepres.training.stability import TrainingError
 
+_LATER = {"bridge": "deepres.data.bridge", "testing": "deepres.testing"}
+
 if not TYPE_CHECKING:  # else every name would be one of this module's
 
     def __getattr__(name: str) -> Any:
         """deepres.bridge (tensors to JAX and back) and deepres.testing, imported when asked for."""
-        homes = {"bridge": "deepres.data.bridge", "testing": "deepres.testing"}
-        if name not in homes:
+        if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return import_module(homes[name])
+        return import_module(_LATER[name])
+
+    def __dir__() -> list[str]:
+        return sorted(globals().keys() | _LATER.keys())
 
 
 __all__ = [

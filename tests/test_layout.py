@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import deepres
 
@@ -28,6 +29,9 @@ class Without:
         self.finder = finder
     def find_spec(self, name, *args):
         return None if name.split(".")[0] in absent else self.finder.find_spec(name, *args)
+    def find_distributions(self, context):
+        found = getattr(self.finder, "find_distributions", lambda context: [])
+        return [] if context.name in absent else found(context)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import torch, deepres
 x = torch.randn(3, 8)
@@ -40,6 +44,13 @@ try:
     deepres.train(deepres.Config(env="point_u_maze", num_envs=2))
 except ImportError as error:
     print(error)
+from deepres.__main__ import main
+for words in (["--version"], ["doctor"], ["train"]):
+    sys.argv[1:] = words
+    try:
+        main()
+    except SystemExit as stop:
+        print(f"status {stop.code}")
 """
 
 
@@ -52,15 +63,32 @@ def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
         env=_with_path(),
     )
     assert result.returncode == 0, result.stderr
-    ops, sentence = result.stdout.strip().split("\n")
+    ops, sentence, version, done, report = result.stdout.strip().split("\n", maxsplit=4)
+    assert (version, done) == (f"deepres {deepres.__version__}", "status 0")
+    here = (
+        r"residual_stack +reference +available",
+        r"matplotlib +not installed",
+        "torch +" + re.escape(torch.__version__),
+    )
+    assert all(re.search(f"^{line}", report, re.M) for line in here), report
+    *_, plan, done, refused = report.splitlines()
+    assert re.fullmatch(r"no memory plan without environments: .*; pip install 'deepres\[envs\]'", plan)
+    assert done == "status 0"
+    assert refused == "status deepres: the command line needs tyro; pip install 'deepres[envs]'"
     assert ops == "['hazard', 'info_nce', 'policy', 'residual_stack', 'stem']"
     assert "pip install 'deepres[envs]'" in sentence
     assert not (tmp_path / "runs").exists()
 
 
 def test_import_adds_little_to_torch():
-    """No JAX, MuJoCo, Triton, CuPy or command line behind `import deepres`: that is what makes it quick."""
-    script = "import sys, deepres; print(*sys.modules)"
+    """No JAX, MuJoCo, Triton, CuPy or command line behind `import deepres`: that is what makes it quick. Nor behind the
+    modules that it lists and imports when they are asked for."""
+    script = """if True:
+        import sys, deepres
+        assert {"bridge", "testing", "Config", "__version__"} <= set(dir(deepres))
+        assert not {"deepres.data.bridge", "deepres.testing"} & sys.modules.keys()
+        assert deepres.bridge.to_torch and deepres.testing.worst_error and not hasattr(deepres, "bridges")
+        print(*sys.modules)"""
     loaded = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
