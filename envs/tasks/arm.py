@@ -35,8 +35,8 @@ JOINT7 = 0.72435  # radians: what it is told, the fingers square to the arm
 PUBLISHED_JOINT7 = 2 * JOINT7  # of which the published servo makes the half
 FINGER_OPEN = 255.0  # the gripper's controls are a byte: 0 is closed
 CUBE_HALF, CUBE_START = 0.03, 0.07  # metres: half a side, and the height it is let fall from
-ARM, FINGERS = slice(0, 7), slice(7, 9)  # in qpos
-FLANGE, FLANGE_VELOCITY, CUBE, LEFT_TIP, RIGHT_TIP = (slice(i, i + 3) for i in range(0, 15, 3))  # in sensors
+ARM, FINGERS, CUBE = slice(0, 7), slice(7, 9), slice(9, 12)  # in qpos
+FLANGE, FLANGE_VELOCITY, LEFT_TIP, RIGHT_TIP = (slice(i, i + 3) for i in range(0, 12, 3))  # in sensors
 MAX_CONTACTS = 16  # the deepest of 96 candidates with bins: 12 touch at most, and MJX is twice as fast
 PUBLISHED_GAIN = {"joint3": 2000, "joint4": 2000, "joint5": 1000, "joint6": 1000, "joint7": 1000}
 PUBLISHED_PAD = (0.015, 0.005, 0.04)  # metres: half sides of a finger's box
@@ -50,7 +50,8 @@ class Arm(Task):
     3 and 4 come to rest at 4/7 of what they are told, and 5 to 7 at half. By default a joint goes where it is told, and
     every goal of arm_reach is within its threshold of some pose (about half were not). parity=True brings back the
     gains, the implicit step (see above; there engine "jax" is the published physics, "c" is not) and the fingers'
-    boxes. Either way, as published: positions of bodies are read one timestep (2 ms) before the joints' angles.
+    boxes. Either way, as published, the flange and the fingertips are read one timestep (2 ms) before the angles and
+    the cube. ArmPush reads the gap between the fingers with the angles; the published one was a timestep late.
     """
 
     dt = 0.05
@@ -88,9 +89,8 @@ class Arm(Task):
 
     def at_home(self, cube_xy: jax.Array) -> PhysicsState:
         """The arm in its first pose, and the cube let go above `cube_xy` [2]."""
-        cube = jnp.append(cube_xy, CUBE_START)
-        qpos = jnp.asarray(self._home).at[9:12].set(cube)
-        return at_rest(qpos, jnp.zeros(self.model.nv), jnp.asarray(self._resting).at[CUBE].set(cube))
+        qpos = jnp.asarray(self._home).at[CUBE].set(jnp.append(cube_xy, CUBE_START))
+        return at_rest(qpos, jnp.zeros(self.model.nv), self._resting)
 
     @cached_property
     def _home(self) -> np.ndarray:
@@ -177,7 +177,7 @@ class ArmPush(Arm):
     def observe(self, physics: PhysicsState) -> jax.Array:
         return jnp.concatenate(
             [
-                physics.sensors[CUBE],
+                physics.qpos[CUBE],
                 physics.qpos[ARM],
                 physics.sensors[FLANGE],
                 physics.sensors[FLANGE_VELOCITY],
@@ -269,13 +269,13 @@ class ArmGrasp(Arm):
     def start(self, key: jax.Array) -> tuple[PhysicsState, jax.Array]:
         noise = jax.random.uniform(key, (2,), minval=-self.cube_noise, maxval=self.cube_noise)
         physics = self.at_home(jnp.array([0.0, 0.6]) + noise)
-        return physics, self._goal_at(physics.sensors[CUBE])
+        return physics, self._goal_at(physics.qpos[CUBE])
 
     def observe(self, physics: PhysicsState) -> jax.Array:
         left, right = physics.sensors[LEFT_TIP], physics.sensors[RIGHT_TIP]
         return jnp.concatenate(
             [
-                physics.sensors[CUBE],
+                physics.qpos[CUBE],
                 physics.qpos[ARM],
                 physics.sensors[FLANGE],
                 physics.sensors[FLANGE_VELOCITY],

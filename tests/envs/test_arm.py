@@ -210,6 +210,24 @@ def test_a_free_cube_keeps_momentum_and_energy():
     np.testing.assert_allclose(energy[1], energy[0] - drift, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["arm_push_easy", "arm_binpick_easy", "arm_grasp"])
+def test_the_cube_is_read_with_the_joints_and_the_flange_a_timestep_before(name):
+    env = environment(name)
+    state = with_cube(env.reset(), velocity=np.tile([-1.0, 0.5, 0.5], (NUM_ENVS, 1)))
+    before = np.asarray(state.obs[:, :3])
+    state = hold(env, state, np.ones(5), 1)
+    obs, qpos = np.asarray(state.obs), np.asarray(state.physics.qpos)
+    np.testing.assert_array_equal(obs[:, :3], qpos[:, 9:12])
+    np.testing.assert_array_equal(obs[:, 3:10], qpos[:, :7])
+    assert (np.linalg.norm(obs[:, :3] - before, axis=1) > 0.03).all()
+    data = mujoco.MjData(env.task.model)
+    data.qpos[:] = qpos[0]
+    mujoco.mj_kinematics(env.task.model, data)
+    travel = data.body("link7").xpos - obs[0, 10:13]
+    np.testing.assert_allclose(travel, 0.002 * obs[0, 13:16], atol=1e-4)
+    assert np.linalg.norm(travel) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["arm_binpick_easy", "arm_binpick_hard"])
 def test_a_bin_holds_a_cube_that_is_knocked_about(name):
     env = environment(name)
