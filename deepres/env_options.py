@@ -33,7 +33,8 @@ class EnvOptions:
     """The same as env_options, of the task to evaluate on. Where neither this nor eval_env is given, the task that is
     learned is evaluated on as it is; else env_options and goal_sampler do not go there."""
     engine: Literal["auto", "c", "jax", "warp"] = option("auto", resume=True)
-    """What steps the environments: MuJoCo's C engine on threads, or MJX's jax or warp; auto is the fastest here."""
+    """What steps the environments: MuJoCo's C engine on threads, or MJX's jax or warp; auto is the fastest here, and
+    for arms with parity jax, as C moves these otherwise."""
     parity: bool = option(False)
     """Bring back the quirks of the published tasks that are mended otherwise (see each task's class)."""
     num_envs: int = option(512, least=1)

@@ -46,8 +46,8 @@ def make(
         auto_reset: what follows a done: "fresh", a new start and goal; or "first", the environment's own
         first ones again (the published runs').
         engine: what steps the physics: "c", MuJoCo's C engine on threads (DEEPRES_ENV_THREADS, by default every core);
-        "jax" or "warp", MJX's two engines; "auto", C on a CPU, on a GPU Warp if it is installed, else JAX. A task that
-        steps itself has "jax" alone, an environment of gymnasium's has none.
+        "jax" or "warp", MJX's two engines; "auto", C on a CPU, on a GPU Warp if it is installed, else JAX, and JAX for
+        an arm with parity=True. A task that steps itself has "jax" alone, an environment of gymnasium's has none.
         goal_sampler: a JAX function key -> goal [goal_dim] that draws goals in the task's place, or where it is to be
         imported from, "my_module:my_goals".
         options: of the task itself, e.g. layout=... for a maze; see its class. parity=True, on any task, brings
@@ -98,7 +98,13 @@ def _made(
     from deepres.envs.vector import VectorEnv
 
     if needs_engine(task):
-        engine = pick_engine(engine)
+        engine = pick_engine(task.own_engine if engine == "auto" else engine)
+        if engine == "c" and task.own_engine == "jax":
+            warnings.warn(
+                f"engine='c' moves {name} with parity=True otherwise than published; pass engine='jax' or 'auto'",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         physics = None
         if engine != "c":
             from deepres.envs.engines.mjx import (

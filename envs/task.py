@@ -104,6 +104,9 @@ class Task(FunctionalTask):
 
     dt: float  # a whole number of the model's timesteps
     goal_height: ClassVar[float] = 0.0  # metres: where pictures show a goal that has no z of its own
+    own_engine: str = (
+        "auto"  # what engine="auto" takes: "jax" where C moves this task otherwise than it should
+    )
 
     @abstractmethod
     def spec(self) -> mujoco.MjSpec:

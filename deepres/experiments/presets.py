@@ -47,7 +47,6 @@ class Preset:
             env=self.env,
             eval_env=_EVALUATED_ON.get(self.env),
             parity=True,
-            engine="jax" if self.env.startswith("arm_") else "auto",  # C moves the published arm otherwise
             depth=self.depth,
             init="published",
             actor_depth=min(self.depth, ACTOR_DEPTH_LIMIT),

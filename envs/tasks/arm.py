@@ -49,9 +49,9 @@ class Arm(Task):
     Parity: the published servos of joints 3 to 7 multiply the command by less than they do the angle, so that joints
     3 and 4 come to rest at 4/7 of what they are told, and 5 to 7 at half. By default a joint goes where it is told, and
     every goal of arm_reach is within its threshold of some pose (about half were not). parity=True brings back the
-    gains, the implicit step (see above; there engine "jax" is the published physics, "c" is not) and the fingers'
-    boxes. Either way, as published, the flange and the fingertips are read one timestep (2 ms) before the angles and
-    the cube. ArmPush reads the gap between the fingers with the angles; the published one was a timestep late.
+    gains, the implicit step (see above; there engine "jax" is the published physics, and "auto" takes it, "c" is not)
+    and the fingers' boxes. Either way, as published, the flange and the fingertips are read one timestep (2 ms) before
+    the angles and the cube. ArmPush reads the gap between the fingers with the angles; the published one was late, too.
     """
 
     dt = 0.05
@@ -60,6 +60,7 @@ class Arm(Task):
 
     def __init__(self, parity: bool = False) -> None:
         self.parity = parity
+        self.own_engine = "jax" if parity else "auto"
 
     @property
     def action_dim(self) -> int:  # type: ignore[override]

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from deepres import envs
+from deepres.envs import engines
 from deepres.envs.tasks import arm
+from deepres.experiments.presets import PRESETS
 from helpers.scripted_policies import Inverse, PickAndPlace, tips_of
 
 NUM_ENVS = 32
@@ -103,8 +105,9 @@ def test_joints_go_where_they_are_told_and_published_ones_part_of_the_way():
     )  # off the table
     told = np.asarray(jax.vmap(environment("arm_reach").task.control)(actions))
     published = np.array([1, 1, 4 / 7, 4 / 7, 0.5, 0.5, 0.5])
-    for parity, share in ((False, np.ones(7)), (True, published)):
-        env = environment("arm_reach", parity=parity)
+    with pytest.warns(RuntimeWarning, match="engine='c' moves arm_reach with parity=True otherwise than"):
+        quirky = environment("arm_reach", parity=True)
+    for env, share in ((environment("arm_reach"), np.ones(7)), (quirky, published)):
         state = env.reset()
         for _ in range(120):
             state = env.step(state, actions)
@@ -315,6 +318,13 @@ def test_parity_brings_back_the_published_model():
     key = jax.random.PRNGKey(0)
     gaps = [float(task.observe(task.start(key)[0])[22]) for task in (plain, published)]
     np.testing.assert_allclose(gaps, [0.09, 0.05], atol=1e-5)
+
+
+def test_auto_takes_the_engine_that_moves_the_published_arm_as_published():
+    assert envs.make("arm_reach", 1, parity=True).engine == "jax"
+    assert environment("arm_reach", "auto").engine == engines.pick_engine("auto")
+    arms = [one.config.env for one in PRESETS.values() if one.env.startswith("arm_")]
+    assert {(env.engine, env.parity) for env in arms} == {("auto", True)}
 
 
 def test_the_servos_inertia_is_their_damping_over_a_step():
