@@ -252,12 +252,33 @@ def test_waypoints_lead_the_point_to_every_goal():
     assert (state.traj_id == 0).all() and (state.success == 1).all(), state.distance
 
 
+def test_an_action_adds_to_the_points_speed_what_its_mass_lets_it_and_under_parity_what_is_published():
+    """Published: ten steps of springs, 5 ms each, of 1 kg pushed by 5 N and 2.5 N."""
+    force = np.float32([[5.0, -2.5]])
+    for parity, mass, timesteps, speed in (
+        (False, 1 + 5 * 4 / 3 * np.pi * 0.25**3, 5, 0.188),
+        (True, 1.0, 10, 0.25),
+    ):
+        task = envs.make_task("point_u_maze", parity=parity)
+        physics = at_rest(task.maze.starts[0], np.zeros(2, np.float32))
+        mocap = np.asarray(task.mocap(physics))[None]
+        step = stepper(task.model, task.dt, 1, "c")
+        after = step(jax.tree.map(lambda leaf: np.asarray(leaf)[None], physics), force / 5, mocap)
+        assert after.qvel[0, 0] == pytest.approx(speed, abs=5e-4)
+        np.testing.assert_allclose(after.qvel, force / mass * 0.05, rtol=1e-4)
+        way = force / mass * 0.05**2 * (timesteps + 1) / (2 * timesteps)
+        np.testing.assert_allclose(after.qpos - physics.qpos, way, atol=1e-6)
+
+
 def test_the_reachers_fingertip_is_the_models():
-    env = environment("reacher")
+    """And under parity the velocity entries leave its place on its link unturned: elbow's velocity + (0, 0.11 spin)."""
+    env, published = environment("reacher"), envs.make_task("reacher", parity=True)
+    assert (env.dt, published.dt) == (0.04, 0.02)
     model = env.task.spec().compile()  # env.functional.model leaves out what touches nothing
     state = env.step(env.reset(), jnp.full((NUM_ENVS, 2), 0.3))
     tip = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "fingertip")
-    for obs, qpos, qvel in zip(state.obs, state.physics.qpos, state.physics.qvel, strict=True):
+    quirky = jax.vmap(published.observe)(state.physics)
+    for obs, quirk, qpos, qvel in zip(state.obs, quirky, state.physics.qpos, state.physics.qvel, strict=True):
         data = mujoco.MjData(model)
         data.qpos[:], data.qvel[:] = qpos, qvel
         mujoco.mj_forward(model, data)
@@ -265,6 +286,9 @@ def test_the_reachers_fingertip_is_the_models():
         mujoco.mj_jacGeom(model, data, jacobian, None, tip)
         np.testing.assert_allclose(obs[4:7], data.geom_xpos[tip], atol=1e-6)
         np.testing.assert_allclose(obs[7:10], jacobian @ data.qvel, atol=1e-5)
+        mujoco.mj_jacBody(model, data, jacobian, None, model.body("body1").id)
+        published_velocity = jacobian @ data.qvel + [0, 0.11 * qvel.sum(), 0]
+        np.testing.assert_allclose(quirk, np.append(obs[:7], published_velocity), atol=1e-5)
 
 
 def draws(name, count=4000):
