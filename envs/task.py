@@ -69,7 +69,14 @@ class FunctionalTask(ABC):
 
     def success(self, state: jax.Array, goal: jax.Array) -> jax.Array:
         """Whether `state` [state_dim] has reached `goal` [goal_dim]: bool."""
-        return self.distance(state, goal) < self.threshold
+        return self.success_at("plain", state, goal)
+
+    def success_at(self, level: str, state: jax.Array, goal: jax.Array) -> jax.Array:
+        """`success` by the "plain" threshold, or by the published "easy" or "hard" one: bool.
+
+        A task whose success is more than a distance overrides this; `success`, overridden, knows no other level.
+        """
+        return self.distance(state, goal) < self.thresholds[level]
 
     def goal_after(self, state: jax.Array, goal: jax.Array) -> jax.Array:
         """[goal_dim]: the goal, once the episode has come to `state`; the same all along, unless a task moves it.
@@ -92,6 +99,12 @@ class FunctionalTask(ABC):
     @property
     def goal_dim(self) -> int:
         return self.goal_slice.stop - self.goal_slice.start
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds that there are, by level: "plain", "easy", "hard"."""
+        known = {"plain": self.threshold, "easy": self.threshold_easy, "hard": self.threshold_hard}
+        return {level: value for level, value in known.items() if value is not None}
 
 
 class Task(FunctionalTask):

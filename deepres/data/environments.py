@@ -114,6 +114,9 @@ class Environments(Protocol):
     def reached(self, state: Tensor, goal: Tensor) -> Tensor:
         """[B] bool: whether state [B, S] has reached goal [B, G]."""
 
+    def within(self, step: Step) -> dict[str, Tensor]:
+        """[N] bool by level of `graded`: whether what `step` led to is a success by that threshold."""
+
     def state_tensors(self, step: Step) -> dict[str, Tensor]:
         """What `load_state_tensors` needs to go on from `step`: named tensors with an axis [N] first, on the CPU."""
 
@@ -148,6 +151,9 @@ class _Shared:
     def reached(self, state: Tensor, goal: Tensor) -> Tensor:
         return torch.linalg.vector_norm(state[:, self.goal_slice] - goal, dim=1) < self.threshold
 
+    def within(self, step: Step) -> dict[str, Tensor]:
+        return {level: step.distance < value for level, value in self.graded.items()}
+
 
 class JaxEnvironments(_Shared):
     """Environments of deepres.envs that compute with JAX, or around MuJoCo's C engine.
@@ -164,8 +170,13 @@ class JaxEnvironments(_Shared):
         kind = type(env.task)
         if kind.success is not FunctionalTask.success:
             self.graded = {}
+        by_distance = kind.success_at is FunctionalTask.success_at
         plain = kind.success is FunctionalTask.success and kind.distance is FunctionalTask.distance
-        self._success: Callable[..., jax.Array] | None = None if plain else _jitted_success(env.task)
+        self._success: Callable[..., jax.Array] | None = (
+            None if by_distance and plain else _jitted_success(env.task)
+        )
+        told = self.graded and not by_distance
+        self._levels = _jitted_levels(env.task, tuple(self.graded)) if told else None
 
     def _step(self, raw: Any) -> Step:
         return Step(raw, lambda leaf: self._to_torch(leaf, self.device))
@@ -198,6 +209,13 @@ class JaxEnvironments(_Shared):
         with settled():
             reached = self._success(self._to_jax(state), self._to_jax(goal))
         return self._to_torch(reached, state.device).bool()
+
+    def within(self, step: Step) -> dict[str, Tensor]:
+        if self._levels is None:
+            return super().within(step)
+        with settled():
+            reached = self._levels(step.raw.terminal_obs)
+        return {level: self._to_torch(value, self.device).bool() for level, value in reached.items()}
 
     def state_tensors(self, step: Step) -> dict[str, Tensor]:
         names, leaves, _ = _named_leaves(step.raw)
@@ -304,6 +322,17 @@ def _jitted_success(task: Any) -> Callable[..., jax.Array]:
     import jax
 
     return jax.jit(jax.vmap(task.success))
+
+
+def _jitted_levels(task: Any, levels: tuple[str, ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Observations [N, S + G] -> {level: success [N] bool}."""
+    import jax
+
+    def reached(obs: jax.Array) -> dict[str, jax.Array]:
+        state, goal = obs[: task.state_dim], obs[task.state_dim :]
+        return {level: task.success_at(level, state, goal) for level in levels}
+
+    return jax.jit(jax.vmap(reached))
 
 
 def _named_leaves(state: Any) -> tuple[list[str], list[Any], Any]:

@@ -44,8 +44,7 @@ class Evaluation:
     episode_length: float
     """Steps until the episode ended."""
     success_easy: float | None = None
-    """Share of environments with a step within the task's published easier threshold; None where there is none, and
-    for arm_grasp, whose success is more than a distance."""
+    """Share of environments with a step within the task's published easier threshold; None where there is none."""
     success_hard: float | None = None
     """The same of the harder one."""
     broken_envs: int = 0
@@ -95,7 +94,7 @@ def evaluate(
         (), dtype=torch.bool, device=device
     )  # the policy: finite actions for finite observations
     time_at_goal, length, final_distance = torch.zeros(3, env.num_envs, device=device)
-    nearest = _Nearest(env, device)
+    graded = {level: torch.zeros_like(alive) for level in env.graded}
     achieved = []
     for t in range(env.episode_length):
         here = obs[:, : env.state_dim][:, env.goal_slice]
@@ -111,7 +110,8 @@ def evaluate(
         finite = finite & (~alive | step.terminal_obs.isfinite().all(dim=1) & step.distance.isfinite())
         time_at_goal += torch.where(alive, step.success, 0.0)
         final_distance = torch.where(alive, step.distance, final_distance)
-        nearest.see(step.distance, alive)
+        for level, there in env.within(step).items():
+            graded[level] |= alive & there
         length += alive
         alive = alive & ~step.done
         if (watch or t % _LOOK_EVERY == 0) and (not sane or not alive.any()):
@@ -130,26 +130,10 @@ def evaluate(
         success_any=reached[finite].float().mean().item(),
         final_distance=final_distance[finite].mean().item(),
         episode_length=length[finite].mean().item(),
-        success_easy=nearest.within("easy", finite),
-        success_hard=nearest.within("hard", finite),
+        **{f"success_{level}": seen[finite].float().mean().item() for level, seen in graded.items()},
         broken_envs=broken,
     )
     return figures, Paths(torch.stack(achieved), goal, reached)
-
-
-class _Nearest:
-    """How near to its goal each environment came, [N], for the published easier and harder thresholds."""
-
-    def __init__(self, env: Environments, device: torch.device) -> None:
-        self._thresholds = env.graded
-        self._least = torch.full((env.num_envs,), torch.inf, device=device)
-
-    def see(self, distance: Tensor, alive: Tensor) -> None:
-        self._least = torch.where(alive, torch.minimum(self._least, distance), self._least)
-
-    def within(self, threshold: str, which: Tensor) -> float | None:
-        below = self._thresholds.get(threshold)
-        return None if below is None else (self._least[which] < below).float().mean().item()
 
 
 def _tell_broken(broken: int, num_envs: int) -> None:

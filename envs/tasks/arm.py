@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +247,7 @@ class ArmGrasp(Arm):
     state_dim = 23
     goal_slice = slice(16, 23)
     threshold, threshold_easy, threshold_hard = 0.05, 0.15, 0.02
-    gap_threshold = 0.02
+    gap_thresholds: ClassVar[dict[str, float]] = {"plain": 0.02, "easy": 0.05, "hard": 0.005}  # metres
     half_grip, gap = 0.0375, 0.075  # metres
 
     def __init__(self, cube_noise: float = 0.3, parity: bool = False) -> None:
@@ -297,9 +298,9 @@ class ArmGrasp(Arm):
         reached = state[self.goal_slice]
         return jnp.linalg.norm((reached[:3] + reached[3:6] - goal[:3] - goal[3:6]) / 2)
 
-    def success(self, state: jax.Array, goal: jax.Array) -> jax.Array:
+    def success_at(self, level: str, state: jax.Array, goal: jax.Array) -> jax.Array:
         gap_error = jnp.abs(state[self.goal_slice][6] - goal[6])
-        return (self.distance(state, goal) < self.threshold) & (gap_error < self.gap_threshold)
+        return super().success_at(level, state, goal) & (gap_error < self.gap_thresholds[level])
 
     def marker(self, goal: np.ndarray) -> np.ndarray:
         return (goal[:3] + goal[3:6]) / 2

@@ -24,8 +24,8 @@ class PointMaze(Walled):
     With `apart`, a tuple of numbers of cells, the maze must be a single corridor, and start and goal are that many
     cells apart along it, as the ant's: ours, nothing like it was published.
 
-    Parity: the published springs count the sphere as 1 kg, so that an action of 1 adds 0.250 m/s in a step, a third more.
-    parity=True has that mass and the published timestep of 5 ms: away from walls it moves as the published one does.
+    Parity: the published springs count the sphere as 1 kg, so that an action of 1 adds 0.250 m/s in a step, a third
+    more. parity=True has that mass and the published timestep of 5 ms: away from walls it moves as published.
     """
 
     state_dim = 4

@@ -22,10 +22,10 @@ class Reacher(Task):
     """The two-link arm; it never terminates.
 
     Parity: the published velocity entries (7-9) leave the fingertip's place on its link unturned, so that they are the
-    fingertip's only while the arm points along x; by default they are its velocity. JaxGCRL's control period is 0.02 s, on
-    generalized coordinates, and parity has it. The paper's code takes springs and 0.04 s, meaning 0.02; its arm diverges
-    there, still or pushed, within ten steps, so that of it 0.04 s alone is kept, by default. Either way targets are drawn
-    evenly over the radius, so that they crowd about the middle.
+    fingertip's only while the arm points along x; by default they are its velocity. JaxGCRL's control period, on
+    generalized coordinates, is 0.02 s, and parity has it. The paper's code takes springs and 0.04 s, meaning 0.02, and
+    its arm diverges there within ten steps; 0.04 s is the default here. Either way targets are drawn evenly over the
+    radius, so that they crowd about the middle.
     """
 
     state_dim = 10

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import combinations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -107,8 +109,29 @@ def test_published_thresholds_are_reported_where_there_are_some(task, easy, hard
         assert row["success_any"] >= row["success_hard"]
 
 
-def test_a_success_that_is_more_than_a_distance_has_no_graded_ones():
-    assert open_environments("arm_grasp", 1).graded == {}
+def test_a_grasp_is_graded_by_its_distance_and_its_gap():
+    """Published: within 0.15 m of the cube and 0.05 m of the gap, or 0.02 and 0.005."""
+    env = open_environments("arm_grasp", 6, episode_length=3)
+    assert env.graded == {"easy": 0.15, "hard": 0.02}
+    away, gaps = [0.14, 0.16, 0.14, 0.019, 0.021, 0.019], [0.049, 0.0, 0.051, 0.0049, 0.0, 0.0051]
+    easy, hard = [True, False, False, True, True, True], [False, False, False, True, False, False]
+    step = env.reset()
+    obs = step.obs.clone()
+    goal = obs[:, env.state_dim :]
+    tips = goal.clone()
+    tips[:, [1, 4]] += torch.tensor(away)[:, None]
+    tips[:, 6] += torch.tensor(gaps)
+    obs[:, env.goal_slice] = tips
+    put = replace(step.raw, terminal_obs=jnp.asarray(obs.numpy()))
+
+    class Grasping(Breaking):
+        def step(self, step, action):
+            return env._step(put)
+
+    found = {level: there.tolist() for level, there in env.within(env._step(put)).items()}
+    assert found == {"easy": easy, "hard": hard}
+    figures = evaluate(Grasping(env, []), policy_of(env), seed=0)[0]
+    assert figures.success_easy == pytest.approx(4 / 6) and figures.success_hard == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize(
