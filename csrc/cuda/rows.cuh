@@ -75,6 +75,11 @@ struct Pair {
   float first, second;
 };
 
+// 1 / sqrt(variance + eps), and NaN of a variance that overflowed: 0 would make n of 0, finite and wrong.
+DEEPRES_DEVICE float reciprocal_deviation(float variance, float eps) {
+  return ptx::reciprocal_sqrt(variance + eps) + 0.0f * variance;
+}
+
 // --- The activation: value = f(z), slope = f'(z) ---
 
 DEEPRES_DEVICE float sigmoid(float z) { return ptx::reciprocal(1.0f + ptx::exp2(-1.4426950408889634f * z)); }

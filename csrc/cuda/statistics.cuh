@@ -67,7 +67,7 @@ DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[2], float eps, const RowPai
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float shift = sums[2 * h] * (1.0f / kParts), mean = about[h] + shift;
-    rstd[h] = ptx::reciprocal_sqrt(sums[2 * h + 1] * (1.0f / kWidth) - shift * shift + eps);
+    rstd[h] = reciprocal_deviation(sums[2 * h + 1] * (1.0f / kWidth) - shift * shift, eps);
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) u[h][i] = (u[h][i] - mean) * rstd[h];
   }

@@ -90,7 +90,7 @@ DEEPRES_DEVICE void normalize(Tile& u, float (&rstd)[kHeld], float eps, const Ro
   const float shift = sums.first * (1.0f / kParts);
   const float variance = sums.second * (1.0f / kWidth) - shift * shift;
   float mean[kHeld];
-  hand_out(mean, rstd, {about + shift, ptx::reciprocal_sqrt(variance + eps)}, at);
+  hand_out(mean, rstd, {about + shift, reciprocal_deviation(variance, eps)}, at);
 #pragma unroll
   for (int h = 0; h < kHeld; ++h)
 #pragma unroll

@@ -10,7 +10,9 @@ def _normalized(u, bias, place, inside, k, eps, W):
     x = tl.load(u + place, mask=inside, other=0.0) + tl.load(bias + k, mask=k < W, other=0.0)[None, :]
     x = tl.where(inside, x, 0.0)
     x = tl.where(inside, x - tl.sum(x, 1)[:, None] / W, 0.0)
-    rstd = 1 / tl.sqrt_rn(tl.sum(x * x, 1) / W + eps)[:, None]
+    variance = tl.sum(x * x, 1) / W
+    # Overflown, it would make n of 0: finite, and wrong. So the row becomes NaN, and shows.
+    rstd = tl.where(variance < float("inf"), 1 / tl.sqrt_rn(variance + eps), float("nan"))[:, None]
     return x * rstd, rstd
 
 

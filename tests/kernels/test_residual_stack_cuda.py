@@ -179,12 +179,19 @@ def test_empty_batch(on_host) -> None:
     assert all(g.count_nonzero() == 0 for g in grads)
 
 
-def test_nan_stays_in_its_row(on_host) -> None:
-    args = arguments(20, 64, 4)
-    args[0][3, 5] = torch.nan
-    y, dx, *_ = outputs("cuda", torch.float32, args, precision="bf16")
+@pytest.mark.parametrize("large", [torch.nan, 1e20])
+@pytest.mark.parametrize(
+    ("width", "facts", "swapped_rows"), [(64, cuda_on_host.SMALL, 0), (128, cuda_on_host.LARGE, 16)]
+)
+def test_nan_stays_in_its_row(width, facts, swapped_rows, large, on_host) -> None:
+    """What overflows inside LayerNorm is NaN too: 1 / sqrt(inf) would make finite numbers of it."""
+    on_host.setattr(cuda_program, "device_facts", lambda _: facts)
+    args = arguments(20, width, 4)
+    args[0][3, 5] = large
+    with tuned(Tuning(swapped_rows)):
+        y, dx, dweight, *_ = outputs("cuda", torch.float32, args, precision="bf16")
     rows = torch.arange(20) != 3
-    assert y[3].isnan().all() and dx[3].isnan().all()
+    assert y[3].isnan().all() and dx[3].isnan().all() and dweight.isnan().any()
     assert y[rows].isfinite().all() and dx[rows].isfinite().all()
 
 

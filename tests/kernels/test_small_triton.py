@@ -52,6 +52,14 @@ for why, refused in refusals.items():
 # The stem: more rows than a program sums, ragged; one number, whose variance is 0.
 for shape in ((37, 20), (1, 1)):
     test_stem.assert_all_no_worse(*shape, "triton")
+
+# A row that overflows inside LayerNorm is NaN, and no other: 1 / sqrt(inf) would make finite numbers of it.
+u, *vectors, da = test_stem.tensors(5, 20)
+u[3] *= 1e22
+for activation in ("swish", "relu"):
+    a, du, *_ = test_stem.parts((u, *vectors, da), activation, "triton")
+    others = torch.arange(5) != 3
+    assert a[3].isnan().all() and du[3].isnan().all() and a[others].isfinite().all() and du[others].isfinite().all()
 print("passed")
 """
 
