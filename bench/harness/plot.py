@@ -25,6 +25,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "eager-matmul": {"color": "#a9adb5", "marker": "x"},
     "compile": {"color": "#e08e45", "marker": "s"},
     "compile-matmul": {"color": "#eebf94", "marker": "s"},
+    "calls": {"color": "#4fb0a8", "marker": "s"},
     "broadcast": {"color": "#b24d4d", "marker": "D"},
     "jax": {"color": "#8e6bbf", "marker": "D"},
     "deepres": {"color": "#00857c", "marker": "o", "linewidth": 2.6, "markersize": 6, "zorder": 5},

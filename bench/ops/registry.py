@@ -223,4 +223,20 @@ HAZARD = Op(
     width=64,
     precisions=("fp32",),
 )
-OPS = {op.name: op for op in (MATRIX_PRODUCT, RESIDUAL_STACK, GRADIENT_STEP, INFO_NCE, HAZARD)}
+TWINS = Op(
+    name="twins",
+    modes={"forward": "forward of two stacks", "forward_backward": "forward + backward of two stacks"},
+    implementations={
+        "eager": Implementation("eager PyTorch", "bench.ops.twins:eager", worse=8.0),
+        "calls": Implementation("deepres, two calls", "bench.ops.twins:calls", "auto"),
+        **_deepres("bench.ops.twins:group", worse=2.0),
+    },
+    truth="bench.ops.twins:truth",
+    flops=lambda case: 2 * stack_flops(case),
+    bytes=lambda case: 2 * stack_bytes(case),
+    memory=lambda case: 2 * stack_memory(case),
+    resident=lambda case: 4 * 4 * stack_parameters(case) + 2**28,
+    gradients=lambda case: 2 * stack_gradients(case),
+    precisions=("fp32",),
+)
+OPS = {op.name: op for op in (MATRIX_PRODUCT, RESIDUAL_STACK, GRADIENT_STEP, INFO_NCE, HAZARD, TWINS)}

@@ -31,10 +31,15 @@ MADE = ("date", "version", "machine", "options")
 written have none."""
 
 
+YOUNGER = ("options", "goal_sampler", "eval_options")
+"""Options of the environment that rows are older than: left at their default they count for nothing."""
+
+
 def options_of(trial: Trial) -> str:
     """Twelve letters that change with every option of the trial which bears on its numbers."""
     told = trial.config.replace(data=None).to_dict()
     told.pop("system")  # where and how it is computed
+    told["env"] = {name: value for name, value in told["env"].items() if value or name not in YOUNGER}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -79,7 +79,7 @@ def test_tables_come_from_the_file_and_name_their_command(run):
         (["--depth", "6"], "--depth must be multiples of 4 (four layers to a block), got 6"),
         (
             ["--op", "softmax"],
-            "--op must be of residual_stack, gradient_step, info_nce, hazard, got 'softmax'",
+            "--op must be of residual_stack, gradient_step, info_nce, hazard, twins, got 'softmax'",
         ),
         (["--precision", "int8"], "--precision must be of fp32, tf32, bf16, got 'int8'"),
         (

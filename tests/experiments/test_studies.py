@@ -108,6 +108,20 @@ def test_a_killed_study_goes_on_to_the_same_table(tmp_path, monkeypatch):
     assert taken(trial.config, beside.with_name("unfinished")) is None
 
 
+@pytest.mark.parametrize(
+    "name", sorted(folder.parent.name for folder in (tiny_runs.ROOT / "docs/results").glob("*/rows.csv"))
+)
+def test_kept_rows_are_of_the_trials_that_the_study_has(name):
+    """An option that is new, or a study that changed, must not make a kept row another trial's unsaid."""
+    folder = tiny_runs.ROOT / "docs" / "results" / name
+    asked = json.loads((folder / "study.json").read_text())
+    trials = {trial.words: trial for trial in studies.find(name).trials(asked["size"], asked["seeds"])}
+    with (folder / "rows.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            trial = trials[tuple(row[label] for label in next(iter(trials.values())).labels)]
+            assert row.get("options") in (None, "", options_of(trial)), row
+
+
 def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}")
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
