@@ -95,21 +95,24 @@ def export(run: Folder, out: Path | None = None, format: str | None = None) -> N
     print(Policy.load(run, device="cpu").export(path, format))
 
 
-def grow(run: Folder, depth: int, out: Path, actor_depth: int | None = None, seed: int = 0) -> None:
+def grow(
+    run: Folder, depth: int, out: Path | None = None, actor_depth: int | None = None, seed: int = 0
+) -> None:
     """Make a deeper run of a trained one: blocks are appended that change nothing yet, and learn from there.
 
     Args:
         run: Folder of the run.
         depth: Layers that its networks are to have.
-        out: New folder for the deeper run.
+        out: New folder for the deeper run; by default RUN-dDEPTH.
         actor_depth: The actor's, where it has a depth of its own.
         seed: Draws the new blocks' weights.
     """
     from deepres.training.grow import grow as run_deeper
 
-    print(
-        f"go on with it: deepres train --resume {run_deeper(run, depth, out, actor_depth=actor_depth, seed=seed)}"
+    made = run_deeper(
+        run, depth, out or run.with_name(f"{run.resolve().name}-d{depth}"), actor_depth=actor_depth, seed=seed
     )
+    print(f"go on with it: deepres train --resume {made}")
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("compare.png")) -> None:

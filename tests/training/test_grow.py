@@ -16,13 +16,17 @@ from helpers.tiny_runs import SIZES
 SHORT = {**SIZES, "total_steps": 4 * 40, "eval_every": 100}
 
 
-@pytest.mark.parametrize("name", ["crl", "sac"])
-def test_growing_changes_nothing_and_learning_goes_on(tmp_path, name):
-    config = Config(name, **SHORT)
+@pytest.mark.parametrize(
+    ("name", "options", "depths"),
+    [("crl", {"depth": 64, "actor_depth": 64, "width": 16}, (256, 256)), ("sac", {}, (8, 12))],
+    ids=["crl", "sac"],
+)
+def test_growing_changes_nothing_and_learning_goes_on(tmp_path, name, options, depths):
+    config = Config(name, **{**SHORT, **options})
     train(config, tmp_path / "small", progress=False)
-    grow(tmp_path / "small", 8, tmp_path / "large", actor_depth=12)
+    grow(tmp_path / "small", depths[0], tmp_path / "large", actor_depth=depths[1])
     small, large = load_run(tmp_path / "small"), load_run(tmp_path / "large")
-    assert (large.config.network.depth, large.config.network.actor_depth) == (8, 12)
+    assert (large.config.network.depth, large.config.network.actor_depth) == depths
     obs = torch.randn(64, small.sizes.state + small.sizes.goal, generator=torch.Generator().manual_seed(0))
     assert torch.equal(small.learner.act(obs), large.learner.act(obs))
     rows = torch.randn(64, obs.shape[1] + small.sizes.action)
@@ -40,7 +44,8 @@ def test_growing_changes_nothing_and_learning_goes_on(tmp_path, name):
     train(large.config.replace(total_steps=4 * 60), tmp_path / "large", resume=True, progress=False)
     learned = load_run(tmp_path / "large")
     assert read_run(tmp_path / "large").env_steps == 240
-    moved = (learned.learner.parameters()["actor.trunk.stack.gamma"][7::4]).abs().amax(dim=1)
+    first = config.network.actor_depth + 3  # the last LayerNorm of the first new block
+    moved = (learned.learner.parameters()["actor.trunk.stack.gamma"][first::4]).abs().amax(dim=1)
     assert (moved > 0).all()  # every new block has begun to add something
     assert not torch.equal(learned.learner.parameters()["actor.trunk.stack.weight"], weight)
 
@@ -70,6 +75,8 @@ def test_a_run_is_grown_by_command(tmp_path, capsys):
     train(Config("crl", **SHORT), tmp_path / "run", progress=False)
     main(["grow", str(tmp_path / "run"), "--depth", "8", "--out", str(tmp_path / "deep")])
     assert f"deepres train --resume {tmp_path / 'deep'}" in capsys.readouterr().out
+    main(["grow", str(tmp_path / "run"), "--depth", "12"])
+    assert f"deepres train --resume {tmp_path / 'run-d12'}" in capsys.readouterr().out
     obs = torch.randn(3, 6)
     shallow, deep = (Policy.load(tmp_path / name) for name in ("run", "deep"))
     assert torch.equal(shallow.act(obs), deep.act(obs)) and deep.config.network.depth == 8
