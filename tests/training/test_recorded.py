@@ -12,6 +12,7 @@ from deepres.data.datasets import read
 from deepres.runs.files import read_run
 from deepres.runs.folder import RunFolder
 from deepres.training.environments import open_for, sizes_of
+from deepres.training.learner import Learner
 from deepres.training.loop import load_run, train
 from deepres.training.memory_plan import plan
 from deepres.training.recorded import RecordedRun, ring_of
@@ -58,6 +59,24 @@ def test_an_algorithm_learns_from_it_and_resumes_to_the_same_bits(name, recorded
     assert not any(key.startswith(("buffer/", "env/")) for key in whole.state().shards[0])
     files = read_run(tmp_path / "half")
     assert files.finished and [row["gradient_steps"] for row in files.rounds] == [4, 8, 12, 16]
+
+
+def test_learners_of_any_depth_are_given_the_same_batches(recorded, tmp_path, monkeypatch):
+    """What lets studies compare depths on one ring (figure 8)."""
+    given: list[list[torch.Tensor]] = []
+    step = Learner.step
+
+    def watched(self, batch, noise):
+        given[-1] += [*batch.tensors().values(), noise]
+        return step(self, batch, noise)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    for depth in (4, 8):
+        given.append([])
+        train(learner_of("crl", recorded, depth=depth), tmp_path / str(depth), progress=False)
+    shallow, deep = given
+    assert len(shallow) == len(deep) > 16 * 3
+    assert all(torch.equal(one, other) for one, other in zip(shallow, deep, strict=True))
 
 
 def test_a_ring_is_written_as_episodes(recorded, tmp_path, capsys):
