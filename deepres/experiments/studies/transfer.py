@@ -185,6 +185,7 @@ STUDIES = (
         refuted="another objective whose slope lies above 0 with its interval.",
         trials=_online,
         seeds=(3, 5),
+        curves=True,
         also=("time_at_goal", "seconds"),
     ),
     Study(
