@@ -1,7 +1,8 @@
 """The paper's runs by name: `deepres train --preset humanoid-d64`.
 
 Scores, environment steps and hours are the published ones (arXiv 2503.14858, table 1 and its wall-clock tables, one
-80 GB GPU). Physics here is MuJoCo's, not the paper's, so take a score as a range and the effect of depth as the claim.
+80 GB GPU). Physics here is MuJoCo's, not the paper's: under random actions an ant lives 19 times and a humanoid 3.3
+times shorter than there. So scores are not comparable one to one, and the effect of depth is the claim.
 
 Methods that came after it have a word before the depth, `ant-u4-maze-ac-crl-d16`, on the same tasks and networks. Their
 scores are those of one later comparison of several methods (arXiv 2609.36238: 100M steps, four seeds, its own physics

@@ -44,7 +44,8 @@ class Ant(Task):
     thrown out ends the episode of one ant in eight that does not even move; by default it is lifted until all feet
     are clear. It leaves the quaternion at the length it has, and the first observation shows it so; by default it is
     normalised. The published runs stepped another physics (springs in the joints, every
-    mass and inertia 1); this is MuJoCo's, from the published model, in both cases.
+    mass and inertia 1); this is MuJoCo's, from the published model, in both cases. Under uniformly random actions the
+    published ant lives 773 of at most 1000 steps in the mean, this one 41: 19 times shorter.
     """
 
     state_dim = 29

@@ -39,7 +39,8 @@ class Humanoid(Task):
 
     Parity: the target stands in the state: its x, y, a body of 1 kg there that counts in the centre of mass and in the
     total; and every link's own inertia counts as the identity. The published runs stepped another physics (springs in
-    the joints, gears 350 and 100); this is MuJoCo's, from the published model, in both cases.
+    the joints, gears 350 and 100); this is MuJoCo's, from the published model, in both cases. Under uniformly random
+    actions the published humanoid lives 40 steps in the mean, this one 12: 3.3 times shorter.
     """
 
     state_dim = 268
