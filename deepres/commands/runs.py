@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import tyro
@@ -112,7 +113,7 @@ def grow(
     made = run_deeper(
         run, depth, out or run.with_name(f"{run.resolve().name}-d{depth}"), actor_depth=actor_depth, seed=seed
     )
-    print(f"go on with it: deepres train --resume {made}")
+    print(f"go on with it: deepres train --resume {quote(str(made))}")
 
 
 def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("compare.png")) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 
 from deepres.config import Config
 from deepres.policy import Policy
@@ -58,7 +59,7 @@ def main(run_dir: Path | None = None, seed: int = 0) -> None:
     print(
         f"\nepisodes that reach their goal: {result.before.success_any:.1%} untrained, "
         f"{result.after.success_any:.1%} trained\n"
-        f"the same from its checkpoint:   {figures.success_any:.1%} (deepres eval {result.run_dir})"
+        f"the same from its checkpoint:   {figures.success_any:.1%} (deepres eval {quote(str(result.run_dir))})"
     )
     for picture in pictures:
         print(f"  {picture}")

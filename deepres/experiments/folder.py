@@ -18,6 +18,7 @@ import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from deepres.experiments import studies
@@ -129,7 +130,7 @@ class StudyFolder:
         asked = self.before()
         if asked is None:
             raise FileNotFoundError(
-                f"{self.path} holds no study; run `deepres experiment NAME --out {self.path}`"
+                f"{self.path} holds no study; run `deepres experiment NAME --out {quote(str(self.path))}`"
             )
         for module in asked["imports"]:
             import_module(module)

@@ -13,6 +13,7 @@ import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from deepres._version import __version__
@@ -178,7 +179,7 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
     if not counts:
         raise ValueError(
             f"{folder} has no row with {study.metric}, which {study.name} measures now; run and keep it again "
-            f"(deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
+            f"(deepres experiment {study.name} --keep {quote(str(folder.parent))}), or remove the folder"
         )
     acting = {trial.words for trial in trials if budget(study, trial).env_steps}
     acted = [
@@ -211,8 +212,8 @@ def _rows(study: Study, folder: Path) -> tuple[list[dict[str, str]], list[Trial]
     )
     if not rows or not whole:
         raise ValueError(
-            f"{folder / 'rows.csv'} is not as a study wrote it, a row per trial with {', '.join(sorted(names))}; keep "
-            f"the study again (deepres experiment {study.name} --keep {folder.parent}), or remove the folder"
+            f"{folder / 'rows.csv'} is not as a study wrote it, a row per trial with {', '.join(sorted(names))}; "
+            f"keep it again (deepres experiment {study.name} --keep {quote(str(folder.parent))}), or remove the folder"
         )
     return rows, trials
 

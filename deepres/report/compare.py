@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from deepres.report.curves import plot_groups
 from deepres.report.groups import Group, group
@@ -37,7 +38,7 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
         if not run.finished:
             out.print(
                 f"{run.folder} stands at {run.env_steps:,} of {run.config.schedule.total_steps:,} "
-                f"{run.config.schedule.unit}: deepres train --resume {run.folder}"
+                f"{run.config.schedule.unit}: deepres train --resume {quote(str(run.folder))}"
             )
     if not any(run.evaluations for run in runs):
         raise ValueError("no run here has been evaluated yet; let one finish its first evaluation")

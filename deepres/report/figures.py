@@ -15,9 +15,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write `figure` into `path`, whose folder is made, and beside it as a PDF; returns both files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = list(dict.fromkeys([path, path.with_suffix(".pdf")]))
-    for file in written:
+    for file in written:  # laid out once: that takes seconds of many panels, and both are then alike
         dated = {"CreationDate": None} if file.suffix == ".pdf" else {}  # the same rows give the same bytes
         figure.savefig(file, dpi=DPI, metadata=dated)
+        figure.set_layout_engine("none")
     return written
 
 

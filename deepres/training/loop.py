@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from deepres import algorithms
@@ -212,7 +213,7 @@ class _Training:
             raise self.ranks.agreed(
                 Stopped(
                     f"{ended}: stopped before the first evaluation was done; begin with "
-                    f"deepres train --resume {self.folder.path}",
+                    f"deepres train --resume {quote(str(self.folder.path))}",
                     exit_status(ended),
                 )
             )
@@ -347,7 +348,7 @@ def _told(result: Result, schedule: Any) -> str:
         )
     return (
         f"stopped by {result.ended} at {result.env_steps:,} of {schedule.total_steps:,} steps, with a checkpoint; "
-        f"go on with deepres train --resume {result.run_dir}"
+        f"go on with deepres train --resume {quote(str(result.run_dir))}"
     )
 
 

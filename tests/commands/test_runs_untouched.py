@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +64,29 @@ def test_by_default_pictures_go_into_the_runs_own_folder(run, tmp_path, capsys):
     main(["render", str(copy), "--episodes", "1", "--format", "gif"])
     added = contents(copy).keys() - contents(run).keys()
     assert {str(path) for path in added} == {"paths.pdf", "paths.png", "policy.gif"}
+
+
+ANY = """a b'c"[d]*?$e$ {f}%s #\\ü😀
+~"""
+
+
+def test_any_name_is_a_name_and_what_is_to_be_typed_is_quoted(run, tmp_path, capsys, monkeypatch):
+    """In a folder and a picture; what `deepres compare` says to type goes on with the run."""
+    monkeypatch.chdir(tmp_path)
+    for name in (ANY, "-dash"):
+        shutil.copytree(run, name)
+    main(["eval", ANY])
+    main(["export", ANY])
+    assert f"{ANY} at 80 env steps" in capsys.readouterr().out and Path(f"{ANY}.onnx").is_file()
+    Path(ANY, "config.json").write_text(TINY.replace(eval_every=99, total_steps=120).to_json())
+    main(["compare", "./-dash", ANY, "--out", f"new {ANY}/{ANY}.png"])
+    said = capsys.readouterr().out
+    advice = said[said.index("deepres train") : said.index(f"\nnew {ANY}")]
+    assert Path(f"new {ANY}", f"{ANY}.pdf").is_file() and shlex.split(advice)[2:] == ["--resume", ANY]
+    main(shlex.split(advice)[1:])
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    main(["eval", ANY])
+    assert terminal.buffer.getvalue().startswith(
+        ANY.encode("ascii", "backslashreplace") + b" at 120 env steps"
+    )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import get_backend
 from matplotlib import pyplot as plt
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 
 from bench.harness import plot
@@ -70,7 +71,7 @@ def throughput(depths: list[int]) -> dict[str, object]:
 
 def drawn(folder: Path) -> dict[str, Callable[[Path], object]]:
     """Every function that draws, by the name of what it draws, as a function of the picture's path."""
-    run = left_run(folder / "r$n")
+    run = left_run(folder / "r$x^2$")
     groups = group([read_run(run)])
     rows = np.linspace(0, 1, 12, dtype=np.float32).reshape(6, 2)
     env = SimpleNamespace(name="open", threshold=0.5)
@@ -96,7 +97,12 @@ def drawn(folder: Path) -> dict[str, Callable[[Path], object]]:
 
 def test_all_of_them_have_a_pdf_and_change_nothing_of_the_callers(tmp_path, monkeypatch, callers):
     monkeypatch.setattr(sheet, "portrait", lambda name: np.zeros((sheet.HEIGHT, sheet.WIDTH, 3), np.uint8))
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch())
+
+    def written(figure: Figure, path: Path, **_: object) -> None:
+        assert not is_math_text(figure.get_suptitle())
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", written)
     for name, draw in drawn(tmp_path).items():
         draw(tmp_path / "new" / f"{name}.png")
         assert {f"{name}.png", f"{name}.pdf"} <= {file.name for file in (tmp_path / "new").iterdir()}
