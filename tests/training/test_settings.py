@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from deepres.data.environments import open_environments
 from deepres.report.curves import plot_curves
 from deepres.runs import checkpoint as checkpoints
 from deepres.training.loop import load_run, train
-from helpers.tiny_runs import TINY, different
+from helpers.tiny_runs import TINY, different, environ
 
 CONFIG = TINY.replace(total_steps=80, eval_every=99)
 
@@ -151,13 +152,33 @@ def test_jax_as_a_project_has_set_it_steps_the_same_environments():
     assert plain.dtype == torch.float32 and torch.equal(after, plain) and torch.equal(before, plain)
 
 
-def test_a_user_without_a_home_has_no_cache(monkeypatch, tmp_path):
-    """An unknown user id, as containers have it."""
-    nowhere = {
-        k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "DEEPRES_COMPILE_CACHE")
-    }
-    monkeypatch.setattr(os, "environ", nowhere)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    from deepres.envs import xla
+WITHOUT_A_HOME = """
+import os, pwd, sys
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+from pathlib import Path
+from matplotlib.figure import Figure
+from deepres.envs import xla
+from deepres.kernels import cuda_program
+from deepres.report.figures import save
+import jax
+xla.keep_compiled()
+assert jax.config.jax_compilation_cache_dir is None
+cuda_program.compile_program = lambda *_: (b"code", "")
+cuda_program._key = lambda *_: "key"
+assert cuda_program.cached_program("residual_stack.cu", {}, "sm_90a") == b"code"
+figure = Figure(figsize=(1, 1))
+figure.text(0, 0, "a")
+save(figure, Path("f.png"))
+"""
 
-    xla.keep_compiled.__wrapped__()
+
+def test_a_user_without_a_home_keeps_nothing_and_draws(tmp_path):
+    """An unknown user id, as containers have it: no cache of programs, and matplotlib's own in a folder for a while."""
+    places = ("HOME", "XDG_", "MPLCONFIGDIR", "DEEPRES_COMPILE_CACHE", "JAX_COMPILATION_CACHE_DIR")
+    nowhere = {name: value for name, value in environ().items() if not name.startswith(places)}
+    line = [sys.executable, "-c", WITHOUT_A_HOME]
+    done = subprocess.run(line, cwd=tmp_path, env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.pdf", "f.png"]
