@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import deepres
 from deepres import envs
 from deepres.commands import configured, main
+from deepres.envs import registry
 from deepres.envs.registry import find
 from deepres.experiments import kept
 from helpers.tiny_runs import ROOT, SIZES
@@ -36,11 +37,21 @@ def python(page: str) -> str:
     return "\n".join(blocks)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/modules.md"])
+WITH_PYTHON = ("quickstart", "modules", "own", "training", "environments/mazes")
+
+
+def test_python_is_run_of_every_page_that_has_some():
+    """docs/ops.md's is held against the ops."""
+    pages = {p.relative_to(ROOT / "docs").with_suffix("").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if "```python" in text(f"docs/{page}.md")} == {*WITH_PYTHON, "ops"}
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}.md" for page in WITH_PYTHON)])
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch, capsys):
     whole = deepres.Config
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(deepres, "Config", lambda name, **options: whole(name, **options | SMALL))
+    monkeypatch.setattr(deepres, "Config", lambda *name, **options: whole(*name, **options | SMALL))
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # what a page registers is forgotten
     torch.manual_seed(0)
     told: dict[str, object] = {}
     exec(compile(python(page), page, "exec"), told)
@@ -50,6 +61,12 @@ def test_python_on_the_page_runs(page, tmp_path, monkeypatch, capsys):
     if page == "docs/quickstart.md":
         assert told["loss"].item() < 0.8 * torch.tensor(128.0).log()
         assert len(told["step"].distance) == 4 and Path("runs/second").is_dir()
+    if page == "docs/own.md":
+        assert Path("runs/my_maze-crl-d4-s0/checkpoints").is_dir()
+    if page == "docs/training.md":
+        assert told["result"].ended == "total_steps" and capsys.readouterr().out.count("\n400 ") == 1
+    if page == "docs/environments/mazes.md":
+        assert told["env"].task.maze.walls.shape == (3, 5)
 
 
 def test_ops_are_what_the_page_says_they_are_equal_to():
