@@ -1,8 +1,8 @@
 """Two stacks of one shape on the same rows, as twin critics are: `python bench/throughput.py --op twins`.
 
-    deepres    one call of deepres.residual_stack with members=2
-    calls      two calls of it, one after another
-    eager      plain PyTorch, one after another
+deepres    one call of deepres.residual_stack with members=2
+calls      two calls of it, one after another
+eager      plain PyTorch, one after another
 """
 
 from __future__ import annotations

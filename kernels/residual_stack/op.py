@@ -107,8 +107,8 @@ def residual_stack(
 
     Returns: y [B, W], [E, B, W] of E stacks, differentiable in x and the four parameters. Second derivatives
     (create_graph=True) are the reference's whatever `impl` is; under torch.func and forward-mode differentiation "auto"
-    is the reference, and a fused backend asked for by name refuses. Rows whose variance overflows fp32 become NaN in the
-    fused backends; PyTorch's own LayerNorm makes NaN or 0 of them, by width.
+    is the reference, and a fused backend asked for by name refuses. Rows whose variance overflows fp32 become NaN in
+    the fused backends; PyTorch's own LayerNorm makes NaN or 0 of them, by width.
     Raises: TypeError or ValueError, one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
