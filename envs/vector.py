@@ -61,6 +61,10 @@ class VectorEnv:
         if key is None:
             with xla.settled():
                 key = seeded(self.seed)
+        elif not hasattr(key, "dtype"):
+            raise ValueError(
+                f"key must be one JAX key, as jax.random.PRNGKey(seed) makes it, got {key!r}; or pass seed= to make"
+            )
         elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
         if key.shape != (2,) or key.dtype != jnp.uint32:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepres.acting import ActorPolicy
 from deepres.data.batch import COLUMNS, Sizes, Unroll
 from deepres.data.chunks import Chunk, Player, seen_by
-from deepres.data.environments import Environments, Step
+from deepres.data.environments import Environments, Step, require_environments
 
 # What a column takes from the steps before and after an action.
 _READ: dict[str, Callable[[Step, Step, int], Tensor]] = {
@@ -43,6 +43,7 @@ def collect(
     columns: names of deepres.data.batch.COLUMNS to record as well. chunk: what the environments have planned and not
     done yet, `Unroll.chunk` of the unroll before; None plans anew. It is ended as planned, whatever was learned since.
     """
+    require_environments(env)
     device, shape = policy.device, (steps, env.num_envs)
     sizes = Sizes(env.state_dim, env.action_dim, env.goal_dim)
     states = torch.empty(*shape, sizes.state, device=device)

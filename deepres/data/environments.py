@@ -155,6 +155,15 @@ class _Shared:
         return {level: step.distance < value for level, value in self.graded.items()}
 
 
+def require_environments(env: Any) -> None:
+    """Raise TypeError, in one sentence, for what no policy acts in, such as what deepres.envs.make gives."""
+    if not hasattr(env, "device"):
+        raise TypeError(
+            "env must be environments with tensors, as Policy.environments() and "
+            f"deepres.data.environments.open_environments(name, num_envs) give them, got {type(env).__name__}"
+        )
+
+
 class JaxEnvironments(_Shared):
     """Environments of deepres.envs that compute with JAX, or around MuJoCo's C engine.
 

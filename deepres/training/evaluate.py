@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepres.acting import ActorPolicy
 from deepres.data.chunks import Player, seen_by
-from deepres.data.environments import Environments
+from deepres.data.environments import Environments, require_environments
 from deepres.training.stability import TrainingError
 
 EVAL_SEED = 1_000_003  # added to a run's seed, so that no training episode is an evaluation's
@@ -82,6 +82,7 @@ def evaluate(
     Raises NotFiniteError, in one sentence, for a policy whose actions are not finite where its observations are, and
     where every environment broke; a RuntimeWarning tells of some that did.
     """
+    require_environments(env)
     device, player = policy.device, Player(policy)
     step = env.reset(seed)
     if watch:

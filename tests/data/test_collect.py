@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from deepres import Sizes
+from deepres import Sizes, evaluate
 from deepres.data.batch import COLUMNS
 from deepres.data.collect import Ahead, collect
 from deepres.data.environments import open_environments
@@ -20,6 +21,15 @@ def environments(num_envs: int = 3):
 def small_policy(env) -> GaussianPolicy:
     networks = Networks(NetworkOptions(depth=4, width=8), {}, torch.Generator().manual_seed(0))
     return GaussianPolicy(networks.actor(env.state_dim + env.goal_dim, env.action_dim))
+
+
+def test_environments_of_jax_arrays_are_refused_in_a_sentence():
+    env = environments()
+    policy, sentence = small_policy(env), r"env must be environments with tensors, as .*, got VectorEnv"
+    with pytest.raises(TypeError, match=sentence):
+        evaluate(env.env, policy, seed=0)
+    with pytest.raises(TypeError, match=sentence):
+        collect(env.env, env.reset(), policy, 1, torch.Generator())
 
 
 def test_columns_tell_of_the_step_and_a_time_limit_is_no_end_for_good():

@@ -341,3 +341,5 @@ def test_bad_actions_and_keys_get_a_sentence():
         env.step(state, np.zeros((4, 8), np.float32))
     with pytest.raises(ValueError, match=r"key must be one JAX key.*got uint32 \[3, 2\]"):
         env.reset(jax.random.split(jax.random.PRNGKey(0), 3))
+    with pytest.raises(ValueError, match=r"key must be one JAX key.*got 7; or pass seed= to make"):
+        env.reset(7)
