@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from deepres.kernels.autocast import own_precision
 from deepres.kernels.dispatch import transformed
 
 P = ParamSpec("P")
@@ -49,16 +50,23 @@ def composite(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Registers a function as the op `deepres::name` of other ops, and gives what to call.
 
     What records gets the op, whose choice of a backend then waits for the tensors it will run on; all else gets the
-    function itself, and may see what it is made of, as torch.func must.
+    function itself, and may see what it is made of, as torch.func must. Neither is subject to torch.autocast. The first
+    argument is a tensor.
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
-        torch.library.impl(f"deepres::{name}", "CompositeImplicitAutograd")(function)
+        @wraps(function)
+        def computed(*inputs: P.args, **options: P.kwargs) -> R:
+            first: Any = inputs[0]
+            with own_precision(first):
+                return function(*inputs, **options)
+
+        torch.library.impl(f"deepres::{name}", "CompositeImplicitAutograd")(computed)
         op = getattr(torch.ops.deepres, name)
 
         @wraps(function)
         def call(*inputs: P.args, **options: P.kwargs) -> R:
-            chosen = op if traced() else function
+            chosen = op if traced() else computed
             result: R = chosen(*inputs, **options)
             return result
 

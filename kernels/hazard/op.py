@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.arguments import ABOVE_ZERO, check_number, check_tensors
+from deepres.kernels.autocast import widened
 from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.hazard import reference
 from deepres.kernels.hazard.options import Hazards, Needs
@@ -56,7 +58,8 @@ def hazard_nll(
         loss = (weight * nll).sum() / weight.sum()
 
     Args:
-        features: [B, d] float32 (float64 with impl="reference"); B >= 1.
+        features: [B, d] float32 (float64 with impl="reference"); B >= 1. 16 bits are widened to float32, in which the
+            op computes under torch.autocast, too.
         basis: [K, d], bias: [K], l0: [B]; features' dtype and device.
         lag: [B] int64. Of an event the lag at which it was, 0..K-1, 0 being there from the start; of a censored row
             the number of lags, 0..K, until which nothing was. A lag beyond them counts as nothing in the K.
@@ -71,15 +74,17 @@ def hazard_nll(
     Raises: TypeError or ValueError in one sentence for what does not fit; RuntimeError if `impl` cannot.
     Source: arXiv 2605.31273.
     """
-    _check(features, basis, bias, l0)
-    weight = torch.ones_like(l0) if weight is None else weight
+    h = _model(features, basis, bias, l0)
+    weight = torch.ones_like(h.l0) if weight is None else weight
+    check_tensors(lag=lag, event=event, weight=weight)
+    weight = widened(weight)
     for name, t, dtype in (
         ("lag", lag, torch.int64),
         ("event", event, torch.bool),
-        ("weight", weight, l0.dtype),
+        ("weight", weight, h.l0.dtype),
     ):
-        _check_rows(name, t, dtype, features)
-    return _nll(features, basis, bias, l0, lag, event, weight, impl)
+        _check_rows(name, t, dtype, h.features)
+    return _nll(*h, lag, event, weight, impl)
 
 
 def hazard_value(
@@ -97,13 +102,15 @@ def hazard_value(
     Raises: as `hazard_nll`.
     Source: arXiv 2605.31273.
     """
-    _check(features, basis, bias, l0)
-    if not 0 < gamma <= 1:
-        raise ValueError(f"gamma must lie in (0, 1], got {gamma!r}")
-    return _value(features, basis, bias, l0, gamma, impl)
+    h = _model(features, basis, bias, l0)
+    check_number("gamma", gamma, "a number in (0, 1]", least=ABOVE_ZERO, most=1)
+    return _value(*h, float(gamma), impl)
 
 
-def _check(features: Tensor, basis: Tensor, bias: Tensor, l0: Tensor) -> None:
+def _model(features: Tensor, basis: Tensor, bias: Tensor, l0: Tensor) -> Hazards:
+    """The four, 16 bits widened, once they fit each other."""
+    check_tensors(features=features, basis=basis, bias=bias, l0=l0)
+    features, basis, bias, l0 = widened(features), widened(basis), widened(bias), widened(l0)
     if features.ndim != 2 or basis.ndim != 2 or features.shape[1] != basis.shape[1]:
         raise ValueError(
             f"features and basis must have shapes [B, d] and [K, d], got {list(features.shape)} and {list(basis.shape)}"
@@ -117,7 +124,8 @@ def _check(features: Tensor, basis: Tensor, bias: Tensor, l0: Tensor) -> None:
         raise ValueError(f"bias must have shape [K] = {[basis.shape[0]]}, got {list(bias.shape)}")
     if features.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"features must be float32 (or float64 for the reference), got {features.dtype}; call features.float()"
+            "features must be float32 (16 bits are widened; float64 for the reference), "
+            f"got {features.dtype}; call features.float()"
         )
     _check_rows("l0", l0, features.dtype, features)
     for name, t in (("basis", basis), ("bias", bias)):
@@ -129,6 +137,7 @@ def _check(features: Tensor, basis: Tensor, bias: Tensor, l0: Tensor) -> None:
             raise ValueError(
                 f"{name} must be on features' device {features.device}, got {t.device}; move one of them"
             )
+    return Hazards(features, basis, bias, l0)
 
 
 def _check_rows(name: str, t: Tensor, dtype: torch.dtype, features: Tensor) -> None:

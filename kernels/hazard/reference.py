@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepres.kernels.autocast import product
 from deepres.kernels.hazard.options import Hazards
 
 
 def logits(h: Hazards) -> Tensor:
     """[B, K]."""
-    return h.features @ h.basis.T + h.bias
+    return product(h.features, h.basis) + h.bias
 
 
 def hazard_nll(h: Hazards, lag: Tensor, event: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

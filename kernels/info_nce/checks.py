@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from difflib import get_close_matches
-from numbers import Real
 
 import torch
 from torch import Tensor
 
+from deepres.kernels.arguments import ABOVE_ZERO, check_number, check_tensors
 from deepres.kernels.info_nce.options import (
     ENERGIES,
     FORMS,
@@ -30,15 +29,8 @@ ELSEWHERE = {
 }
 
 
-def widened(t: Tensor) -> Tensor:
-    """t, in float32 if it is of 16 bits."""
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
-
-
 def check_features(phi: Tensor, psi: Tensor) -> None:
     """phi and psi, after `widened`."""
-    _check_tensor("phi", phi)
-    _check_tensor("psi", psi)
     if phi.ndim != 2 or psi.ndim != 2 or phi.shape[1] != psi.shape[1]:
         raise ValueError(
             f"phi and psi must have shapes [B, d] and [M, d], got {list(phi.shape)} and {list(psi.shape)}"
@@ -73,9 +65,7 @@ def checked(
         raise TypeError(
             "logsumexp_penalty must be a number, got a tensor, which would get no gradient; pass float(it)"
         )
-    _check_finite("logsumexp_penalty", logsumexp_penalty, "a finite number >= 0")
-    if logsumexp_penalty < 0:
-        raise ValueError(f"logsumexp_penalty must be a finite number >= 0, got {logsumexp_penalty!r}")
+    check_number("logsumexp_penalty", logsumexp_penalty, "a finite number >= 0", least=0)
     row_divisor, reduction = more.get("row_divisor", "batch"), more.get("reduction", "mean")
     for name, value, choices in (
         ("energy", energy, ENERGIES), ("form", form, FORMS), ("row_divisor", row_divisor, ROW_DIVISORS),
@@ -88,9 +78,8 @@ def checked(
             f'energy="mrn" splits the features into two halves, got an odd number, {phi.shape[1]}; add one'
         )
     labels, targets = more.get("labels"), more.get("targets")
-    for name in ("labels", "targets", "row_weight"):
-        if more.get(name) is not None:
-            _check_tensor(name, more[name])  # type: ignore[literal-required]
+    tensors = {"labels": labels, "targets": targets, "row_weight": more.get("row_weight")}
+    check_tensors(**{name: t for name, t in tensors.items() if t is not None})
     own_by_offset = labels is None and targets is None
     if not own_by_offset and positive_offset != 0:
         raise ValueError(
@@ -125,19 +114,6 @@ def _remedy(name: str) -> str:
     known = ["energy", "form", "impl", "logsumexp_penalty", "positive_offset", *InfoNCEMore.__annotations__]
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-
-
-def _check_finite(name: str, value: float, wanted: str = "a finite number") -> None:
-    number = type(value) in (int, float) or (isinstance(value, Real) and not isinstance(value, bool))
-    if not number:
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not -sys.float_info.max <= value <= sys.float_info.max:
-        raise ValueError(f"{name} must be {wanted}, got {value!r:.40}")
-
-
-def _check_tensor(name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}; pass torch.as_tensor({name})")
 
 
 def _check_offset(name: str, offset: int, phi: Tensor, psi: Tensor) -> None:
@@ -220,9 +196,7 @@ def _scale(more: InfoNCEMore, phi: Tensor) -> Tensor | None:
         raise TypeError(
             "temperature must be a number, got a tensor; pass scale=1 / temperature, which is differentiable"
         )
-    _check_finite("temperature", temperature, "a finite number > 0")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
+    check_number("temperature", temperature, "a finite number > 0", least=ABOVE_ZERO)
     return phi.new_full((), 1 / temperature)
 
 
@@ -231,7 +205,7 @@ def _number(name: str, value: Tensor | float | None, phi: Tensor) -> Tensor | No
     if value is None:
         return None
     if not isinstance(value, Tensor):
-        _check_finite(name, value)
+        check_number(name, value)
         return phi.new_full((), value)
     if value.numel() != 1 or not value.is_floating_point():
         raise ValueError(

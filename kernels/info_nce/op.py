@@ -36,7 +36,6 @@ as what multiplies a row of the mean over the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
@@ -44,9 +43,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.arguments import check_flag, check_tensors
+from deepres.kernels.autocast import widened
 from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.info_nce import reference
-from deepres.kernels.info_nce.checks import check_features, checked, widened
+from deepres.kernels.info_nce.checks import check_features, checked
 from deepres.kernels.info_nce.options import InfoNCEMore, InfoNCEOperands, InfoNCEOptions
 
 
@@ -127,8 +128,9 @@ def info_nce(
     Source: arXiv 2503.14858, section 2; row_weight 2608.26571; mrn 2208.08133 by way of JaxGCRL; scale 2103.00020
         (CLIP); bias 2303.15343 (SigLIP); self_offset 2002.05709 (SimCLR's NT-Xent).
     """
-    if isinstance(phi, Tensor) and isinstance(psi, Tensor):
-        phi, psi = widened(phi), widened(psi)
+    check_tensors(phi=phi, psi=psi)
+    check_flag("return_metrics", return_metrics)
+    phi, psi = widened(phi), widened(psi)
     check_features(phi, psi)
     operands, options = checked(phi, psi, logsumexp_penalty, energy, form, positive_offset, more)
     loss, lse, metrics = _composite(phi, psi, *operands[:5], *options, return_metrics, impl)
@@ -169,10 +171,6 @@ torch.library.define(
 )
 
 
-def _autocasts(t: Tensor) -> bool:
-    return torch.amp.is_autocast_available(t.device.type) and torch.is_autocast_enabled(t.device.type)
-
-
 def _split(fields: Sequence[Any]) -> tuple[InfoNCEOperands, InfoNCEOptions, Sequence[Any]]:
     """What the fused ops take after phi and psi: the operands, the options, the rest."""
     return InfoNCEOperands(*fields[:6]), InfoNCEOptions(*fields[6:13]), fields[13:]
@@ -185,21 +183,20 @@ def _composite(phi: Tensor, psi: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
     chosen = dispatch.choose(
         "info_nce", impl, lambda backend: backend.unsupported(phi, psi, operands, options)
     )
-    with torch.autocast(phi.device.type, enabled=False) if _autocasts(phi) else nullcontext():
-        if chosen == "reference":
-            return reference.info_nce(phi, psi, operands, options, metrics=return_metrics)
-        if options.energy == "cosine":
-            phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
-            options = options._replace(energy="dot")
-        if operands.targets is not None:  # the goal whose place among all is told as the accuracy
-            operands = operands._replace(labels=reference.likeliest(operands.targets, options.self_offset))
-        if operands.row_weight is not None:
-            weight = reference.row_multipliers(operands.row_weight, options.row_divisor)
-            operands = operands._replace(row_weight=weight)
-        tensors = [None if t is None else t.contiguous() for t in (phi, psi, *operands)]
-        needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
-        asked = [needs[0], needs[1], needs[PLACE_OF_SCALE] or needs[PLACE_OF_SCALE + 1]]
-        return _fused(*tensors, *options, chosen, asked)[:3]
+    if chosen == "reference":
+        return reference.info_nce(phi, psi, operands, options, metrics=return_metrics)
+    if options.energy == "cosine":
+        phi, psi = F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12)
+        options = options._replace(energy="dot")
+    if operands.targets is not None:  # the goal whose place among all is told as the accuracy
+        operands = operands._replace(labels=reference.likeliest(operands.targets, options.self_offset))
+    if operands.row_weight is not None:
+        weight = reference.row_multipliers(operands.row_weight, options.row_divisor)
+        operands = operands._replace(row_weight=weight)
+    tensors = [None if t is None else t.contiguous() for t in (phi, psi, *operands)]
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
+    asked = [needs[0], needs[1], needs[PLACE_OF_SCALE] or needs[PLACE_OF_SCALE + 1]]
+    return _fused(*tensors, *options, chosen, asked)[:3]
 
 
 def _empty_where_none(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:

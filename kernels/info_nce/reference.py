@@ -13,28 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.autocast import product
 from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions
 
 MRN_INSIDE_ROOT = 1e-6  # as published: keeps the slope of the symmetric part finite where a pair meets
-
-
-class _Product(torch.autograd.Function):
-    """x @ y.T [B, M] of x [B, d] and y [M, d], in their own precision backward too, whatever torch.autocast says."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
-        with torch.autocast(x.device.type, enabled=False):
-            return x @ y.mT
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = ctx.saved_tensors
-        return _Product.apply(g, y.mT), _Product.apply(x.mT, g.mT).mT
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    return _Product.apply(x, y) if dispatch.transformed() is None else x @ y.mT
 
 
 class _Distance(torch.autograd.Function):
@@ -60,8 +42,8 @@ class _Distance(torch.autograd.Function):
             return dx, slope(g.mT.contiguous(), y, x, 2.0, distance.mT.contiguous())
         met = distance == 0
         w = (g / distance.masked_fill(met, 1.0)).masked_fill(met, 0.0)
-        dx = x * w.sum(1, keepdim=True) - _Product.apply(w, y.mT)
-        return dx, y * w.sum(0).unsqueeze(1) - _Product.apply(w.mT, x.mT)
+        dx = x * w.sum(1, keepdim=True) - product(w, y.mT)
+        return dx, y * w.sum(0).unsqueeze(1) - product(w.mT, x.mT)
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
@@ -88,9 +70,9 @@ def _asymmetric(x: Tensor, y: Tensor) -> Tensor:
 def energies(phi: Tensor, psi: Tensor, energy: str) -> Tensor:
     """[B, M] between phi [B, d] and psi [M, d] under one of the energies of `deepres.info_nce`."""
     if energy == "dot":
-        return _product(phi, psi)
+        return product(phi, psi)
     if energy == "cosine":
-        return _product(F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12))
+        return product(F.normalize(phi, dim=1, eps=1e-12), F.normalize(psi, dim=1, eps=1e-12))
     if energy == "mrn":
         half = phi.shape[1] // 2
         squared = _distance(phi[:, half:], psi[:, half:]).square()

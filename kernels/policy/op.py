@@ -14,7 +14,8 @@ of x, for gradients daction [B, A] and dlog_prob [B],
 
 The backend module (triton.py; see dispatch.py) serves each op with its forward and its backward, one launch each, on
 float32 tensors of one device. Elsewhere the reference does, called at once: plain PyTorch is what a CPU runs, and an
-op of PyTorch's around it would cost more than it saves.
+op of PyTorch's around it would cost more than it saves. All widen 16 bits to float32, and compute so under
+torch.autocast, too: what they are made of has no operation that it would round.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.autocast import widened
 from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.policy import reference
 
@@ -61,6 +63,7 @@ def squashed_gaussian(
     without the 1e-6, so that the entropy's gradient does not vanish where an action is at its bounds;
     log(1 - tanh(x)^2) is then 2 (log 2 - x - softplus(-2 x)). impl: "auto", "reference" or "triton".
     """
+    mean, log_std, noise = widened(mean), widened(log_std), widened(noise)
     if _plain(impl, mean):
         return reference.squashed_gaussian(mean, log_std, noise.detach(), bounds, exact)
     return _squashed_gaussian(mean, log_std, noise, list(bounds or ()), exact, impl)
@@ -71,6 +74,7 @@ def pair_energy(phi: Tensor, psi: Tensor, energy: str, *, impl: str = "auto") ->
 
     energy: "norm", "l2", "dot", "cosine" or "mrn", of which "triton" serves the first three. impl: as above.
     """
+    phi, psi = widened(phi), widened(psi)
     if _plain(impl, phi):
         return reference.pair_energy(phi, psi, energy)
     return _pair_energy(phi, psi, energy, impl)
@@ -88,6 +92,7 @@ def policy_losses(
     log_prob [B] of its actions; value [B], what it seeks: pair_energy(phi(s, a), psi(g)), or a value; log_alpha [].
     target_entropy: nats. impl: as above.
     """
+    log_prob, value, log_alpha = widened(log_prob), widened(value), widened(log_alpha)
     if _plain(impl, log_prob):
         return PolicyLosses(*reference.policy_losses(log_prob, value, log_alpha, target_entropy))
     return PolicyLosses(*_policy_losses(log_prob, value, log_alpha, float(target_entropy), impl))

@@ -34,13 +34,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.arguments import check_tensors
+from deepres.kernels.autocast import autocasts, widened
 from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.residual_stack import reference
 from deepres.kernels.residual_stack.memory import planned_recompute
@@ -112,32 +113,17 @@ def residual_stack(
     Raises: TypeError or ValueError, one sentence for what does not fit; RuntimeError if `impl` cannot serve.
     Source: arXiv 2503.14858, section 3.
     """
-    _check_tensors(x, weight, bias, gamma, beta)
-    if _autocasts(x):
-        x, weight, bias = _widened(x), _widened(weight), _widened(bias)
-        gamma, beta = gamma if gamma is None else _widened(gamma), beta if beta is None else _widened(beta)
+    check_tensors(x=x, weight=weight, bias=bias)
+    check_tensors(**{name: t for name, t in (("gamma", gamma), ("beta", beta)) if t is not None})
+    if autocasts(x):
+        x, weight, bias = widened(x), widened(weight), widened(bias)
+        gamma, beta = gamma if gamma is None else widened(gamma), beta if beta is None else widened(beta)
     depth = _checked_depth(x, weight, bias, gamma, beta, norm)
     options = checked_options(
         depth, skip_every=skip_every, activation=activation, norm=norm, eps=eps, precision=precision,
         recompute=recompute,
     )  # fmt: skip
     return _served(x, weight, bias, gamma, beta, *options, impl)
-
-
-def _autocasts(x: Tensor) -> bool:
-    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-
-
-def _widened(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
-
-
-def _check_tensors(x: object, weight: object, bias: object, gamma: object, beta: object) -> None:
-    for name, given in {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta}.items():
-        if not isinstance(given, Tensor) and not (given is None and name in ("gamma", "beta")):
-            kind = f"{type(given).__module__}.{type(given).__name__}".removeprefix("builtins.")
-            remedy = "torch.from_numpy(it)" if kind.startswith("numpy.") else "torch.as_tensor(it)"
-            raise TypeError(f"{name} must be a torch.Tensor, got {kind}; pass {remedy}")
 
 
 def _checked_depth(
@@ -219,22 +205,18 @@ def _served(x, weight, bias, gamma, beta, *options_and_impl) -> Tensor:
         options = options._replace(recompute=picked)
     if members is not None and x.ndim == 2:
         x = x.expand(members, *x.shape)
-    # `precision` alone says what the products use.
-    with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
-        if members is not None and chosen == "reference":
-            none = [None] * members
-            each = (none if t is None else t.unbind() for t in (x, weight, bias, gamma, beta))
-            own = (*options, chosen)
-            return torch.stack(
-                [torch.ops.deepres.residual_stack(*one, *own) for one in zip(*each, strict=True)]
-            )
-        if chosen == "reference":
-            return reference.residual_stack(x, weight, bias, gamma, beta, options)
-        if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
-            gamma = beta = bias.detach().new_empty(0)
-        tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
-        save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _fused(*tensors, *options, chosen, save)[0]
+    if members is not None and chosen == "reference":
+        none = [None] * members
+        each = (none if t is None else t.unbind() for t in (x, weight, bias, gamma, beta))
+        own = (*options, chosen)
+        return torch.stack([torch.ops.deepres.residual_stack(*one, *own) for one in zip(*each, strict=True)])
+    if chosen == "reference":
+        return reference.residual_stack(x, weight, bias, gamma, beta, options)
+    if gamma is None or beta is None:  # norm=False: the fused ops take placeholders, never read
+        gamma = beta = bias.detach().new_empty(0)
+    tensors = [t.contiguous() for t in (x, weight, bias, gamma, beta)]
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return _fused(*tensors, *options, chosen, save)[0]
 
 
 def _number(size: int | torch.SymInt) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from deepres.kernels import dispatch
+from deepres.kernels import autocast, dispatch
 from deepres.kernels.residual_stack.options import StackOptions
 
 
@@ -65,8 +65,9 @@ def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     derivatives and tangents are those of these products, rounding counted as the identity.
     """
     if precision == "fp32":
-        return a @ b
-    return _RoundedGradient.apply(_Rounded.apply(a, precision) @ _Rounded.apply(b, precision), precision)
+        return autocast.product(a, b.mT)
+    ab = autocast.product(_Rounded.apply(a, precision), _Rounded.apply(b, precision).mT)
+    return _RoundedGradient.apply(ab, precision)
 
 
 class _Elementwise(torch.autograd.Function):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels import dispatch
+from deepres.kernels.autocast import autocasts, widened
 from deepres.kernels.fused_op import FusedOp, composite
 from deepres.kernels.stem import reference
 
@@ -34,8 +35,11 @@ def norm_activation(
 ) -> Tensor:
     """activation(F.layer_norm(u + bias, (W,), scale, shift, eps)), u [B, W], the others [W] -> [B, W].
 
-    activation: "swish" or "relu". impl: "auto", "reference" or "triton".
+    activation: "swish" or "relu". impl: "auto", "reference" or "triton". Under torch.autocast, where a product has 16
+    bits, they are widened to float32 first.
     """
+    if autocasts(u):
+        u, bias, scale, shift = widened(u), widened(bias), widened(scale), widened(shift)
     if impl == "reference" or (impl == "auto" and not u.is_cuda):
         return reference.norm_activation(u, bias, scale, shift, eps, activation)
     return _served(u, bias, scale, shift, eps, activation, impl)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -292,7 +293,13 @@ BAD_CALLS = [
     ({"features": torch.zeros(4)}, ValueError, r"\[B, d\] and \[K, d\], got \[4\]"),
     ({"features": torch.zeros(4, 2)}, ValueError, r"got \[4, 2\] and \[5, 3\]"),
     ({"features": torch.zeros(0, 3)}, ValueError, r"at least one row"),
-    ({"features": torch.zeros(4, 3).half()}, TypeError, r"float32 .* got torch.float16"),
+    ({"features": torch.zeros(4, 3).long()}, TypeError, r"float32 .* got torch.int64; call features.float"),
+    (
+        {"features": np.zeros((4, 3))},
+        TypeError,
+        r"features must be .* got numpy.ndarray; pass torch.from_numpy",
+    ),
+    ({"event": [True] * 4}, TypeError, r"event must be .* got list; pass torch.as_tensor\(event\)"),
     ({"basis": torch.zeros(5, 3).double()}, TypeError, r"basis must have features' dtype"),
     ({"bias": torch.zeros(4)}, ValueError, r"bias must have shape \[K\] = \[5\], got \[4\]"),
     ({"bias": torch.zeros(5, device="meta")}, ValueError, r"on features' device cpu, got meta"),
@@ -314,6 +321,15 @@ def test_bad_calls_say_what_was_wanted(bad, error, sentence):
         hazard_nll(**{**whole, **bad})
 
 
-def test_a_discount_lies_in_its_range():
-    with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\], got 1.5"):
-        hazard_value(*model(4, 4, 4), gamma=1.5)
+@pytest.mark.parametrize(
+    ("gamma", "error", "sentence"),
+    [
+        (1.5, ValueError, r"gamma must be a number in \(0, 1\], got 1.5"),
+        (0, ValueError, r"gamma must be a number in \(0, 1\], got 0"),
+        ("0.9", TypeError, "gamma must be a number, got '0.9'"),
+        (True, TypeError, "gamma must be a number, got True"),
+    ],
+)
+def test_a_discount_lies_in_its_range(gamma, error, sentence):
+    with pytest.raises(error, match=sentence):
+        hazard_value(*model(4, 4, 4), gamma=gamma)

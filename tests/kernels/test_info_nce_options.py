@@ -271,7 +271,8 @@ BAD = [
     ({"logsumexp_penalty": 10**400}, ValueError, r"logsumexp_penalty must be a finite number >= 0, got 1000"),
     ({"logsumexp_penalty": "0.1"}, TypeError, r"logsumexp_penalty must be a number, got '0.1'"),
     ({"bias": True}, TypeError, r"bias must be a number, got True"),
-    ({"labels": [0, 1, 2, 3]}, TypeError, r"labels must be a tensor, got list; pass torch.as_tensor"),
+    ({"labels": [0, 1, 2, 3]}, TypeError, r"labels must be a torch.Tensor, got list; pass torch.as_tensor"),
+    ({"return_metrics": "False"}, TypeError, r"return_metrics must be True or False, got 'False'"),
     ({"positive_offset": 2**70}, ValueError, r"a goal for every row of phi"),
 ]
 

@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import deepres
 from deepres.kernels.info_nce.options import ENERGIES
+from deepres.kernels.policy.op import pair_energy, policy_losses, squashed_gaussian
+from deepres.kernels.stem.op import norm_activation
 
 
 def stack_arguments(batch: int = 5, width: int = 16, depth: int = 4) -> list[torch.Tensor]:
@@ -77,6 +80,32 @@ def test_one_graph_with_and_without_gradients(impl: str, dynamic: bool) -> None:
     assert all(map(torch.equal, torch.autograd.grad(compiled(*leaves), leaves), expected))
 
 
+def test_losses_of_other_batch_sizes_share_their_graphs() -> None:
+    def loss(x, psi, lag, event):
+        ours, rows = deepres.hazard_nll(x, psi[:6], psi[:6, 0], x[:, 1], lag, event)
+        return deepres.info_nce(x, psi)[0] + ours + rows.sum()
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=True)
+    for size in (5, 1, 7, 64):
+        x, psi = features(size, 70)
+        given = [x.requires_grad_(), psi, torch.arange(size) % 6, torch.arange(size) % 3 > 0]
+        assert torch.equal(compiled(*given), loss(*given))
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("network", [deepres.Encoder, deepres.Actor])
+def test_a_network_is_exported_with_a_free_batch(network) -> None:
+    made = network(6, 3, width=8, depth=4)
+    program = torch.export.export(
+        made, (torch.ones(5, 6),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    ).module()
+    for size in (1, 2, 9):
+        x = torch.randn(size, 6)
+        assert all(map(torch.equal, program(x), made(x)))  # rows of one output, or both outputs
+
+
 def test_function_transforms_reach_the_reference() -> None:
     phi, psi = features()
 
@@ -90,25 +119,54 @@ def test_function_transforms_reach_the_reference() -> None:
     torch.testing.assert_close(both, torch.stack([expected, expected]))
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
-def test_info_nce_computes_in_float32_under_autocast(impl: str) -> None:
-    """As PyTorch's own losses do: what surrounds it changes nothing but 16-bit features, which are widened."""
-    phi, psi = features()
-    leaf = phi.clone().requires_grad_()
-    expected = deepres.info_nce(leaf, psi, energy="dot", impl=impl)[0]
-    (dphi,) = torch.autograd.grad(expected, leaf)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = deepres.info_nce(leaf, psi, energy="dot", impl=impl)[0]
-        assert torch.equal(loss, expected) and torch.equal(torch.autograd.grad(loss, leaf)[0], dphi)
-        encoder = deepres.Encoder(8, 4, width=16, depth=4)
-        features_of_16_bits = encoder(phi), encoder(psi)
-        assert features_of_16_bits[0].dtype == torch.bfloat16
-        loss = deepres.info_nce(*features_of_16_bits, impl=impl)[0]
-        assert (
-            deepres.info_nce(phi @ torch.eye(8), psi, impl=impl)[0].dtype == torch.float32
-        )  # one of 16 bits
-    loss.backward()
-    assert loss.dtype == torch.float32 and encoder.head.weight.grad.abs().sum() > 0
+def hazard_labels() -> list[torch.Tensor]:
+    return [torch.tensor([0, 3, 2, 6, 1]), torch.tensor([True, True, False, True, True])]
+
+
+def autocast_cases() -> dict[str, tuple]:
+    """Every op as one number, and its tensors."""
+    x, psi = features()
+    noise, (rows, value) = psi[2:], x.T[:2]
+    hazards = [x, psi, psi[:, 0], x[:, 1]]
+    return {
+        "residual_stack": (lambda *t, **o: deepres.residual_stack(*t, **o).square().sum(), stack_arguments()),
+        "info_nce": (lambda *t, **o: deepres.info_nce(*t, energy="dot", **o)[0], [x, psi]),
+        "hazard_nll": (lambda *t, **o: deepres.hazard_nll(*t, *hazard_labels(), **o)[0], hazards),
+        "hazard_value": (lambda *t, **o: deepres.hazard_value(*t, **o).square().sum(), hazards),
+        "squashed_gaussian": (
+            lambda *t, **o: torch.cat([p.square().flatten() for p in squashed_gaussian(*t, noise, **o)]).sum(),
+            [x, psi[:5]],
+        ),
+        "pair_energy": (lambda *t, **o: pair_energy(*t, "cosine", **o).square().sum(), [x, psi[:5]]),
+        "policy_losses": (
+            lambda *t, **o: sum(policy_losses(*t, -2.0, **o)[:2]), [rows, value, torch.tensor(0.3)],
+        ),
+        "norm_activation": (
+            lambda *t, **o: norm_activation(*t, **o).square().sum(), [x, noise[0], 1 + psi[0], psi[1]],
+        ),
+    }  # fmt: skip
+
+
+FUSED_ON_A_CPU = ("residual_stack", "info_nce", "hazard_nll", "hazard_value")
+
+
+@pytest.mark.parametrize(
+    ("name", "impl"), [*((n, "cpu") for n in FUSED_ON_A_CPU), *((n, "reference") for n in autocast_cases())]
+)
+def test_autocast_around_an_op_changes_nothing(name: str, impl: str) -> None:
+    """Values and gradients, taken inside, too, are those outside; 16 bits, which products then have, are widened."""
+    op, tensors = autocast_cases()[name]
+    for narrow in (0, 1, len(tensors)):  # how many are of 16 bits
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        given = [t.bfloat16() if i < narrow else t for i, t in enumerate(leaves)]
+        expected = op(*(t.float() for t in given), impl=impl)
+        gradients = torch.autograd.grad(expected, leaves, allow_unused=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = op(*given, impl=impl)
+            again = torch.autograd.grad(found, leaves, allow_unused=True)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+        for ours, wanted in zip(again, gradients, strict=True):
+            assert wanted is None if ours is None else torch.equal(ours, wanted)
 
 
 def test_sixteen_bits_are_widened() -> None:
