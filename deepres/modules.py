@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deepres.kernels import residual_stack
+from deepres.kernels.arguments import check_tensors, whole_number
+from deepres.kernels.autocast import autocasts
 from deepres.kernels.dispatch import BACKENDS
 from deepres.kernels.residual_stack.options import NAMES, checked_options
 
@@ -50,6 +52,7 @@ class Dense(nn.Linear):
         dtype: torch.dtype | None = None,
     ):
         self.average = average
+        in_dim, out_dim = whole_number("in_dim", in_dim), whole_number("out_dim", out_dim)
         super().__init__(in_dim, out_dim, device=device, dtype=dtype)
         if generator is not None:
             self.reset_parameters(generator)
@@ -77,7 +80,8 @@ class Linears(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        _check_members(members)
+        in_dim, out_dim = whole_number("in_dim", in_dim), whole_number("out_dim", out_dim)
+        members = _number_of_members(members)
         self.average = average
         self.weight = nn.Parameter(torch.empty(members, out_dim, in_dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(members, out_dim, device=device, dtype=dtype))
@@ -146,9 +150,9 @@ class ResidualStack(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        self.options = _checked(width, depth, options)
-        if members is not None:
-            _check_members(members)
+        width, depth = whole_number("width", width), whole_number("depth", depth)
+        self.options = _checked(depth, options)
+        members = None if members is None else _number_of_members(members)
         layers = (depth, width) if members is None else (members, depth, width)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(*layers, width, **made))
@@ -199,11 +203,15 @@ class ResidualStack(nn.Module):
     def from_layers(cls, layers: Iterable[nn.Module], **options: Any) -> ResidualStack:
         """The stack of D nn.Linear(W, W), an nn.LayerNorm(W) after each or after none; copies of their numbers.
 
-        Activations among them are passed over: `activation` names them. options: as of the class; norm and eps are
-        those of the layers.
+        nn.SiLU or nn.ReLU, after each or after none, is the stack's activation; where there is none, `activation` names
+        it. options: as of the class; norm and eps are those of the layers.
         Raises: ValueError, naming the layer, for one that no stack has.
         """
-        dense, norms = _sorted(layers)
+        dense, norms, activation = _sorted(layers)
+        if activation is not None and options.setdefault("activation", activation) != activation:
+            raise ValueError(
+                f"activation must be that of the layers, {activation!r}, got {options['activation']!r}; leave it out"
+            )
         width, first = dense[0].in_features, dense[0].weight
         options["norm"] = bool(norms)
         if norms:
@@ -289,8 +297,13 @@ def dense(in_dim: int, out_dim: int, *, members: int | None = None, **made: Any)
 
 
 def require_columns(x: Tensor, first: Any) -> None:
-    """Raise ValueError unless x has as many columns as `first`, the first layer of a network, takes."""
-    if x.shape[-1] != (columns := first.weight.shape[-1]):
+    """Raise TypeError or ValueError unless x is what `first`, the first layer of a network, takes: a tensor of as many
+    columns, and of its dtype."""
+    check_tensors(x=x)
+    dtype, columns = first.weight.dtype, first.weight.shape[-1]
+    if x.dtype != dtype and not (x.is_floating_point() and autocasts(x)):
+        raise TypeError(f"x must be {dtype}, as the network's weights, got {x.dtype}; pass x.to({dtype})")
+    if x.ndim == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have {columns} columns, the network's in_dim, got shape {list(x.shape)}")
 
 
@@ -301,11 +314,8 @@ def layer_norm(width: int, *, members: int | None = None, **made: Any) -> nn.Mod
     return LayerNorms(width, members, LAYER_NORM_EPS, **made)
 
 
-def _checked(width: int, depth: int, options: dict[str, Any]) -> dict[str, Any]:
+def _checked(depth: int, options: dict[str, Any]) -> dict[str, Any]:
     """`options` once they are ones of `residual_stack` and fit; one sentence otherwise."""
-    for name, size in (("width", width), ("depth", depth)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {size!r}")
     options = dict(options)
     if "checkpoint" in options and "recompute" not in options:
         warnings.warn("checkpoint= is called recompute= now", FutureWarning, stacklevel=3)
@@ -322,15 +332,16 @@ def _checked(width: int, depth: int, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _check_members(members: Any) -> None:
-    if isinstance(members, bool) or not isinstance(members, int) or members < 1:
-        raise ValueError(f"members must be a number of networks >= 1, got {members!r}")
+def _number_of_members(members: Any) -> int:
+    return whole_number("members", members, "a number of networks >= 1")
 
 
-def _sorted(layers: Iterable[nn.Module]) -> tuple[list[nn.Linear], list[nn.LayerNorm]]:
-    """The linear layers and the LayerNorms, once they make a stack."""
+def _sorted(layers: Iterable[nn.Module]) -> tuple[list[nn.Linear], list[nn.LayerNorm], str | None]:
+    """The linear layers, the LayerNorms and the name of the activation, if there is one, once they make a stack."""
     dense: list[nn.Linear] = []
     norms: list[nn.LayerNorm] = []
+    activations: list[str] = []
+    before: nn.Module | None = None
     for place, layer in enumerate(layers):
         if isinstance(layer, nn.Linear):
             width = dense[0].in_features if dense else layer.in_features
@@ -341,17 +352,27 @@ def _sorted(layers: Iterable[nn.Module]) -> tuple[list[nn.Linear], list[nn.Layer
             dense.append(layer)
         elif isinstance(layer, nn.LayerNorm):
             norms.append(layer)
-            if len(norms) != len(dense) or layer.normalized_shape != (dense[0].in_features,):
+            if not isinstance(before, nn.Linear) or layer.normalized_shape != (before.out_features,):
                 raise ValueError(f"layer {place} must follow a Linear and be of its width, got {layer}")
             if layer.eps != norms[0].eps:
                 raise ValueError(f"layer {place} must have the others' eps {norms[0].eps}, got {layer.eps}")
-        elif not isinstance(layer, nn.SiLU | nn.ReLU):
-            raise ValueError(f"layer {place} must be a Linear, a LayerNorm or an activation, got {layer}")
-    if not dense or len(norms) not in (0, len(dense)):
+        elif isinstance(layer, nn.SiLU | nn.ReLU):
+            activations.append("swish" if isinstance(layer, nn.SiLU) else "relu")
+            if not isinstance(before, nn.Linear | nn.LayerNorm):
+                raise ValueError(f"layer {place} must follow a Linear or its LayerNorm, got {layer}")
+            if activations[-1] != activations[0]:
+                raise ValueError(
+                    f"layer {place} must be the others' activation, {activations[0]}, got {layer}"
+                )
+        else:
+            raise ValueError(f"layer {place} must be a Linear, a LayerNorm, a SiLU or a ReLU, got {layer}")
+        before = layer
+    if not dense or any(len(others) not in (0, len(dense)) for others in (norms, activations)):
         raise ValueError(
-            f"layers must be Linears, each with a LayerNorm or none with one, got {len(dense)} and {len(norms)}"
+            "layers must be Linears, each with a LayerNorm or none with one, and an activation likewise, "
+            f"got {len(dense)}, {len(norms)} and {len(activations)}"
         )
-    return dense, norms
+    return dense, norms, activations[0] if activations else None
 
 
 def _rows_of_each(x: Tensor, members: int) -> Sequence[Tensor]:

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from deepres.acting import ActorPolicy as ActorPolicy
 from deepres.acting import GaussianPolicy as GaussianPolicy
 from deepres.initialisation import start_blocks_
+from deepres.kernels.arguments import whole_number
 from deepres.kernels.policy.op import squashed_gaussian
 from deepres.kernels.policy.reference import bounded
 from deepres.kernels.stem.op import norm_activation
@@ -139,6 +140,7 @@ def _trunk(
     in_dim: int, width: int, depth: int, made: dict[str, Any], options: dict[str, Any]
 ) -> tuple[nn.Module, bool]:
     """The hidden layers that `options` ask for, and whether their heads start by the average of in and out."""
+    width = whole_number("width", width)
     if options.pop("trunk", "residual") == "residual":
         return Trunk(in_dim, width, depth, **made, **options), False
     return PlainLayers(in_dim, width, depth, norm=options.get("norm", True), **made), True

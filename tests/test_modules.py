@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepres import Actor, Encoder, ResidualStack
-from deepres.networks import NetworkOptions, Networks, Value
+from deepres import Actor, Encoder, ResidualStack, residual_stack
+from deepres.networks import NetworkOptions, Networks, Value, Values
 from deepres.parameters import LayerMuon, matrices, parameter_groups
 
 
@@ -52,12 +52,37 @@ def test_leading_dimensions_of_a_group_and_of_networks():
         ({"norm": "no"}, TypeError, "norm must be True or False, got 'no'"),
         ({"impl": "fast"}, ValueError, "impl must be one of auto, .*, got 'fast'"),
         ({"recompute": 0}, ValueError, "recompute must be 'none', 'auto' or a number of blocks"),
+        ({"recompute": 2**70}, ValueError, f"blocks >= 1, and at most 2147483647, got {2**70}"),
+        ({"members": 2**70}, ValueError, f"networks >= 1, and at most 2147483647, got {2**70}"),
+        ({"skip_every": True}, ValueError, "skip_every must be a number of layers >= 1, .* got True"),
+        ({"eps": 10**400}, ValueError, "eps must be a finite number > 0, got 1000"),
+        ({"eps": "1e-6"}, TypeError, "eps must be a number, got '1e-6'"),
+        ({"eps": True}, TypeError, "eps must be a number, got True"),
     ],
-    ids=str,
+    ids=lambda value: f"{value}"[:60],
 )
 def test_options_are_checked_where_they_are_given(options, error, sentence):
     with pytest.raises(error, match=sentence):
         ResidualStack(**{"width": 8, "depth": 4, **options})
+
+
+def test_numpy_numbers_are_numbers():
+    sizes = {"width": np.int64(8), "depth": np.int32(4), "skip_every": np.int64(2), "eps": np.float32(0.5)}
+    torch.manual_seed(0)
+    stack, encoder = ResidualStack(**sizes, recompute=np.int64(1)), Encoder(np.int64(3), np.int64(2), **sizes)
+    x = torch.randn(5, 8)
+    plain = {"skip_every": 2, "eps": 0.5}
+    parameters = (stack.weight, stack.bias, stack.gamma, stack.beta)
+    assert torch.equal(stack(x), residual_stack(x, *parameters, **plain))
+    assert encoder(x[:, :3]).shape == (5, 2) and type(encoder.head.in_features) is int
+    for made, sentence in (
+        (lambda: Actor(0, 2), "in_dim must be a whole number >= 1, got 0"),
+        (lambda: Encoder(3, 2.0), r"out_dim must be a whole number >= 1, got 2\.0"),
+        (lambda: Encoder(3, 2, width=0), "width must be a whole number >= 1, got 0"),
+        (lambda: Values(3, members=2**70), "members must be a number of networks >= 1, and at most"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            made()
 
 
 def test_misspelt_options_of_networks_are_told():
@@ -102,6 +127,30 @@ def test_input_that_does_not_fit_is_told(x, error, sentence):
         ResidualStack(8, 4)(x)
 
 
+@pytest.mark.parametrize(
+    ("x", "error", "sentence"),
+    [
+        (
+            np.zeros((2, 8), np.float32),
+            TypeError,
+            "x must be a torch.Tensor, got numpy.ndarray; pass torch.from",
+        ),
+        (
+            torch.zeros(2, 8).long(),
+            TypeError,
+            "x must be torch.float32, as the network's weights, got torch.int64",
+        ),
+        (torch.zeros(2, 8).double(), TypeError, r"got torch.float64; pass x.to\(torch.float32\)"),
+        (torch.zeros(()), ValueError, r"x must have 8 columns, the network's in_dim, got shape \[\]"),
+    ],
+    ids=["numpy", "int", "double", "scalar"],
+)
+@pytest.mark.parametrize("trunk", ["residual", "plain"])
+def test_input_that_fits_no_network_is_told(trunk, x, error, sentence):
+    with pytest.raises(error, match=sentence):
+        Encoder(8, 2, width=8, depth=4, trunk=trunk)(x)
+
+
 def test_device_and_dtype_reach_every_parameter():
     made = {"width": 8, "depth": 4, "dtype": torch.float64, "device": "meta"}
     for network in (
@@ -144,12 +193,14 @@ def test_a_reset_is_a_start(members):
     assert head.weight.abs().max() <= 8**-0.5 and not head.bias.any()
 
 
+@pytest.mark.parametrize("activation", ["swish", "relu"])
 @pytest.mark.parametrize("norm", [True, False])
-def test_layers_become_a_stack_and_again_layers(norm):
+def test_layers_become_a_stack_and_again_layers(norm, activation):
     torch.manual_seed(0)
     layers = []
     for _ in range(4):
-        layers += [nn.Linear(8, 8), *([nn.LayerNorm(8, eps=1e-3)] if norm else []), nn.SiLU()]
+        layers += [nn.Linear(8, 8), *([nn.LayerNorm(8, eps=1e-3)] if norm else [])]
+        layers.append(nn.SiLU() if activation == "swish" else nn.ReLU())
     with torch.no_grad():
         for layer in layers:
             for p in layer.parameters():
@@ -160,7 +211,7 @@ def test_layers_become_a_stack_and_again_layers(norm):
     for half in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
         a = a + nn.Sequential(*half)(a)
     torch.testing.assert_close(stack(x), a)
-    again = ResidualStack.from_layers(stack.to_layers(), skip_every=2)
+    again = ResidualStack.from_layers(stack.to_layers(), skip_every=2, activation=activation)
     assert torch.equal(again(x), stack(x)) and len(stack.to_layers()) == (8 if norm else 4)
 
 
@@ -172,13 +223,23 @@ def test_layers_become_a_stack_and_again_layers(norm):
         ([nn.LayerNorm(8)], "layer 0 must follow a Linear"),
         (
             [nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)],
-            "each with a LayerNorm or none with one, got 2 and 1",
+            "each with a LayerNorm or none with one, and an activation likewise, got 2, 1 and 0",
         ),
         (
             [nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8, eps=1)],
             "the others' eps 1e-05, got 1",
         ),
-        ([nn.Linear(8, 8), nn.Dropout()], "layer 1 must be a Linear, a LayerNorm or an activation"),
+        (
+            [nn.Linear(8, 8), nn.Dropout()],
+            "layer 1 must be a Linear, a LayerNorm, a SiLU or a ReLU, got Drop",
+        ),
+        (
+            [nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 8), nn.ReLU()],
+            "layer 3 must be the others' activation, swish, got ReLU",
+        ),
+        ([nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 8)], "an activation likewise, got 2, 0 and 1"),
+        ([nn.Linear(8, 8), nn.SiLU(), nn.LayerNorm(8)], "layer 2 must follow a Linear and be of its width"),
+        ([nn.SiLU(), nn.Linear(8, 8)], "layer 0 must follow a Linear or its LayerNorm, got SiLU"),
         ([], "layers must be Linears"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -188,6 +249,11 @@ def test_layers_that_make_no_stack_are_told(layers, sentence):
         ResidualStack.from_layers(layers, skip_every=1)
     with pytest.raises(ValueError, match="to_layers is of one stack, got a group of 2"):
         ResidualStack(8, 4, members=2).to_layers()
+    relu = [nn.Linear(8, 8), nn.ReLU()]
+    with pytest.raises(
+        ValueError, match="activation must be that of the layers, 'relu', got 'swish'; leave it"
+    ):
+        ResidualStack.from_layers(relu, skip_every=1, activation="swish")
 
 
 def test_only_matrices_decay():

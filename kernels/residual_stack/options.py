@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
+
+from deepres.kernels.arguments import ABOVE_ZERO, check_flag, check_number, whole_number
 
 AUTO = -1  # StackOptions.recompute for "auto", until the backend is chosen
 ACTIVATIONS = ("swish", "relu")
@@ -37,8 +38,7 @@ def checked_options(
     recompute: Any = "none",
 ) -> StackOptions:
     """The options of a stack of `depth` layers once they fit; one sentence otherwise."""
-    if not isinstance(skip_every, int) or skip_every < 0:
-        raise ValueError(f"skip_every must be a number of layers >= 1, or 0 for no skips, got {skip_every!r}")
+    skip_every = whole_number("skip_every", skip_every, "a number of layers >= 1, or 0 for no skips", least=0)
     if skip_every and depth % skip_every:
         raise ValueError(
             f"the depth must be a multiple of skip_every={skip_every}, got {depth} layers; "
@@ -46,14 +46,12 @@ def checked_options(
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if not isinstance(norm, bool):
-        raise TypeError(f"norm must be True or False, got {norm!r}")
+    check_flag("norm", norm)
     if precision not in PRECISIONS:
         meant = _OTHER_NAMES.get(str(precision).removeprefix("torch."))
         hint = f"; pass {meant!r}" if meant else ""
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}{hint}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be a finite number > 0, got {eps!r}")
+    check_number("eps", eps, "a finite number > 0", least=ABOVE_ZERO)
     return StackOptions(
         skip_every, activation, norm, float(eps), precision, _recompute_blocks(recompute, skip_every)
     )
@@ -64,8 +62,7 @@ def _recompute_blocks(recompute: Any, skip_every: int) -> int:
         return 0
     if recompute == "auto":
         return AUTO if skip_every else 0
-    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 1:
-        raise ValueError(f"recompute must be 'none', 'auto' or a number of blocks >= 1, got {recompute!r}")
+    blocks = whole_number("recompute", recompute, "'none', 'auto' or a number of blocks >= 1")
     if not skip_every:
         raise ValueError("recompute counts blocks, and skip_every=0 has none; pass recompute='none'")
-    return recompute
+    return blocks
