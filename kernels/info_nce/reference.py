@@ -125,7 +125,7 @@ def info_nce(
         targets = None if targets is None else targets.masked_fill(left_out, 0.0)
         pairs -= phi.shape[0]
     lse = logits.logsumexp(dim=1)
-    own, columns = _own(logits, operands, options)
+    own, goals = _own(logits, operands, options)
     positive = own if targets is None else (targets * kept).sum(1)
 
     rows = []
@@ -133,7 +133,7 @@ def info_nce(
         rows.append((lse if targets is None else targets.sum(1) * lse) - positive)
     if options.form in ("backward", "symmetric"):
         # Further negatives have no state-action of their own: no softmax starts from them.
-        rows.append(columns.logsumexp(dim=0) - positive)
+        rows.append(logits[:, goals].logsumexp(dim=0) - positive)
     if options.form == "binary":
         # -log sigmoid(positive) - log(1 - sigmoid(negative)); softplus(x) - x = softplus(-x) on the diagonal
         rows.append((F.softplus(logits).sum(1) - positive) * (phi.shape[0] / pairs))
@@ -154,12 +154,12 @@ def info_nce(
         return loss, lse.detach(), torch.stack([first, positive.sum() / mass, negative])
 
 
-def _own(logits: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions) -> tuple[Tensor, Tensor]:
-    """The logit of each row's own goal [B], with targets that of its likeliest; and these goals' columns [B, B]."""
+def _own(logits: Tensor, operands: InfoNCEOperands, options: InfoNCEOptions) -> tuple[Tensor, Tensor | slice]:
+    """The logit of each row's own goal [B], with targets that of its likeliest; and which columns these goals have."""
     labels, targets = operands.labels, operands.targets
     if labels is None and targets is not None:
         labels = likeliest(targets, options.self_offset)
     if labels is None:
-        columns = logits[:, options.positive_offset : options.positive_offset + logits.shape[0]]
-        return columns.diagonal(), columns
-    return logits.gather(1, labels.unsqueeze(1)).squeeze(1), logits[:, labels]
+        goals = slice(options.positive_offset, options.positive_offset + logits.shape[0])
+        return logits[:, goals].diagonal(), goals
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1), labels

@@ -72,6 +72,16 @@ def test_several_strips_and_extreme_logits() -> None:
             assert_all_no_worse(call, energy=energy, form=form, logsumexp_penalty=1e-3)
 
 
+def test_a_large_batch() -> None:
+    for options, more in (
+        ({"row_weight", "labels"}, {"row_divisor": "sum"}),
+        ({"targets"}, {"energy": "dot"}),
+        ({"labels"}, {"energy": "mrn"}),
+        ({"labels", "scale"}, {"energy": "dot", "form": "binary"}),
+    ):
+        assert_all_no_worse(call_of(8192, 9, 4, options), **more)
+
+
 def test_nothing_but_defaults_gives_the_same_bits() -> None:
     """An option that says what holds anyway changes nothing beyond a rounding; without options nothing at all."""
     phi, psi = numbers(50, 12), numbers(50, 12, seed=1)

@@ -78,6 +78,12 @@ def test_a_group_is_a_call_for_each_member_to_the_bit(impl, shape, options):
         assert torch.equal(a, b), name
 
 
+def test_a_group_of_a_large_batch_to_the_bit():
+    args = arguments(2, 8192, 32, 4)
+    each = one_by_one(args, torch.float32, impl="cpu")
+    assert all(map(torch.equal, outputs(args, torch.float32, impl="cpu"), each))
+
+
 ON_CUDA = {  # width, what the GPU is, options; one block of layers to a stretch
     "fp16": (64, cuda_on_host.SMALL, {"precision": "fp16"}, False),
     "relu": (64, cuda_on_host.SMALL, {"norm": False, "activation": "relu"}, False),
