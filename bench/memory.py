@@ -3,8 +3,8 @@
     python bench/memory.py                        # critic 1024, actor 512, batch 512: about a minute, 6 GB
     python bench/memory.py --depth 64 --actor-depth 64 --precision bf16
 
-writes memory_<depth>_<actor depth>_<precision>.json under bench/results/new/, or bench/results/ (--keep). The sizes are
-the humanoid's. A process builds the learner and takes two gradient steps; its own resident set before (interpreter,
+writes memory_<depth>_<actor depth>_<precision>.json under bench/results/new/, or bench/results/ (--keep); of another
+width or batch than 256 and 512 these follow, _<width>_<batch>. The sizes are the humanoid's. A process builds the learner and takes two gradient steps; its own resident set before (interpreter,
 PyTorch) counts on both sides.
 """
 
@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"memory.py: {failure.reason}", file=sys.stderr)
         return 2
     results |= {"rows": [row], "complete": True}
-    name = "memory_{depth}_{actor_depth}_{precision}.json".format(**results["arguments"])
+    name = "memory_{depth}_{actor_depth}_{precision}".format(**results["arguments"])
+    if (arguments.width, arguments.batch) != (256, 512):
+        name += f"_{arguments.width}_{arguments.batch}"
+    name += ".json"
     path = files.path(arguments, name)
     files.save(results, path)
     for name in FIGURES:
