@@ -3,9 +3,9 @@
     python bench/memory.py                        # critic 1024, actor 512, batch 512: about a minute, 6 GB
     python bench/memory.py --depth 64 --actor-depth 64 --precision bf16
 
-writes memory_<depth>_<actor depth>_<precision>.json under bench/results/new/, or bench/results/ (--keep); of another
-width or batch than 256 and 512 these follow, _<width>_<batch>. The sizes are the humanoid's. A process builds the learner and takes two gradient steps; its own resident set before (interpreter,
-PyTorch) counts on both sides.
+writes memory_<depth>_<actor depth>_<precision>.json under bench/results/new/, or bench/results/ (--keep); another
+width or batch than 256 and 512 are in its name too. The sizes are the humanoid's. A process builds the learner and
+takes two gradient steps; its own resident set before (interpreter, PyTorch) counts on both sides.
 """
 
 from __future__ import annotations
