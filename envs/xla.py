@@ -106,7 +106,8 @@ def require_platform() -> None:
     try:
         jax.local_devices()
     except (AssertionError, RuntimeError) as error:  # JAX's own words, or none of its own
-        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        config: Any = jax.config
+        asked = config.jax_platforms
         if not asked:
             raise
         why = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "no such device"

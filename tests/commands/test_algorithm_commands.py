@@ -189,6 +189,7 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(text, sentence, tmp_pa
         ("max-grad-norm=None,0.5,1", [None, 0.5, 1]),
         ("parity=True,false", [True, False]),
         ("eval_env=None,ant_big_maze", [None, "ant_big_maze"]),
+        ("env_options=layout=u_maze,layout=u4_maze", [("layout=u_maze",), ("layout=u4_maze",)]),
         ("precision=fp32,bf16", ["fp32", "bf16"]),
         ("actor_depth=4,None", [4, None]),
     ],
