@@ -31,21 +31,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if lacking.isdisjoint(item.keywords)]
 
 
-_LARGE = 1_500 << 20  # bytes; two processes of tests run side by side
-_limit = _LARGE
+_LARGE = 1_200 << 20  # bytes; two processes of tests run side by side
+_MANY = 40  # of XLA's programs, 2 to 15 MB each: with fewer there is little to give back
 
 
 @pytest.fixture(autouse=True)
 def small_process() -> Iterator[None]:
     """A process that has grown large gives back what XLA compiled for earlier tests: gigabytes, over every task."""
-    global _limit
     yield
-    if "jax" in sys.modules and _resident() > _limit:
+    if "jax" in sys.modules and _resident() > _LARGE and _programs() > _MANY:
         sys.modules["jax"].clear_caches()
         gc.collect()
         with suppress(AttributeError):  # glibc's: else what was freed stays with the process
             ctypes.CDLL(None).malloc_trim(0)
-        _limit = max(_LARGE, _resident() + (500 << 20))
+
+
+def _programs() -> int:
+    """Programs that XLA holds."""
+    return len(sys.modules["jax"].local_devices()[0].client.live_executables())
 
 
 def _resident() -> int:
