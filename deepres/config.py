@@ -205,6 +205,8 @@ class Config:
         if type(own) is not type(self.algorithm):
             raise ValueError(f"algorithm cannot be replaced, got {own!r}; make a new Config")
         kept = {name: getattr(own, one.name) for name, one in flags(own).items()}
+        if options.get("eval_env", self.env.eval_env) != self.env.eval_env:
+            options = {"eval_env_options": ()} | options  # those were the other task's
         for group, cls in GROUPS.items():
             if not isinstance(options.get(group), cls):
                 values = getattr(self, group)

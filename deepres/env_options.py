@@ -11,7 +11,8 @@ from typing import Any, Literal
 from deepres.options import check, option
 
 TAKEN = {
-    "name", "num_envs", "seed", "episode_length", "auto_reset", "engine", "impl", "parity", "goal_sampler", "make"
+    "name", "num_envs", "seed", "episode_length", "auto_reset", "engine", "impl", "parity", "goal_sampler", "make",
+    "device",
 }  # fmt: skip
 """What makes environments has these beside a task's own options: each is an option of the run, or none."""
 

@@ -301,7 +301,8 @@ def require_columns(x: Tensor, first: Any) -> None:
     columns, and of its dtype."""
     check_tensors(x=x)
     dtype, columns = first.weight.dtype, first.weight.shape[-1]
-    if x.dtype != dtype and not (x.is_floating_point() and autocasts(x)):
+    rounded = x.is_floating_point() and x.dtype != torch.float64 and autocasts(x)
+    if x.dtype != dtype and not rounded:
         raise TypeError(f"x must be {dtype}, as the network's weights, got {x.dtype}; pass x.to({dtype})")
     if x.ndim == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have {columns} columns, the network's in_dim, got shape {list(x.shape)}")

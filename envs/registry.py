@@ -40,8 +40,8 @@ def imported(where: str, what: str) -> Callable[..., Any]:
         found = getattr(import_module(module), name, None)
     except Exception as error:
         raise ValueError(
-            f"{what}={where} cannot be imported ({type(error).__name__}: {error}); run beside {module}.py, name it "
-            "after --import, or set PYTHONPATH"
+            f"{what}={where} cannot be imported ({type(error).__name__}: {error}); run beside {module}.py, or "
+            "set PYTHONPATH"
         ) from error
     if not callable(found):
         raise ValueError(

@@ -76,7 +76,8 @@ class FunctionalTask(ABC):
 
         A task whose success is more than a distance overrides this; `success`, overridden, knows no other level.
         """
-        return self.distance(state, goal) < self.thresholds[level]
+        name = "threshold" if level == "plain" else f"threshold_{level}"
+        return self.distance(state, goal) < getattr(self, name)
 
     def goal_after(self, state: jax.Array, goal: jax.Array) -> jax.Array:
         """[goal_dim]: the goal, once the episode has come to `state`; the same all along, unless a task moves it.
@@ -99,12 +100,6 @@ class FunctionalTask(ABC):
     @property
     def goal_dim(self) -> int:
         return self.goal_slice.stop - self.goal_slice.start
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """The thresholds that there are, by level: "plain", "easy", "hard"."""
-        known = {"plain": self.threshold, "easy": self.threshold_easy, "hard": self.threshold_hard}
-        return {level: value for level, value in known.items() if value is not None}
 
 
 class Task(FunctionalTask):

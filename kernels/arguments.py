@@ -35,7 +35,11 @@ def check_number(
     number = type(value) in (int, float) or (isinstance(value, Real) and not isinstance(value, bool))
     if not number:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not least <= value <= most:
+    try:
+        within = least <= float(value) <= most  # NumPy's would round the bounds to its own type
+    except OverflowError:
+        within = False
+    if not within:
         raise ValueError(f"{name} must be {wanted}, got {value!r:.40}")
 
 

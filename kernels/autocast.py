@@ -34,9 +34,10 @@ class _Product(torch.autograd.Function):
             return x @ y.mT
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
-        return _Product.apply(g, y.mT), _Product.apply(x.mT, g.mT).mT
+        of_x, of_y = ctx.needs_input_grad
+        return product(g, y.mT) if of_x else None, product(x.mT, g.mT).mT if of_y else None
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ imported: list[str] = []
 
 def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
     """`words` without its `--import MODULE`, and the modules, imported: they register environments and algorithms.
+    From here on modules of the working folder are found, a sampler of goals among them.
 
     Raises ValueError in one sentence for what names no module, ImportError for one that cannot be imported.
     """
@@ -38,7 +39,7 @@ def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
                 f"--import wants a module's name, as my_package.my_module, no path, got {module!r}"
             )
         modules.append(module)
-    if modules and "" not in sys.path:
+    if "" not in sys.path:
         sys.path.insert(0, "")  # modules of the working folder, as `python -m` has it
     for module in modules:
         _import(module)

@@ -110,9 +110,8 @@ def grow(
     """
     from deepres.training.grow import grow as run_deeper
 
-    made = run_deeper(
-        run, depth, out or run.with_name(f"{run.resolve().name}-d{depth}"), actor_depth=actor_depth, seed=seed
-    )
+    beside = (run if run.name else run.resolve()).with_name(f"{run.resolve().name}-d{depth}")
+    made = run_deeper(run, depth, out or beside, actor_depth=actor_depth, seed=seed)
     print(f"go on with it: deepres train --resume {quote(str(made))}")
 
 

@@ -51,10 +51,12 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
             f"a teacher's actions must be tanh of a Gaussian of state and goal, got a {type(teacher.network).__name__} "
             f"of {config.algorithm_name}; pass a run of crl or sac, say"
         )
-    if (env := changes.get("env", config.env.name)) != config.env.name:
-        raise ValueError(
-            f"a student learns its teacher's task, {config.env.name}, got env={env}; leave env out"
-        )
+    for name in ("env", "env_options", "goal_sampler"):
+        known = config.get(name)
+        if name in changes and config.replace(**{name: changes[name]}).get(name) != known:
+            raise ValueError(
+                f"a student learns its teacher's task, {name}={known}, got {name}={changes[name]}; leave {name} out"
+            )
     steps = changes.pop("steps", STEPS)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")

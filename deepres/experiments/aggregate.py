@@ -20,14 +20,14 @@ Tasks = dict[str, list[float]]
 
 
 def aggregate(study: Study, found: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
-    """The columns of a table and its rows, one to a setting; no rows where no score is a number."""
+    """The columns of a table and its rows, one to a setting, also where none of its scores is a number."""
     task = None if study.along == TASK else TASK
     groups: dict[tuple[tuple[str, Any], ...], Tasks] = {}
     for one in found:
         key = tuple((name, value) for name, value in one.labels.items() if name != task)
-        scores = [score for score in one.scores.values() if math.isfinite(score)]
-        if scores:
-            groups.setdefault(key, {})[str(one.labels.get(TASK))] = scores
+        tasks = groups.setdefault(key, {})
+        if scores := _finite(one):
+            tasks[str(one.labels.get(TASK))] = scores
     firsts: dict[tuple[tuple[str, Any], ...], Tasks] = {}
     cells = []
     for key, tasks in groups.items():
@@ -40,11 +40,15 @@ def aggregate(study: Study, found: Sequence[Setting]) -> tuple[list[str], list[l
             else probability_of_improvement([tasks[n] for n in shared], [first[n] for n in shared]).text()
         )
         runs = sum(len(scores) for scores in tasks.values())
-        iqm = iqm_interval(list(tasks.values())).text(study.form)
+        iqm = iqm_interval(list(tasks.values())).text(study.form) if tasks else "nan"
         cells.append([*(str(value) for _, value in key), str(len(tasks)), str(runs), iqm, better])
     names = [name for name, _ in next(iter(groups), ())]
     columns = ["tasks", "runs", "interquartile mean", f"P(more than the first {study.along})"]
     return [name.replace("_", " ") for name in [*names, *columns]], cells
+
+
+def _finite(one: Setting) -> list[float]:
+    return [score for score in one.scores.values() if math.isfinite(score)]
 
 
 def drops(study: Study, found: Sequence[Setting]) -> str:
@@ -52,9 +56,9 @@ def drops(study: Study, found: Sequence[Setting]) -> str:
     told = []
     for name, line in lines(study, found).items():
         means = {
-            float(one.labels[study.along]): one.mean.value
+            float(one.labels[study.along]): sum(scores) / len(scores)
             for one in line
-            if isinstance(one.labels[study.along], int | float) and math.isfinite(one.mean.value)
+            if isinstance(one.labels[study.along], int | float) and (scores := _finite(one))
         }
         falls = [(means[a] - means[b], a, b) for a, b in pairwise(sorted(means))]
         if not falls:
@@ -68,9 +72,9 @@ def drops(study: Study, found: Sequence[Setting]) -> str:
 
 def markdown(study: Study, found: Sequence[Setting]) -> str:
     """The table with a sentence before it and one after; nothing where nothing was measured."""
-    columns, cells = aggregate(study, found)
-    if not cells:
+    if not any(_finite(one) for one in found):
         return ""
+    columns, cells = aggregate(study, found)
     body = "\n".join("| " + " | ".join(one) + " |" for one in [columns, ["---"] * len(columns), *cells])
     fallen = drops(study, found)
     return (

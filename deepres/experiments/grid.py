@@ -194,8 +194,10 @@ def _cells(config: Config, grid: dict[str, list[Any]], folder: Path) -> list[Cel
         options = dict(varied)
         if isinstance(varied.get("depth"), int) and "actor_depth" not in varied:
             options["actor_depth"] = min(varied["depth"], ACTOR_DEPTH_LIMIT)
+        asked = config.replace(**options)
+        varied = {option: _told(asked.get(option), value) for option, value in varied.items()}
         name = "-".join(f"{_SHORT.get(option, option + '_')}{value}" for option, value in varied.items())
-        cell = Cell(folder / name.replace("/", "_"), config.replace(**options), varied)
+        cell = Cell(folder / name.replace("/", "_"), asked, varied)
         if cell.name in cells:
             raise ValueError(
                 f"two runs would have the folder {cell.folder}: {cells[cell.name].varied} and {varied}; "
@@ -203,6 +205,11 @@ def _cells(config: Config, grid: dict[str, list[Any]], folder: Path) -> list[Cel
             )
         cells[cell.name] = cell
     return list(cells.values())
+
+
+def _told(taken: Any, given: Any) -> Any:
+    """An option's value as a folder and a table have it: of several words, such as a task's own options, one text."""
+    return " ".join(map(str, taken)) if isinstance(taken, tuple) else given
 
 
 def _check_names(cells: list[Cell], imports: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from deepres.experiments import aggregate
+from deepres.experiments.budget import budget
 from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.folder import Row, StudyFolder, write_rows
 from deepres.experiments.numbers import meanings
@@ -163,11 +164,12 @@ def _task(trials: Sequence[Trial]) -> str:
     return f"Task: {', '.join(envs)}; width {', '.join(map(str, widths))}."
 
 
-def _made(rows: Sequence[Row], trials: Sequence[Trial]) -> str:
+def _made(study: Study, rows: Sequence[Row], trials: Sequence[Trial]) -> str:
     """How long a trial is, in which precision it computes, and where its episodes begin."""
-    steps = []
-    for name, word in (("env_steps", "environment"), ("gradient_steps", "gradient")):
-        counts = [float(row.get(name, "nan")) for row in rows]
+    steps, acting = [], {trial.words for trial in trials if budget(study, trial).env_steps}
+    acted = [row for row in rows if tuple(str(row[name]) for name in trials[0].labels) in acting]
+    for name, word, of in (("env_steps", "environment", acted), ("gradient_steps", "gradient", rows)):
+        counts = [float(row.get(name, "nan")) for row in of]
         most = max((count for count in counts if math.isfinite(count)), default=0)
         steps += [f"{most:,.0f} {word}"] if most else []
     told = f"At most {' and '.join(steps)} steps a trial. " if steps else ""
@@ -200,7 +202,7 @@ def _markdown(
         f"{line}\n{'|' + ' --- |' * len(columns)}\n{body}\n\n"
         f"{sentence}\n\n"
         f"Mean over the seeds with its 95% bootstrap interval. {len(rows)} of {len(trials)} trials finished, "
-        f"{diverged:.0f} diverged; {hours}. {_made(rows, trials)}Machine: {machines}. deepres {versions}.\n\n"
+        f"{diverged:.0f} diverged; {hours}. {_made(study, rows, trials)}Machine: {machines}. deepres {versions}.\n\n"
         f"{aggregate.markdown(study, found)}"
         f"    deepres experiment {study.name}\n\n![{study.name}](figure.png)\n"
     )

@@ -16,7 +16,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = list(dict.fromkeys([path, path.with_suffix(".pdf")]))
     for file in written:  # laid out once: that takes seconds of many panels, and both are then alike
-        dated = {"CreationDate": None} if file.suffix == ".pdf" else {}  # the same rows give the same bytes
+        # the same rows give the same bytes
+        dated = {"CreationDate": None} if file.suffix == ".pdf" else None
         figure.savefig(file, dpi=DPI, metadata=dated)
         figure.set_layout_engine("none")
     return written

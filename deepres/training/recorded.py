@@ -36,6 +36,12 @@ class RecordedRun(Run):
         assert self.config.schedule.data is not None
         path, columns, device = Path(self.config.schedule.data), self.sampler.columns, self._buffer_device()
         if path.suffix != ".npz":
+            theirs, ours = RunFolder(path).read_config().env, self.config.env
+            if theirs.name == ours.name and theirs.options != ours.options:
+                raise ValueError(
+                    f"{path} is a run with env_options={list(theirs.options)}, got {list(ours.options)}; pass a run of "
+                    "that task"
+                )
             return ring_of(RunFolder(path), self.env, self.sizes, columns, device=device)
         return Episodes(
             datasets.read(path, self.sizes.state, self.sizes.action),

@@ -79,6 +79,13 @@ def test_settings_are_told_over_all_tasks_and_seeds():
     told = aggregate.drops(study, settings(rows, ["depth", "seed"], "success"))
     assert told == "Largest drop between neighbours along depth: success 0.25 (16 to 64)."
     assert aggregate.markdown(study, []) == ""
+    nan = float("nan")
+    found = settings(rows_of({4: [nan, nan], 16: [0.1, nan], 64: [0.5, 0.6]}), ["depth", "seed"], "success")
+    _, cells = aggregate.aggregate(study, found)
+    assert [cell[2:] for cell in cells] == [["0", "nan", "-"], ["1", "0.10 [0.10, 0.10]", "-"], cells[2][2:]]
+    assert cells[2][4] == "-"  # there is no first to be more than
+    found = settings(rows_of({4: [0.9, 0.9], 16: [0.1, nan], 64: [0.1, 0.2]}), ["depth", "seed"], "success")
+    assert aggregate.drops(study, found).endswith("success 0.80 (4 to 16).")
 
 
 def test_without_slopes_the_sentence_names_the_ends():

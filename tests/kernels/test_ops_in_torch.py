@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -200,3 +202,28 @@ def test_info_nce_under_torch_func_and_forward_mode() -> None:
     assert jvp(lambda a: deepres.info_nce(a, psi)[0], (phi,), (phi,))[1].dtype == torch.float32
     with pytest.raises(RuntimeError, match=r"impl='cpu' cannot serve .* torch.func .* need impl='reference'"):
         grad(lambda a: deepres.info_nce(a, psi, impl="cpu")[0])(phi)
+
+
+def test_the_references_backward_makes_what_is_asked_for_and_takes_a_batch_of_gradients() -> None:
+    x, weight = torch.randn(6, 8).requires_grad_(), torch.randn(4, 8, 8) / 3
+    rest = (torch.zeros(4, 8), torch.ones(4, 8), torch.zeros(4, 8))
+    y = deepres.residual_stack(x, weight, *rest, impl="reference")
+    with torch.profiler.profile() as seen:
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
+    assert sum(one.count for one in seen.key_averages() if one.key == "aten::mm") == 4  # none of the weights'
+    several = torch.stack([torch.ones_like(y), torch.randn(6, 8)])
+    batch = vmap(lambda v: torch.autograd.grad(y, x, v, retain_graph=True)[0])(several)
+    assert torch.allclose(batch[0], dx, atol=1e-6) and batch.shape == (2, 6, 8)
+
+
+def test_numbers_of_numpy_are_judged_by_their_value() -> None:
+    phi, psi = torch.randn(2, 5, 4).unbind()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(
+            deepres.info_nce(phi, psi, energy="dot", temperature=np.float32(0.5))[0],
+            deepres.info_nce(phi, psi, energy="dot", temperature=0.5)[0],
+        )
+        for wrong in (np.float32(0), np.float32("inf"), 10**400):
+            with pytest.raises(ValueError, match="temperature must be"):
+                deepres.info_nce(phi, psi, energy="dot", temperature=wrong)

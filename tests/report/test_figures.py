@@ -116,6 +116,7 @@ def test_both_files_are_whole_and_the_same_each_time(tmp_path, callers):
     assert [file.read_bytes()[:5] for file in once] == [b"\x89PNG\r", b"%PDF-"]
     assert [file.read_bytes() for file in once] == [file.read_bytes() for file in again]
     assert save(figure, tmp_path / "f.pdf") == [tmp_path / "f.pdf"]
+    assert [file.stat().st_size > 0 for file in save(figure, tmp_path / "f.jpg")] == [True, True]
 
 
 def test_no_other_module_writes_a_figure_or_asks_for_pyplot():

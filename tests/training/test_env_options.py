@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import jax.numpy as jnp
 import pytest
 import torch
 
 import deepres
 from deepres.commands.main import main
 from deepres.config import Config
+from deepres.experiments.grid import _cells
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import read_run
 from deepres.training.environments import open_for
@@ -61,6 +63,31 @@ def test_the_task_to_evaluate_on_has_options_of_its_own():
     assert (learned.task.goal_distance, evaluated.task.goal_distance) == (3, 10)
 
 
+def test_options_go_with_the_task_that_they_were_given_for(tmp_path):
+    """Those of one maze, left to another, would be evaluated on in silence under the other's name."""
+    config = Config(
+        "crl", env="point_maze", env_options={"layout": "big_maze"}, eval_env="point_maze",
+        eval_env_options={"layout": "u_maze_eval"},
+    )  # fmt: skip
+    assert config.replace(eval_env="point_big_maze_eval").env.eval_options == ()
+    assert config.replace(eval_env="point_maze", seed=1).env.eval_options == ("layout=u_maze_eval",)
+    other = config.replace(eval_env="ant", eval_env_options={"goal_distance": 7})
+    assert other.env.evaluated.options == ("goal_distance=7",)
+    grid = {"env_options": [{"layout": "u_maze"}, {"layout": "big_maze"}]}
+    cells = _cells(config, grid, tmp_path)
+    assert [cell.name for cell in cells] == ["env_options_layout=u_maze", "env_options_layout=big_maze"]
+    assert [cell.varied for cell in cells] == [{"env_options": f"layout={x}"} for x in ("u_maze", "big_maze")]
+
+
+def test_a_sampler_that_is_defined_anew_is_taken(monkeypatch):
+    from helpers import own_environments
+
+    for place in (1.0, 2.0):
+        monkeypatch.setattr(own_environments, "corner", lambda key, place=place: jnp.full(2, place))
+        learned, _ = opened(env="point_u_maze", goal_sampler=GOALS + "corner")
+        assert learned.reset().obs[0, 4:].tolist() == [place] * 2
+
+
 def test_goals_are_drawn_by_the_function_that_is_named():
     learned, evaluated = opened(env="point_u_maze", goal_sampler=GOALS + "corner")
     assert learned.reset().obs[:, 4:].tolist() == evaluated.reset().obs[:, 4:].tolist() == [[1.5, 2.5]] * 3
@@ -78,6 +105,7 @@ def test_goals_are_drawn_by_the_function_that_is_named():
         ({"env": "point_maze", "env_options": {"walls": 3}}, "point_maze has no option 'walls', its options: layout"),
         ({"env": "point_maze", "env_options": {"layout": "u9"}}, r"layout must be one of .*, or rows, got 'u9'"),
         ({"env": "ant", "env_options": "goal_distance=far"}, "ant cannot be made with goal_distance='far'"),
+        ({"env_options": {"device": "cpu"}}, "env_options must hold the task's own options alone, got device"),
         ({"goal_sampler": "not_there_at_all:f"}, r"goal_sampler=not_there_at_all:f cannot be imported \(Module"),
         ({"goal_sampler": GOALS + "XML"}, "goal_sampler must name a function, as my_module:my_goals, got helpers"),
         ({"goal_sampler": GOALS + "gone"}, r"got helpers\.own_environments:gone, which is None"),
