@@ -236,7 +236,8 @@ class Policy:
         wanted = self.sizes.state + self.sizes.goal + clocked
         if not isinstance(obs, Tensor):
             raise TypeError(
-                f"obs must be a torch tensor, got {type(obs).__name__}; pass torch.as_tensor(obs)"
+                f"obs must be a torch tensor, got {type(obs).__name__}; pass torch.as_tensor(obs), of JAX's "
+                "deepres.bridge.to_torch(obs)"
             )
         if obs.ndim != 2 or obs.shape[1] != wanted:
             raise ValueError(

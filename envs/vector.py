@@ -14,6 +14,7 @@ from deepres.envs import xla
 from deepres.envs.draws import seeded
 from deepres.envs.engines.c_step import CStep
 from deepres.envs.env import EnvState, GoalEnv
+from deepres.envs.registry import LARGEST_SEED, check_whole
 
 
 class VectorEnv:
@@ -56,14 +57,19 @@ class VectorEnv:
             CStep(functional, num_envs, jit) if engine == "c" else jit(jax.vmap(functional.step))
         )
 
-    def reset(self, key: jax.Array | None = None) -> EnvState:
-        """First states of all environments, each from its own share of `key` (by default the seed's key)."""
+    def reset(self, key: jax.Array | None = None, *, seed: int | None = None) -> EnvState:
+        """First states of all environments, each from its own share of `key`: a JAX key, or that of `seed`, by default
+        the seed that they were made with."""
         if key is None:
+            if seed is not None:
+                check_whole("seed", seed, 0, LARGEST_SEED)
             with xla.settled():
-                key = seeded(self.seed)
+                key = seeded(self.seed if seed is None else seed)
+        elif seed is not None:
+            raise ValueError("reset takes a key or a seed, got both; leave one of them out")
         elif not hasattr(key, "dtype"):
             raise ValueError(
-                f"key must be one JAX key, as jax.random.PRNGKey(seed) makes it, got {key!r}; or pass seed= to make"
+                f"key must be one JAX key, as jax.random.PRNGKey(seed) makes it, got {key!r}; pass seed={key!r}"
             )
         elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)

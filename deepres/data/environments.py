@@ -155,6 +155,18 @@ class _Shared:
         return {level: step.distance < value for level, value in self.graded.items()}
 
 
+def _check_step(step: Any, action: Any) -> None:
+    """Raise TypeError, in one sentence, for what `Environments.step` does not take."""
+    if not hasattr(step, "raw"):
+        raise TypeError(
+            f"step must be what reset or step returned, got {type(step).__name__}; call env.step(step, action)"
+        )
+    if not isinstance(action, Tensor):
+        raise TypeError(
+            f"action must be a torch tensor [N, A], got {type(action).__name__}; pass torch.as_tensor(action)"
+        )
+
+
 def require_environments(env: Any) -> None:
     """Raise TypeError, in one sentence, for what no policy acts in, such as what deepres.envs.make gives."""
     if not hasattr(env, "device"):
@@ -199,6 +211,7 @@ class JaxEnvironments(_Shared):
             return self._step(self.env.reset(None if seed is None else seeded(seed)))
 
     def step(self, step: Step, action: Tensor) -> Step:
+        _check_step(step, action)
         return self._step(self.env.step(step.raw, self._to_jax(action)))
 
     def begin_anew(self, step: Step, where: Tensor, traj_ids: Tensor, seed: int) -> Step:
@@ -272,6 +285,7 @@ class GymnasiumEnvironments(_Shared):
         return self._step(self.env.reset(seed))
 
     def step(self, step: Step, action: Tensor) -> Step:
+        _check_step(step, action)
         return self._step(self.env.step(step.raw, action.detach().float().cpu().numpy()))
 
     def begin_anew(self, step: Step, where: Tensor, traj_ids: Tensor, seed: int) -> Step:

@@ -106,6 +106,8 @@ def _is(row: dict[str, str], network: str, time: int) -> bool:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
-        raise ValueError(f"{path.parent} has no measurements; train it with --instruments-every N")
+        raise ValueError(
+            f"{path.parent} has no measurements; train it with --instruments-every N, a measurement every N rounds"
+        )
     with open(path, newline="") as file:
         return [row for row in csv.DictReader(file) if all(row.values())]

@@ -79,6 +79,10 @@ def train(
     ValueError, FileExistsError, MemoryError (before anything large is allocated), CheckpointError, TrainingError,
     InUse (another process trains there), LostRank, each with one sentence.
     """
+    if not isinstance(config, Config):
+        raise TypeError(
+            f'config must be a deepres.Config, got {type(config).__name__}; pass deepres.Config("crl", env=...)'
+        )
     for name, flag in (("resume", resume), ("progress", progress)):
         if not isinstance(flag, bool):
             raise ValueError(f"{name} must be True or False, got {flag!r}")

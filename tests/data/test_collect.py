@@ -30,6 +30,13 @@ def test_environments_of_jax_arrays_are_refused_in_a_sentence():
         evaluate(env.env, policy, seed=0)
     with pytest.raises(TypeError, match=sentence):
         collect(env.env, env.reset(), policy, 1, torch.Generator())
+    action = torch.zeros(3, env.action_dim)
+    with pytest.raises(
+        TypeError, match=r"step must be what reset or step returned, got Tensor; call env\.step\(step"
+    ):
+        env.step(action, env.reset())
+    with pytest.raises(TypeError, match=r"action must be a torch tensor \[N, A\], got ndarray"):
+        env.step(env.reset(), action.numpy())
 
 
 def test_columns_tell_of_the_step_and_a_time_limit_is_no_end_for_good():

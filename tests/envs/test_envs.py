@@ -341,5 +341,9 @@ def test_bad_actions_and_keys_get_a_sentence():
         env.step(state, np.zeros((4, 8), np.float32))
     with pytest.raises(ValueError, match=r"key must be one JAX key.*got uint32 \[3, 2\]"):
         env.reset(jax.random.split(jax.random.PRNGKey(0), 3))
-    with pytest.raises(ValueError, match=r"key must be one JAX key.*got 7; or pass seed= to make"):
+    with pytest.raises(ValueError, match=r"key must be one JAX key.*got 7; pass seed=7"):
         env.reset(7)
+    with pytest.raises(ValueError, match="reset takes a key or a seed, got both"):
+        env.reset(jax.random.PRNGKey(0), seed=0)
+    by_key = env.reset(jax.random.PRNGKey(7))
+    assert (np.asarray(env.reset(seed=7).obs) == np.asarray(by_key.obs)).all()
