@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import types
+from collections.abc import Iterator
 from functools import wraps
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import deepres
-from deepres import envs
+from deepres import algorithms, envs
 from deepres.commands import configured, main
 from deepres.envs import registry
 from deepres.envs.registry import find
@@ -100,6 +101,17 @@ def commands(page: str) -> list[str]:
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 
 
+@pytest.fixture
+def forgotten(monkeypatch) -> Iterator[None]:
+    """What a command's --import registers is unknown again after the test."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.setattr(algorithms, "_ALGORITHMS", dict(algorithms._ALGORITHMS))
+    yield
+    for name in [name for name in sys.modules if name.startswith("examples.")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_commands_on_the_pages_parse(tmp_path, monkeypatch, capsys):
     """Each is read by the real parser, to the last option; nothing is run."""
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,7 @@ def compare(folders: Sequence[Path], picture: Path) -> Path:
             out.print(f"{one.label}: {one.differing}")
     for run in runs:
         if not run.finished:
-            out.print(
+            print(  # a line to copy from: the console would break it where it is wide
                 f"{run.folder} stands at {run.env_steps:,} of {run.config.schedule.total_steps:,} "
                 f"{run.config.schedule.unit}: deepres train --resume {quote(str(run.folder))}"
             )

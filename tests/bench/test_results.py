@@ -75,6 +75,7 @@ def test_kept_results_are_still_read(tmp_path):
     """The README quotes them."""
     titles = {
         "residual_stack": "**residual_stack, forward + backward, fp32**, batch {batch}, width {width}",
+        "twins": "**twins, forward + backward of two stacks, fp32**, batch {batch}, width {width}",
         "hazard": "**hazard, forward + backward of loss and value, fp32**, width {width}",
     }
     kept = sorted(results.KEPT.glob("throughput_*.json"))

@@ -53,10 +53,15 @@ def test_every_model_has_a_task_that_stands_for_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "engine"), [(name, engine) for engine in ("jax", "warp") for name in MODELS]
-)
+    ("name", "engine"),
+    [("ant_ball", "jax"), ("ant_u_maze", "jax"), ("arm_grasp", "jax"), ("half_cheetah", "jax"), ("humanoid", "jax"),
+     ("point_u_maze", "jax"), ("pusher_easy", "jax"), ("ant", "warp"), ("arm_reach", "warp"), ("reacher", "warp")],
+)  # fmt: skip
 def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name, engine):
-    """Each goes its own way from the same start; MJX's step is compiled once and gives the same bits twice."""
+    """Each goes its own way from the same start; MJX's step is compiled once and gives the same bits twice.
+
+    A model of each robot: those of the same robot differ in what stands about it.
+    """
     env = environment(name)
     task, model = env.task, converged(env.task)
     step, batch = mjx_step(model, task.dt, engine), BatchPhysics(model, task.dt, NUM_ENVS)

@@ -84,7 +84,8 @@ def test_effective_rank_counts_directions():
 
 
 @pytest.mark.parametrize("name", ["crl", "sac", "gcbc"])
-def test_they_change_no_bit_of_the_training_and_are_drawn(tmp_path, capsys, name):
+def test_they_change_no_bit_of_the_training_and_are_drawn(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "140")
     config = Config(name, **{**SIZES, "total_steps": 4 * 50, "eval_every": 100})
     train(config, tmp_path / "plain", progress=False)
     train(config.replace(instruments_every=2), tmp_path / "watched", progress=False)
