@@ -35,7 +35,12 @@ def inputs(case: Case) -> tuple[Tensor, list[Tensor], Tensor]:
 
 def plain(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     options = StackOptions(SKIP_EVERY)
-    return torch.stack([reference.residual_stack(x, *(p[i] for p in parameters), options) for i in range(2)])
+    return torch.stack([reference.residual_stack(x, *one, options) for one in apart(parameters)])
+
+
+def apart(parameters: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Each stack's own parameters. By unbind: a slice's gradient is as large as both."""
+    return list(zip(*(p.unbind() for p in parameters), strict=True))
 
 
 def computed(case: Case, members: Members, tensors: tuple[Tensor, list[Tensor], Tensor]) -> Callable[[], Any]:
@@ -71,8 +76,7 @@ def eager(case: Case, variant: str) -> Prepared:
 
 def calls(case: Case, impl: str) -> Prepared:
     def members(x: Tensor, parameters: list[Tensor]) -> Tensor:
-        pairs = zip(*(p.unbind() for p in parameters), strict=True)
-        return torch.stack([_stack(x, one, impl) for one in pairs])
+        return torch.stack([_stack(x, one, impl) for one in apart(parameters)])
 
     server = stack_served_by(case, impl)
     return Prepared(computed(case, members, inputs(case)), named, waiter(case.device), server)

@@ -67,16 +67,9 @@ def report(run: Folder, out: Path | None = None) -> None:
     from deepres.report import instruments
     from deepres.report.tables import console, table
 
-    measured = (
-        "blocks",
-        "stream",
-        "varying",
-        "last / first gradient",
-        "dormant",
-        "effective rank",
-        "saturated",
-    )
-    columns = ("network", *measured)
+    columns = (
+        "network", "blocks", "stream", "varying", "last / first gradient", "dormant", "effective rank", "saturated",
+    )  # fmt: skip
     rows = instruments.summary(run)
     console().print(table(f"{run}: every network at its last measurement", columns, rows))
     print(instruments.report(run, out))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from deepres.envs.registry import LARGEST_SEED, check_whole
 from deepres.envs.xla import settled
 
 if TYPE_CHECKING:
@@ -203,12 +202,7 @@ class JaxEnvironments(_Shared):
         return Step(raw, lambda leaf: self._to_torch(leaf, self.device))
 
     def reset(self, seed: int | None = None) -> Step:
-        from deepres.envs.draws import seeded
-
-        if seed is not None:
-            check_whole("seed", seed, 0, LARGEST_SEED)
-        with settled():
-            return self._step(self.env.reset(None if seed is None else seeded(seed)))
+        return self._step(self.env.reset(seed=seed))
 
     def step(self, step: Step, action: Tensor) -> Step:
         _check_step(step, action)
@@ -221,7 +215,7 @@ class JaxEnvironments(_Shared):
 
         at, ids = where.cpu().numpy(), traj_ids.cpu().numpy()
         with settled():
-            fresh = self.env.reset(jax.random.PRNGKey(seed))
+            fresh = self.env.reset(seed=seed)
             fresh = replace(fresh, traj_id=step.raw.traj_id.at[at].set(ids))
             return self._step(jax.tree.map(lambda old, new: old.at[at].set(new[at]), step.raw, fresh))
 

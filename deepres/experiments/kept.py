@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from typing import Any
 
 from deepres._version import __version__
 from deepres.experiments import curves, studies
-from deepres.experiments.budget import budget
 from deepres.experiments.folder import MADE, Row, StudyFolder, row_text, same_options
 from deepres.experiments.outcome import verdict
-from deepres.experiments.settings import scored, settings
+from deepres.experiments.settings import finite, most_steps, scored, settings
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
 
@@ -181,14 +179,10 @@ def _cells(study: Study, folder: Path) -> tuple[str, ...]:
             f"{folder} has no row with {study.metric}, which {study.name} measures now; run and keep it again "
             f"(deepres experiment {study.name} --keep {quote(str(folder.parent))}), or remove the folder"
         )
-    acting = {trial.words for trial in trials if budget(study, trial).env_steps}
-    acted = [
-        row for row, word in zip(rows, words, strict=True) if tuple(word[name] for name in names) in acting
-    ]
-    steps = [_most(acted, "env_steps"), _most(rows, "gradient_steps")]
+    steps = most_steps(study, trials, rows)
     said = study.says(measured) if study.says else verdict(study, found)
     left = "" if len(rows) == len(trials) else f" {len(rows)} of {len(trials)} trials finished."
-    hours = _sum(rows, "seconds") / 3600
+    hours = sum(finite(rows, "seconds")) / 3600
     return (
         _question(study),
         said + left,
@@ -231,16 +225,3 @@ def _number(word: str) -> int | float | str:
         except ValueError:
             pass
     return word
-
-
-def _numbers(rows: list[Row], name: str) -> list[float]:
-    found = (row.get(name) for row in rows)
-    return [float(n) for n in found if isinstance(n, int | float) and math.isfinite(n)]
-
-
-def _most(rows: list[Row], name: str) -> float:
-    return max(_numbers(rows, name), default=0.0)
-
-
-def _sum(rows: list[Row], name: str) -> float:
-    return sum(_numbers(rows, name))

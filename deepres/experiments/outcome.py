@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 from deepres.experiments import aggregate
-from deepres.experiments.budget import budget
 from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.folder import Row, StudyFolder, write_rows
 from deepres.experiments.numbers import meanings
-from deepres.experiments.settings import Setting, lines, scored, settings
+from deepres.experiments.settings import Setting, finite, lines, most_steps, scored, settings
 from deepres.experiments.statistics import depth_slope, drawn_seeds
 from deepres.experiments.study import Study, Trial, named
 
@@ -166,12 +165,8 @@ def _task(trials: Sequence[Trial]) -> str:
 
 def _made(study: Study, rows: Sequence[Row], trials: Sequence[Trial]) -> str:
     """How long a trial is, in which precision it computes, and where its episodes begin."""
-    steps, acting = [], {trial.words for trial in trials if budget(study, trial).env_steps}
-    acted = [row for row in rows if tuple(str(row[name]) for name in trials[0].labels) in acting]
-    for name, word, of in (("env_steps", "environment", acted), ("gradient_steps", "gradient", rows)):
-        counts = [float(row.get(name, "nan")) for row in of]
-        most = max((count for count in counts if math.isfinite(count)), default=0)
-        steps += [f"{most:,.0f} {word}"] if most else []
+    most = zip(most_steps(study, trials, rows), ("environment", "gradient"), strict=True)
+    steps = [f"{count:,.0f} {word}" for count, word in most if count]
     told = f"At most {' and '.join(steps)} steps a trial. " if steps else ""
     precisions = sorted({str(trial.config.system.stack["precision"]) for trial in trials})
     starts = sorted({trial.config.env.auto_reset for trial in trials})
@@ -191,8 +186,7 @@ def _markdown(
     body = "\n".join("| " + " | ".join(one) + " |" for one in cells)
     machines = ", ".join(sorted({str(row["machine"]) for row in rows}))
     versions = ", ".join(sorted({str(row["version"]) for row in rows}))
-    seconds = [float(row.get("seconds", "nan")) for row in rows]
-    timed = [each for each in seconds if math.isfinite(each)]
+    timed = finite(rows, "seconds")
     hours = f"{sum(timed) / 3600:.1f} hours of training in all" if timed else "no training was timed"
     diverged = sum(float(row.get("diverged") or 0) for row in rows)
     return (

@@ -1,14 +1,17 @@
-"""The settings of a study: its trials that differ in their seed alone, and the lines that they make along an axis."""
+"""The settings of a study, which are its trials that differ in their seed alone; the lines that they make along an
+axis; what rows add up to."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepres.experiments.budget import budget
 from deepres.experiments.folder import Row
 from deepres.experiments.statistics import Interval, mean_interval
-from deepres.experiments.study import Study, named
+from deepres.experiments.study import Study, Trial, named
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,18 @@ def lines(study: Study, found: Sequence[Setting]) -> dict[str, list[Setting]]:
         others = named({name: value for name, value in one.labels.items() if name != study.along})
         drawn.setdefault(others, []).append(one)
     return drawn
+
+
+def finite(rows: Sequence[Row], name: str) -> list[float]:
+    """The numbers under `name`, of the rows that have one."""
+    found = (row.get(name) for row in rows)
+    return [float(n) for n in found if isinstance(n, int | float) and math.isfinite(n)]
+
+
+def most_steps(study: Study, trials: Sequence[Trial], rows: Sequence[Row]) -> tuple[float, float]:
+    """The most environment steps and gradient steps that a row tells of; 0 where none does. The clock of a trial that
+    learns from data counts no environment steps."""
+    acting = {trial.words for trial in trials if budget(study, trial).env_steps}
+    acted = [row for row in rows if tuple(str(row.get(name)) for name in trials[0].labels) in acting]
+    counts = (finite(acted, "env_steps"), finite(rows, "gradient_steps"))
+    return max(counts[0], default=0.0), max(counts[1], default=0.0)

@@ -14,6 +14,7 @@ from deepres.data.batch import Sizes
 from deepres.data.environments import Environments
 from deepres.data.episodes import Episodes
 from deepres.data.replay import ReplayBuffer
+from deepres.env_options import EnvOptions
 from deepres.machine import plain_torch
 from deepres.ranks import ALONE, Ranks
 from deepres.runs import checkpoint as checkpoints
@@ -36,13 +37,9 @@ class RecordedRun(Run):
         assert self.config.schedule.data is not None
         path, columns, device = Path(self.config.schedule.data), self.sampler.columns, self._buffer_device()
         if path.suffix != ".npz":
-            theirs, ours = RunFolder(path).read_config().env, self.config.env
-            if theirs.name == ours.name and theirs.options != ours.options:
-                raise ValueError(
-                    f"{path} is a run with env_options={list(theirs.options)}, got {list(ours.options)}; pass a run of "
-                    "that task"
-                )
-            return ring_of(RunFolder(path), self.env, self.sizes, columns, device=device)
+            folder = RunFolder(path)
+            require_task(folder, folder.read_config().env, self.config.env)
+            return ring_of(folder, self.env, self.sizes, columns, device=device)
         return Episodes(
             datasets.read(path, self.sizes.state, self.sizes.action),
             self.env.goal_slice,
@@ -92,12 +89,10 @@ def ring_of(
 ) -> ReplayBuffer:
     """The replay ring of the run at `folder`, at its newest checkpoint that reads, of all its processes.
 
-    columns: what must be there beside states, actions and trajectories. Raises FileNotFoundError, CheckpointError or
-    ValueError in one sentence if there is no such ring, or if it is another task's.
+    columns: what must be there beside states, actions and trajectories. Raises CheckpointError or
+    ValueError in one sentence if there is no such ring, or if it does not fit the task of `env`.
     """
-    config = folder.read_config()
     _, found = checkpoints.find(folder.checkpoints)
-    require_task(folder, config, env)
     shards = [found.shards[i] for i in sorted(found.shards)]
     names = ("states", "actions", "traj_ids", *columns)
     lacks = [name for name in names if any(_BUFFER + name not in shard for shard in shards)]
@@ -125,12 +120,11 @@ def ring_of(
     return ring
 
 
-def require_task(folder: RunFolder, config: Config, env: Environments) -> None:
-    """Raise ValueError if the run at `folder` is of another task than `env`."""
-    if config.env.name != env.name:
-        raise ValueError(
-            f"{folder.path} is a run of {config.env.name}, env is {env.name}; pass a run of that task"
-        )
+def require_task(folder: RunFolder, theirs: EnvOptions, ours: EnvOptions) -> None:
+    """Raise ValueError if the run at `folder`, of the options `theirs`, is of another task than that of `ours`."""
+    told = [" with ".join([one.name, *one.options]) for one in (theirs, ours)]
+    if told[0] != told[1]:
+        raise ValueError(f"{folder.path} is a run of {told[0]}, env is {told[1]}; pass a run of that task")
 
 
 def _unrolled(held: dict[str, torch.Tensor], inserted: int) -> dict[str, torch.Tensor]:

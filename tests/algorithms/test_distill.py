@@ -140,7 +140,12 @@ def test_the_teachers_critic_comes_from_its_run(tmp_path):
 def test_what_cannot_be_taught_is_told(teacher, tmp_path):
     for arguments, options, sentence in (
         ((teacher, 6), {}, "multiple of skip_every=4, got 6; use 4"),
-        ((teacher, 8), {"env": "ant"}, "learns its teacher's task, point_u_maze, got env=ant"),
+        ((teacher, 8), {"env": "ant"}, "learns its teacher's task, env=point_u_maze, got env=ant"),
+        (
+            (teacher, 8),
+            {"env_options": {"layout": "big_maze"}},
+            r"env_options=\(\), got env_options={'layout'",
+        ),
         ((teacher, 8), {"steps": 0}, "steps must be a whole number >= 1, got 0"),
         ((teacher, 8), {"depht": 3}, "no option 'depht'"),
         ((untrained("td3"), 8), {}, "tanh of a Gaussian of state and goal, got a DeterministicPolicy of td3"),

@@ -9,7 +9,7 @@ from deepres.experiments.runner import run_study
 from deepres.experiments.study import Study, Trial, grid
 from helpers.tiny_runs import TINY
 
-BASE = TINY.replace(total_steps=160, eval_every=2)
+BASE = TINY.replace(total_steps=160, eval_every=2, threads=1)
 
 
 def counted(trial: Trial, folder: Path) -> dict[str, float]:

@@ -124,6 +124,11 @@ def test_what_the_ring_lacks_is_told(recorded, tmp_path):
         train(learner_of("crl", tmp_path / "empty"), tmp_path / "none", progress=False)
     with pytest.raises(ValueError, match="is a run of point_u_maze, env is reacher; pass a run of that task"):
         train(learner_of("crl", recorded, env="reacher"), tmp_path / "other", progress=False)
+    with pytest.raises(
+        ValueError, match="of point_u_maze, env is point_u_maze with layout=big_maze; pass a run"
+    ):
+        other = learner_of("crl", recorded, env_options={"layout": "big_maze"})
+        train(other, tmp_path / "layout", progress=False)
     with pytest.raises(FileNotFoundError, match=r"no run at .*nowhere"):
         train(learner_of("crl", tmp_path / "nowhere"), tmp_path / "lost", progress=False)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bare", "empty", "pairs"]

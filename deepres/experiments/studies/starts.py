@@ -15,6 +15,7 @@ from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
 from deepres.experiments.presets import paper
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
+from deepres.machine import seeded
 from deepres.runs.files import read_run
 from deepres.training.instruments import live_outputs
 from deepres.training.learner import build_algorithm
@@ -55,8 +56,8 @@ def started(trial: Trial, folder: Path) -> Numbers:
     the actor loss's gradient in the first and the last block's weights.
     """
     seed, options = trial.labels["seed"], trial.config.network
-    algorithm = build_algorithm(trial.config, ANT, torch.Generator().manual_seed(seed))
-    draw = torch.Generator().manual_seed(seed + 1)
+    algorithm = build_algorithm(trial.config, ANT, seeded(seed))
+    draw = seeded(seed + 1)
     state, action, goal, noise = (
         torch.randn(ROWS, n, generator=draw) for n in (ANT.state, ANT.action, ANT.goal, ANT.action)
     )
