@@ -9,6 +9,7 @@ from pathlib import Path
 from deepres._version import __version__
 from deepres.experiments.folder import StudyFolder, options_of, row_text
 from deepres.machine import cpu_name, pick_device
+from deepres.training.stopping import Stopped
 
 
 def run_trial(folder: StudyFolder, name: str) -> Path:
@@ -38,4 +39,8 @@ def _gpu_name(index: int) -> str:
 
 
 if __name__ == "__main__":
-    run_trial(StudyFolder(Path(sys.argv[1])), sys.argv[2])
+    try:
+        run_trial(StudyFolder(Path(sys.argv[1])), sys.argv[2])
+    except Stopped as asked:
+        print(asked)
+        raise SystemExit(asked.status) from None

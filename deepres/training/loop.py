@@ -139,6 +139,9 @@ class _Training:
         ):
             if self.show and run.dealt_from != self.ranks.size:
                 print(_DEALT.format(run.dealt_from, self.ranks.size))
+            acts = self.show and schedule.unit == "env steps" and not run.rounds
+            if acts and run.first_round > schedule.total_steps:
+                print(_FIRST.format(run.first_round, schedule.total_steps))
             if run.due:
                 saved = not self._examine() and saved
             ended = self._ended()
@@ -331,6 +334,11 @@ _DEALT = (
     "and random streams begin anew"
 )
 
+
+_FIRST = (
+    "the first round takes {:,} env steps, more than total_steps={:,}: num_envs times unroll_length or "
+    "min_buffer_steps, whichever is more"
+)
 
 _DONE = {
     "total_steps": "the run is finished, at {0:,} of {1.total_steps:,} steps; ask for more total_steps to go on",

@@ -52,7 +52,8 @@ class Progress:
         self._lines, self._told = not self._console.is_terminal, time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._console.print(f"run folder {self._run_dir}", soft_wrap=True, markup=False, highlight=False)
+        where = f"run folder {self._run_dir}, up to {self._total:,} {self._unit}"
+        self._console.print(where, soft_wrap=True, markup=False, highlight=False)
         self._bar.start()
         return self
 

@@ -47,6 +47,13 @@ def test_sigterm_ends_it_with_the_signals_status(words, tmp_path, monkeypatch, c
         assert said.err == "deepres: stopped by SIGTERM; the same command goes on where it stopped\n"
 
 
+@pytest.mark.parametrize("words", ["study"], indirect=True)
+def test_a_trial_that_is_stopped_before_it_has_a_figure_has_not_failed(words, capsys):
+    assert status_of([word.replace("numbers", "stops") for word in words]) == 143
+    said = capsys.readouterr()
+    assert ": stopped\n0 of 2 trials finished" in said.out and "failed" not in said.out + said.err
+
+
 def test_a_second_process_is_refused_and_a_dead_ones_claim_is_none(words, tmp_path, monkeypatch, capsys):
     out = Path(words[-1])
     out.mkdir()

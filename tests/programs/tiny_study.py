@@ -1,12 +1,16 @@
 """Studies of seconds, as a user's own module; run as a program: FOLDER."""
 
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from deepres.experiments import studies
 from deepres.experiments.runner import run_study
 from deepres.experiments.study import Study, Trial, grid
+from deepres.training.stopping import Stopped, exit_status
 from helpers.tiny_runs import TINY
 
 BASE = TINY.replace(total_steps=160, eval_every=2, threads=1)
@@ -31,6 +35,16 @@ TRAINED = Study(
 )
 studies.register(TRAINED)
 studies.register(replace(TRAINED, name="tiny_numbers", run=counted, seeds=(2, 2), curves=False))
+
+
+def stops(trial: Trial, folder: Path) -> dict[str, float]:
+    """All is asked to end before this trial has a figure."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(1.0)
+    raise Stopped("SIGTERM: stopped before the first evaluation was done", exit_status("SIGTERM"))
+
+
+studies.register(replace(TRAINED, name="tiny_stops", run=stops, curves=False))
 
 
 def shared(size, seeds):

@@ -11,7 +11,9 @@ import pytest
 
 from deepres.training import progress
 from deepres.training.evaluate import Evaluation
+from deepres.training.loop import train
 from deepres.training.progress import Progress
+from helpers.tiny_runs import TINY
 
 ROW = {
     "env_steps": 16_000.0, "env_steps_per_second": 16_462.0, "gradient_steps_per_second": 134.3,
@@ -38,7 +40,7 @@ def seen(monkeypatch, width: int, *, terminal: bool) -> str:
 def test_off_a_terminal_an_evaluation_is_a_line_whatever_the_width(monkeypatch, width):
     lines = seen(monkeypatch, width, terminal=False).splitlines()
     assert lines == [
-        "run folder runs/[a]",
+        "run folder runs/[a], up to 32,000 env steps",
         "          0 env steps  time at goal  134.2  goals reached  50.0%  distance   3.25",
         "finished: 32,000 steps",
     ]
@@ -62,3 +64,10 @@ def test_on_a_terminal_figures_give_way_to_the_bar_and_the_time_left(monkeypatch
     assert [
         figure for figure in ("16,462 env/s", "134.3 grad/s", "critic 2.797", "actor 1.900") if figure in bar
     ] == figures
+
+
+def test_a_first_round_that_takes_more_than_all_steps_is_told(tmp_path, capsys):
+    """Four environments fill the buffer with twenty steps each."""
+    result = train(TINY.replace(total_steps=40), tmp_path / "run")
+    told = "the first round takes 80 env steps, more than total_steps=40: num_envs times unroll_length or min_buffer"
+    assert result.env_steps == 80 and told in capsys.readouterr().out
