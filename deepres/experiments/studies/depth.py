@@ -92,6 +92,11 @@ def _norm_and_activation(size: Size, seeds: Sequence[int]) -> list[Trial]:
     ]
 
 
+def _metric_energy(size: Size, seeds: Sequence[int]) -> list[Trial]:
+    base = CPU if size == "cpu" else paper("ant_u4_maze")
+    return grid(base.replace(energy="mrn", form="backward"), {"depth": [4, 16, 64]}, seeds)
+
+
 def _engines(size: Size, seeds: Sequence[int]) -> list[Trial]:
     base = CPU if size == "cpu" else paper("ant_u4_maze")
     return grid(base, {"engine": ["c", "jax"], "depth": [4, 16]}, seeds)
@@ -165,6 +170,16 @@ STUDIES = (
         refuted="a slope without LayerNorm, or with ReLU, that is no less than the published network's.",
         trials=_norm_and_activation,
         seeds=(3, 3),
+    ),
+    Study(
+        name="metric-energy",
+        source=FIGURE.format("15"),
+        question="does depth help CMD-1, whose energy is a quasimetric?",
+        claim="Success grows with depth with the metric residual network as energy and the backward loss too.",
+        refuted="a slope on log2 depth whose interval lies at or below 0.",
+        trials=_metric_energy,
+        seeds=(3, 3),
+        also=("time_at_goal",),
     ),
     Study(
         name="engines",
