@@ -27,7 +27,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/throughput.py
 
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
 $(VENV)/.installed: $(SOURCES)
 	@test -x $(BIN)/python || echo "$(VENV): a virtual environment of $(PYTHON), some seconds"

@@ -1,4 +1,5 @@
-"""Kernels compiled with no GPU for every target: those with the fewest registers to spare must not spill."""
+"""Kernels compiled with no GPU, for two of the targets of `bench/compile_report.py`: those with the fewest registers to
+spare must not spill."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ TIGHT = [
     {"kernel": "policy_gaussian_backward", "width": "16"},
     {"kernel": "stem_backward", "width": "256"},
 ]
+TARGETS = ["90", "120"]  # what is there to measure on, and the least shared memory
 
 
 @pytest.mark.parametrize("only", TIGHT, ids=lambda only: only["kernel"])
 def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    rows = compile_report.report("triton", only)
-    assert [row["target"] for row in rows] == list(usage.TARGETS)
+    rows = [row for target in TARGETS for row in compile_report.report("triton", {**only, "target": target})]
+    assert [str(row["target"]) for row in rows] == TARGETS
     for row in rows:
         assert row["spill_stores"] == row["spill_loads"] == row["loop_spills"] == 0, row
         assert row["shared"] <= row["shared_limit"], row

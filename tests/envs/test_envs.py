@@ -32,14 +32,9 @@ TIMES_AND_THRESHOLDS = {
     "arm_grasp": (0.05, 0.15, 0.05, 0.02),
 }
 NAMES = envs.names()
-# An ant's mazes are one program and differ in their grids, which test_maze.py has; four of them stand for all.
-WHOLE = [
-    name
-    for name in NAMES
-    if not re.fullmatch(r"ant_\w+_maze\w*", name)
-    or name in ("ant_u_maze", "ant_big_maze", "ant_hardest_maze", "ant_u5_maze_gen_4f")
-]
 FAMILIES = [name for name in NAMES if not re.search("_maze_|big|hardest|u._maze|hard", name)]
+# A robot's mazes are one program and differ in their grids, which test_maze.py has.
+WHOLE = [*FAMILIES, "ant_u5_maze_gen_4f", "arm_binpick_hard", "point_u_maze_eval"]
 
 
 def assert_same_bits(a, b):
@@ -90,7 +85,7 @@ def test_goals_are_drawn_apart_from_the_start(name):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_random_episode_is_finite_and_consistent(name):
-    """One whole episode and the start of the next, in every environment: what a state says of itself holds."""
+    """One whole episode and the start of the next, in every kind of environment: what a state says of itself holds."""
     env, s = environment(name), random_rollout(name).states
     assert (env.name, env.num_envs, env.episode_length, env.engine) == (name, NUM_ENVS, LENGTH, "c")
     kinds = {"done": "bool", "truncation": "bool", "traj_id": "int32", "steps": "int32"}

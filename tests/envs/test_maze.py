@@ -88,11 +88,15 @@ class Crowd:
         return self.physics.qpos[:, :2].copy(), (z >= low) & (z <= high)
 
 
-# Warp on a CPU takes minutes, MJX a quarter of one: the robot whose legs meet walls first
+# Warp on a CPU takes minutes, MJX a quarter of one: the robot whose legs meet walls first. Motors at their limit push
+# harder than random ones, which the quickest robot stands for.
 @pytest.mark.parametrize(
     ("robot", "engine", "power"),
-    [(robot, "c", power) for robot in ("point", "ant", "humanoid") for power in ("random", "full")]
-    + [("ant", "jax", "full")],
+    [
+        ("point", "c", "random"),
+        *((robot, "c", "full") for robot in ("point", "ant", "humanoid")),
+        ("ant", "jax", "full"),
+    ],
 )
 def test_nobody_passes_a_wall(robot, engine, power):
     crowd = Crowd(robot, {"point": 8, "ant": 3, "humanoid": 8}[robot] if engine == "c" else 2, engine)

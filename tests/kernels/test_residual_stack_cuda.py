@@ -242,15 +242,17 @@ def test_every_access_to_memory_is_in_bounds() -> None:
 def test_compiles_for_every_target_without_spills(target: str) -> None:
     from bench import compile_cuda
 
-    rows = compile_cuda.report([256], ["bf16"], [target])
-    rows += compile_cuda.report([512], ["fp32"], [target])  # the one with the fewest registers to spare
+    rows = compile_cuda.report([512], ["fp32"], [target])  # the one with the fewest registers to spare
+    if target == "sm_90a":
+        rows = compile_cuda.report([256], ["bf16"], [target]) + rows
     hot = [row for row in rows if row["kernel"] in ("forward", "dgrad", "wgrad")]
     swapped = [row for row in hot if row["swapped_rows"]]
     assert len(swapped) == (6 if target == "sm_90a" else 0)
     hot = [row for row in hot if row not in swapped]
     clusters = [1] if target == "sm_80" else [1, 2, 4]
     of_512 = [2, 4] if target == "sm_120a" else clusters
-    assert [row["cluster"] for row in hot] == [c for c in (*clusters, *of_512) for _ in range(3)]
+    of_256 = clusters if target == "sm_90a" else []
+    assert [row["cluster"] for row in hot] == [c for c in (*of_256, *of_512) for _ in range(3)]
     for row in hot + swapped:
         assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, row
         assert row["shared"] <= row["shared_limit"], row

