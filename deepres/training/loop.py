@@ -112,7 +112,9 @@ def train(
             )
         ranks.first(lambda: folder.claim(config, resume=resume))
         training = _Training(run, folder, locks, progress and ranks.rank == 0, callback)
-        return training.go(saved=restored is not None)
+        saved = restored is not None
+        del restored  # as large as the run's weights and their moments
+        return training.go(saved=saved)
 
 
 class _Training:

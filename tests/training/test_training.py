@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -55,6 +56,18 @@ def test_killed_runs_resume_to_the_same_bits(finished, tmp_path):
     assert different(a, b) == []
     for name in ("metrics.csv", "evaluations.csv"):
         assert rows(undisturbed / name) == rows(run / name)
+
+
+def test_a_resumed_run_does_not_hold_its_checkpoint_while_it_trains(finished, tmp_path):
+    """It is as large as the weights and their moments together."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    held = []
+
+    def look(kind, row):
+        held.append([one for one in gc.get_objects() if type(one) is checkpoints.Checkpoint])
+
+    train(TINY.replace(total_steps=480), tmp_path / "run", resume=True, progress=False, callback=look)
+    assert held and not any(held)
 
 
 def test_a_killed_run_of_sac_that_collects_ahead_resumes_to_the_same_bits(tmp_path):
