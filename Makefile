@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/deepres demo
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 DEEPRES_ENV_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 DEEPRES_ENV_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -27,7 +27,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/throughput.py
 
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 $(VENV)/.installed: $(SOURCES)
 	@test -x $(BIN)/python || echo "$(VENV): a virtual environment of $(PYTHON), some seconds"

@@ -14,7 +14,7 @@ from deepres.config import Config
 from deepres.runs.folder import RunFolder
 
 imported: list[str] = []
-"""What `--import` has named in this process: processes of its own import the same."""
+"""What `--import` of the command under way has named: processes of its own import the same."""
 
 
 def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
@@ -43,7 +43,7 @@ def import_modules(words: list[str]) -> tuple[list[str], list[str]]:
         sys.path.insert(0, "")  # modules of the working folder, as `python -m` has it
     for module in modules:
         _import(module)
-    imported[:] = dict.fromkeys([*imported, *modules])
+    imported[:] = dict.fromkeys(modules)
     return rest, modules
 
 

@@ -83,7 +83,7 @@ def test_effective_rank_counts_directions():
     assert effective_rank(torch.ones(5, 4)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ["crl", "sac", "gcbc"])
+@pytest.mark.parametrize("name", ["crl", "gcbc"])
 def test_they_change_no_bit_of_the_training_and_are_drawn(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "140")
     config = Config(name, **{**SIZES, "total_steps": 4 * 50, "eval_every": 100})

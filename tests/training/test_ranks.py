@@ -13,8 +13,8 @@ from deepres.training.run import Run
 from helpers.tiny_runs import PROGRAMS, SIZES, torchrun
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_shares_give_the_joint_batchs_gradients_and_agree(small_disk, size):
+def test_shares_give_the_joint_batchs_gradients_and_agree(small_disk):
+    size = 3
     process = torchrun(size, str(PROGRAMS / "exchanges.py"), str(small_disk))
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and f"all equal {size}" in output, output
