@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/deepres demo
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 DEEPRES_ENV_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 DEEPRES_ENV_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
