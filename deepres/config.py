@@ -213,6 +213,12 @@ class Config:
                 kept |= {name: getattr(values, one.name) for name, one in flags(values).items()}
         return Config(self.algorithm_name, **{**kept, **options})
 
+    @property
+    def first_round(self) -> int:
+        """Environment steps of the first round, which fills the buffer to its minimum; 0 of a run of recorded data."""
+        steps = max(self.schedule.unroll_length, self.schedule.min_buffer_steps)
+        return 0 if self.schedule.data is not None else self.env.num_envs * steps
+
     def flat(self) -> dict[str, Any]:
         """Every option by its flat name, the algorithm's name first."""
         values = {"algorithm": self.algorithm_name}

@@ -31,6 +31,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if lacking.isdisjoint(item.keywords)]
 
 
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What is registered from here on is unknown again after the test, and whenever what this gives is called. Examples
+    are then imported anew, for they register as they are imported."""
+    from deepres import algorithms
+    from deepres.envs import registry
+
+    known = [(registry, "_ENTRIES"), (algorithms, "_ALGORITHMS")]
+    plain = [dict(getattr(module, name)) for module, name in known]
+
+    def forget() -> None:
+        for (module, name), entries in zip(known, plain, strict=True):
+            monkeypatch.setattr(module, name, dict(entries))
+        for name in [name for name in sys.modules if name.startswith("examples.")]:
+            del sys.modules[name]
+
+    forget()
+    yield forget
+    forget()
+
+
 _LARGE = 1_000 << 20  # bytes; two processes of tests run side by side
 _MORE = 100 << 20  # bytes that it grows by until it is looked at again
 _MANY = 40  # of XLA's programs, 2 to 15 MB each: with fewer there is little to give back

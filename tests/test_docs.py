@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterator
 from functools import wraps
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import deepres
-from deepres import algorithms, envs
+from deepres import envs
 from deepres.commands import configured, main
-from deepres.envs import registry
 from deepres.envs.registry import find
 from deepres.experiments import kept
 from helpers.tiny_runs import ROOT, SIZES
@@ -47,12 +45,12 @@ def test_python_is_run_of_every_page_that_has_some():
     assert {page for page in pages if "```python" in text(f"docs/{page}.md")} == {*WITH_PYTHON, "ops"}
 
 
+@pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}.md" for page in WITH_PYTHON)])
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch, capsys):
     whole = deepres.Config
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deepres, "Config", lambda *name, **options: whole(*name, **options | SMALL))
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # what a page registers is forgotten
     torch.manual_seed(0)
     told: dict[str, object] = {}
     exec(compile(python(page), page, "exec"), told)
@@ -99,16 +97,6 @@ def commands(page: str) -> list[str]:
 
 
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
-
-
-@pytest.fixture
-def forgotten(monkeypatch) -> Iterator[None]:
-    """What a command's --import registers is unknown again after the test."""
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
-    monkeypatch.setattr(algorithms, "_ALGORITHMS", dict(algorithms._ALGORITHMS))
-    yield
-    for name in [name for name in sys.modules if name.startswith("examples.")]:
-        del sys.modules[name]
 
 
 @pytest.mark.usefixtures("forgotten")

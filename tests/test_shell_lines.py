@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from deepres import algorithms
 from deepres.commands.main import main
-from deepres.envs import registry
 from deepres.report import show
 from helpers.tiny_runs import ROOT, SIZES, environ, torchrun, wait_for
 
 SMALL = {name: value for name, value in SIZES.items() if name not in ("env", "depth", "actor_depth")}
-OF_COLLECTION = ("num_envs", "episode_length", "unroll_length", "buffer_steps", "min_buffer_steps")
+OFFLINE = {name: SMALL[name] for name in ("batch_size", "width", "gradient_steps", "eval_envs")} | {
+    "total_steps": 32
+}
 INSTEAD = {"depth=4,16,64 seed=0,1,2": "depth=4 seed=0", "--heal 1000": "--heal 5"}
 MORE = {"distill": "--steps 8", "data": "--episodes 4", "analyse": "--states 50", "prune": "--states 50"}
 
@@ -38,28 +38,17 @@ def small(line: str) -> list[str]:
         line = line.replace(written, instead)
     words = shlex.split(line, comments=True)
     trains = {"train", "sweep"} & set(words) and "--resume" not in words
-    offline = "--data" in words
-    sizes = SMALL | {"total_steps": 32 if offline else SMALL["total_steps"]}
-    for name, value in sizes.items() if trains else ():
-        if offline and name in OF_COLLECTION:
-            continue
+    for name, value in (OFFLINE if "--data" in words else SMALL).items() if trains else ():
         option = f"--{name.replace('_', '-')}"
         words += [] if option in words else [option, str(value)]
     return words + shlex.split(MORE.get(words[1], ""))
 
 
-@pytest.fixture
-def newcomer(tmp_path, monkeypatch) -> Path:
-    """An empty folder; what a line's --import registers is forgotten after the test."""
+@pytest.mark.usefixtures("forgotten")
+def test_every_line_of_the_readme_does_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
-    monkeypatch.setattr(algorithms, "_ALGORITHMS", dict(algorithms._ALGORITHMS))
-    monkeypatch.setattr(show, "_LONGEST", 1.0)
-    return tmp_path
-
-
-def test_every_line_of_the_readme_does_what_it_says(newcomer, capsys):
+    monkeypatch.setattr(show, "_LONGEST", 1.0)  # seconds of a video
     ran = lines()
     assert len(ran) == 20
     for line in ran:
@@ -75,27 +64,20 @@ def test_every_line_of_the_readme_does_what_it_says(newcomer, capsys):
                 main(words[1:])
             except SystemExit as stop:
                 pytest.fail(f"{line}: status {stop.code}, {capsys.readouterr().err}")
-    left = {str(path.relative_to(newcomer)) for path in newcomer.rglob("*")}
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     trained = {"ant-crl-d64-s0", "ant-crl-d64-s0-2", "point_u_maze-sac-d64-s0", "humanoid-crl-d64-s1"}
     trained |= {"ant-distill-d8-s0", "point_big_maze-crl-d64-s0", "ball_model-sac-d64-s0"}
     assert {f"runs/{name}/evaluations.csv" for name in trained} <= left
     seen = {"policy.mp4", "paths.png", "blocks.csv"}
     assert {f"runs/ant-crl-d64-s0/{name}" for name in seen} | {"ant-crl-d64-s0.onnx", "compare.png"} <= left
-    assert {
-        "runs/sweep-ant_u4_maze/depth.png",
-        "runs/ant-p16/pruned.json",
-        "runs/ant-d256/config.json",
-    } <= left
+    others = {"sweep-ant_u4_maze/depth.png", "ant-p16/pruned.json", "ant-d256/config.json"}
+    assert {f"runs/{name}" for name in others} <= left
 
 
 def stopped_once_it_trains(words: list[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", *words],
-        env=environ(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+        [sys.executable, "-m", *words], env=environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
     trials = Path("runs/studies/depth/trials")
     wait_for(process, lambda: len(list(trials.glob("*/config.json"))) == 2, pause=0.1)
     process.send_signal(signal.SIGTERM)

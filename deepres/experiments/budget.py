@@ -38,7 +38,7 @@ class Budget:
 def steps(config: Config) -> tuple[int, int]:
     """Environment steps and gradient steps of a run of `config` to its end, as training/run.py takes its rounds."""
     schedule, envs = config.schedule, config.env.num_envs
-    first = envs * max(schedule.unroll_length, schedule.min_buffer_steps)
+    first = config.first_round
     unroll = envs * schedule.unroll_length
     rounds = 1 + max(0, math.ceil((schedule.total_steps - first) / unroll))
     return first + (rounds - 1) * unroll, rounds * schedule.gradient_steps

@@ -141,9 +141,8 @@ class _Training:
         ):
             if self.show and run.dealt_from != self.ranks.size:
                 print(_DEALT.format(run.dealt_from, self.ranks.size))
-            acts = self.show and schedule.unit == "env steps" and not run.rounds
-            if acts and run.first_round > schedule.total_steps:
-                print(_FIRST.format(run.first_round, schedule.total_steps))
+            if self.show and not run.rounds and run.config.first_round > schedule.total_steps:
+                print(_FIRST.format(run.config.first_round, schedule.total_steps))
             if run.due:
                 saved = not self._examine() and saved
             ended = self._ended()
@@ -335,7 +334,6 @@ _DEALT = (
     "the checkpoint was made by {} processes and goes on with {}: environments and buffers are dealt anew, "
     "and random streams begin anew"
 )
-
 
 _FIRST = (
     "the first round takes {:,} env steps, more than total_steps={:,}: num_envs times unroll_length or "

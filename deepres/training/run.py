@@ -132,12 +132,6 @@ class Run:
     # --- one round ---
 
     @property
-    def first_round(self) -> int:
-        """Environment steps of the first round, which fills the buffer to its minimum."""
-        schedule = self.config.schedule
-        return self.config.env.num_envs * max(schedule.unroll_length, schedule.min_buffer_steps)
-
-    @property
     def done(self) -> bool:
         return self.rounds > 0 and self.env_steps >= self.config.schedule.total_steps
 

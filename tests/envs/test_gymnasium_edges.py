@@ -8,16 +8,12 @@ from gymnasium import spaces
 from gymnasium.spaces import Box
 
 from deepres import envs
-from deepres.envs import registry
 from helpers.own_environments import Flat, Reach
 
 BOX = {"goal_slice": slice(1, 3), "goal": lambda env: env.target, "threshold": 0.2}
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+pytestmark = pytest.mark.usefixtures("forgotten")
 
 
 def registered(kind, changed, **options):

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 
 import deepres
 from deepres import envs
-from deepres.envs import listing, registry
+from deepres.envs import listing
 from deepres.envs.engines import at_rest
 from deepres.report import video
 from deepres.report.paths import plot_paths
@@ -25,10 +25,7 @@ from helpers.own_environments import Ball, Disc, Flat, Reach
 N = 3
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+pytestmark = pytest.mark.usefixtures("forgotten")
 
 
 def pushed(env, steps, push=1.0):

@@ -9,16 +9,13 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import deepres
-from deepres import algorithms
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.envs import registry
 from deepres.report import show
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import read_run
@@ -27,22 +24,6 @@ from helpers.tiny_runs import ROOT, environ, wait_for
 TINY = ["--num-envs", "4", "--episode-length", "20", "--depth", "4", "--width", "8", "--batch-size", "16"]
 TINY += ["--unroll-length", "10", "--gradient-steps", "2", "--buffer-steps", "60", "--min-buffer-steps", "20"]
 TINY += ["--eval-envs", "4", "--eval-every", "1000", "--checkpoint-every", "1", "--total-steps", "1000000"]
-
-
-@pytest.fixture
-def forget(monkeypatch) -> Callable[[], None]:
-    """Makes what examples have registered unknown again; so does the test's end."""
-    known = {registry: "_ENTRIES", algorithms: "_ALGORITHMS"}
-    plain = {module: dict(getattr(module, name)) for module, name in known.items()}
-
-    def forget() -> None:
-        for module, name in known.items():
-            monkeypatch.setattr(module, name, dict(plain[module]))
-        for name in [name for name in sys.modules if name.startswith("examples.")]:
-            monkeypatch.delitem(sys.modules, name)
-
-    forget()
-    return forget
 
 
 @pytest.fixture
@@ -75,17 +56,17 @@ def script(name: str, *arguments: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", ["own_environment", "own_gymnasium_env", "own_model", "own_algorithm"])
-def test_an_example_trains_and_what_it_leaves_is_evaluated_and_drawn(name, tmp_path, capsys, forget):
+def test_an_example_trains_and_what_it_leaves_is_evaluated_and_drawn(name, tmp_path, capsys, forgotten):
     run, out = tmp_path / "run", tmp_path / "out"
     script(name, str(run))
     assert "goals reached: " in capsys.readouterr().out
-    forget()
+    forgotten()
     main(["--import", f"examples.{name}", "eval", str(run)])
     evaluations = read_run(run).evaluations
     if name != "own_algorithm":  # regression on a few thousand steps of a maze learns nothing yet
         assert evaluations[-1]["success_any"] >= 0.4 > evaluations[0]["success_any"]
     assert f"goals reached {evaluations[-1]['success_any']:.1%}" in capsys.readouterr().out
-    forget()
+    forgotten()
     main(
         [
             "--import",
@@ -107,7 +88,7 @@ def test_an_example_trains_and_what_it_leaves_is_evaluated_and_drawn(name, tmp_p
 
 
 @pytest.mark.parametrize("name", ["own_environment", "own_gymnasium_env"])
-def test_a_run_in_an_own_environment_goes_on_after_kill_9(name, tmp_path, forget):
+def test_a_run_in_an_own_environment_goes_on_after_kill_9(name, tmp_path, forgotten):
     run = tmp_path / "run"
     start = ["--import", f"examples.{name}", "train"]
     env = {"own_environment": "ball_mjx", "own_gymnasium_env": "point_gym"}[name]

@@ -50,9 +50,7 @@ def test_sigterm_ends_it_with_the_signals_status(words, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("words", ["study"], indirect=True)
 def test_a_trial_that_is_stopped_before_it_has_a_figure_has_not_failed(words, capsys, monkeypatch):
-    monkeypatch.setattr(
-        arguments, "imported", ["of_an_earlier_command"]
-    )  # which is of no concern to this one
+    monkeypatch.setattr(arguments, "imported", ["of_an_earlier_command"])  # no concern of this one
     assert status_of([word.replace("numbers", "stops") for word in words]) == 143
     said = capsys.readouterr()
     assert ": stopped\n0 of 2 trials finished" in said.out and "failed" not in said.out + said.err
