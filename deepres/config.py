@@ -19,7 +19,7 @@ from deepres import algorithms
 from deepres.env_options import EnvOptions
 from deepres.kernels.dispatch import BACKENDS
 from deepres.networks import NetworkOptions
-from deepres.options import check, flags, hints, option, plain
+from deepres.options import check, flags, hints, option, plain, refuse_unread
 
 FORMAT = 3
 
@@ -186,6 +186,7 @@ class Config:
             groups[group] = replace(groups[group], **values)
         for name, value in {**groups, "algorithm_name": named}.items():
             object.__setattr__(self, name, value)
+        self._refuse_unread()
         if kind.on_policy:
             for name, value in (("overlap", self.system.overlap), ("data", self.schedule.data)):
                 if value:
@@ -193,6 +194,16 @@ class Config:
                         f"{named} learns from what its policy as it is has just done and takes no {name}, got "
                         f"{name}={value}; leave it out"
                     )
+
+    def _refuse_unread(self) -> None:
+        """Raise ValueError for an option that another group's leaves nothing to do."""
+        data = self.schedule.data or ""
+        if self.network.trunk == "plain":
+            refuse_unread(self.schedule, ("lr_depth",), "trunk=plain")
+        if data:
+            refuse_unread(self.system, ("overlap",), "data, from which nothing is collected")
+        if data.endswith(".npz"):
+            refuse_unread(self.system, ("buffer_dtype",), "data of a file, which is read as it is")
 
     # --- flat names ---
 

@@ -10,7 +10,7 @@ Source: arXiv 2503.14858, section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -29,7 +29,7 @@ from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
 from deepres.modules import Network, ResidualStack, dense, layer_norm, require_columns
 from deepres.modules import PlainLayers as PlainLayers
 from deepres.modules import lecun_uniform_ as lecun_uniform_
-from deepres.options import check, option
+from deepres.options import check, option, refuse_unread
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -69,7 +69,7 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         check(self)
         if self.trunk == "plain":
-            self._check_plain()
+            refuse_unread(self, ("skip_every", "activation", "norm", "init"), "trunk=plain")
             return
         if self.init in ("scaled", "zero") and not (self.norm and self.skip_every):
             raise ValueError(
@@ -82,16 +82,6 @@ class NetworkOptions:
                 raise ValueError(
                     f"{name} must be a multiple of skip_every={self.skip_every}, got {depth}; "
                     f"use {(less := depth - depth % self.skip_every)} or {less + self.skip_every}"
-                )
-
-    def _check_plain(self) -> None:
-        for one in fields(self):
-            if (
-                one.name in ("skip_every", "activation", "norm", "init")
-                and getattr(self, one.name) != one.default
-            ):
-                raise ValueError(
-                    f"trunk=plain has layers of its own and no {one.name}, got {getattr(self, one.name)}; leave it out"
                 )
 
 

@@ -18,6 +18,7 @@ import inspect
 import math
 import textwrap
 import types
+from collections.abc import Iterable
 from dataclasses import Field, field, fields
 from functools import cache
 from itertools import pairwise
@@ -72,6 +73,15 @@ def check(group: Any) -> None:
         sentence = _wrong(types_of[one.name], one, value)
         if sentence:
             raise ValueError(f"{flag(one)} must {sentence}, got {_shown(value)}")
+
+
+def refuse_unread(group: Any, names: Iterable[str], where: str) -> None:
+    """Raise ValueError for one of the options `names` that is not the default, though nothing reads it at `where`."""
+    for one in fields(group):
+        if one.name in names and getattr(group, one.name) != one.default:
+            raise ValueError(
+                f"{flag(one)} does not apply to {where}, got {_shown(getattr(group, one.name))}; leave it out"
+            )
 
 
 def plain(kind: Any, value: Any) -> Any:

@@ -173,9 +173,7 @@ def test_plain_networks_start_as_ogbenchs_and_take_no_option_of_blocks():
     values.reset_parameters(torch.Generator().manual_seed(4))
     assert not torch.equal(first, values.trunk.dense[0].weight)
     assert 0.8 * (6 / 26) ** 0.5 < values.trunk.dense[0].weight.abs().max() <= (6 / 26) ** 0.5
-    with pytest.raises(
-        ValueError, match=r"trunk=plain has layers of its own and no norm, got False; leave it out"
-    ):
+    with pytest.raises(ValueError, match=r"norm does not apply to trunk=plain, got False; leave it out"):
         NetworkOptions(trunk="plain", norm=False)
 
 

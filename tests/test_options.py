@@ -98,3 +98,22 @@ def test_helps_are_those_of_the_bases_too_and_none_where_there_is_no_source():
     made: dict[str, Any] = {"dataclass": dataclass, "__name__": "builtins"}  # no file at all
     exec("@dataclass(frozen=True)\nclass Made:\n    lr: float = 1.0\n", made)
     assert helps(made["Made"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("crl", {"candidates": 64}, "candidates does not apply to extraction=entropy, got 64; leave it out"),
+        ("crl", {"extraction": "awr", "exact_tanh": True}, "exact_tanh does not apply to extraction=awr"),
+        ("qrl", {"extraction": "ddpg_bc", "alpha_lr": 1.0}, "alpha_lr does not apply to extraction=ddpg_bc"),
+        ("qrl", {"bc_alpha": 1.0}, "bc_alpha does not apply to extraction=entropy"),
+        ("sac", {"hindsight_strategy": "final"}, "hindsight_strategy does not apply to hindsight=0"),
+        ("td_infonce", {"log_alpha_bound": 1.0}, "log_alpha_bound does not apply to entropy=False"),
+        ("gcivl", {"trunk": "plain", "lr_depth": 16}, "lr_depth does not apply to trunk=plain"),
+        ("crl", {"data": "one.npz", "overlap": True}, "overlap does not apply to data"),
+        ("crl", {"data": "one.npz", "buffer_dtype": "bf16"}, "buffer_dtype does not apply to data of a file"),
+    ],
+)
+def test_an_option_that_another_leaves_nothing_to_do_is_told(name, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Config(name, **options)

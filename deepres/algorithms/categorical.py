@@ -123,7 +123,7 @@ class TDMSE(SAC):
         discount = options.gamma * (1 - torch.maximum(over, hit))
         if options.value == "first_hit":
             return hit, discount
-        lost = batch.terminal * (1 - hit)
+        lost = over * (1 - hit)
         return hit - 1 - lost * options.gamma / (1 - options.gamma), discount
 
 

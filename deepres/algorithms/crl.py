@@ -45,12 +45,21 @@ from deepres.algorithms.parts import (
     policy_losses,
     unit_log_density,
 )
+from deepres.algorithms.soft import TEMPERATURE
 from deepres.data.batch import Batch
 from deepres.data.goal_laws import FutureAndActorGoals, GoalLaw
 from deepres.data.relabel import FutureGoals
 from deepres.kernels import info_nce
 from deepres.networks import GaussianPolicy, Networks, call_frozen
-from deepres.options import check, option
+from deepres.options import check, option, refuse_unread
+
+UNREAD = {
+    "entropy": ("random_actor_goals", "bc_alpha", "candidates"),
+    "ddpg_bc": (*TEMPERATURE, "exact_tanh", "survival_bonus", "candidates"),
+    "awr": (*TEMPERATURE, "exact_tanh", "survival_bonus", "candidates"),
+    "best_of_n": (*TEMPERATURE, "exact_tanh", "survival_bonus", "bc_alpha"),
+}
+"""Options that do not apply, by extraction."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,7 @@ class CRLOptions:
         check(self)
         if self.energy == "mrn" and self.feature_dim % 2:
             raise ValueError(f"feature_dim must be even with energy=mrn, got {self.feature_dim}")
-        if self.extraction == "entropy" and self.random_actor_goals is not None:
-            raise ValueError("random_actor_goals does not apply to extraction=entropy; leave it out")
-        if self.extraction != "entropy" and self.survival_bonus:
-            raise ValueError(f"survival_bonus does not apply to extraction={self.extraction}; leave it out")
+        refuse_unread(self, UNREAD[self.extraction], f"extraction={self.extraction}")
 
 
 class CRL(Algorithm):

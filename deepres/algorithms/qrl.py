@@ -36,11 +36,11 @@ from deepres.algorithms.extraction import ddpg_bc
 from deepres.algorithms.implicit import weighted_cloning
 from deepres.algorithms.parts import policy_losses, unit_log_density
 from deepres.algorithms.quasimetric import PART, iqe, mrn
-from deepres.algorithms.soft import SoftActor, SoftActorOptions
+from deepres.algorithms.soft import TEMPERATURE, SoftActor, SoftActorOptions
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureTransitions
 from deepres.networks import Networks, call_frozen
-from deepres.options import option
+from deepres.options import option, refuse_unread
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class QRLOptions(SoftActorOptions):
                 f"feature_dim must be a multiple of {PART}, got {self.feature_dim}; "
                 f"use {PART * (self.feature_dim // PART)}"
             )
+        unread = ("bc_alpha",) if self.extraction == "entropy" else (*TEMPERATURE, "exact_tanh")
+        refuse_unread(self, unread, f"extraction={self.extraction}")
 
 
 ActorLosses = tuple[dict[str, Tensor], dict[str, Tensor]]

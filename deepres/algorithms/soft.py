@@ -16,6 +16,9 @@ from deepres.algorithms.parts import SecondStream
 from deepres.networks import GaussianPolicy, Networks
 from deepres.options import check, option
 
+TEMPERATURE = ("alpha_lr", "log_alpha_bound", "target_entropy_per_action")
+"""Options of a temperature."""
+
 
 @dataclass(frozen=True)
 class SoftActorOptions:

@@ -19,7 +19,7 @@ from torch import Tensor
 from deepres.algorithms.soft import SoftActorOptions
 from deepres.data.batch import Batch
 from deepres.data.relabel import Hindsight
-from deepres.options import check, option
+from deepres.options import check, option, refuse_unread
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class TDOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.hindsight:
+            refuse_unread(self, ("hindsight_strategy",), "hindsight=0")
 
 
 @dataclass(frozen=True)

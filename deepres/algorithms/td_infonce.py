@@ -27,12 +27,12 @@ from torch import Tensor
 
 from deepres.algorithms.base import About, Group, Losses, Pass
 from deepres.algorithms.parts import alpha_loss, average_into
-from deepres.algorithms.soft import SoftActor, SoftActorOptions
+from deepres.algorithms.soft import TEMPERATURE, SoftActor, SoftActorOptions
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureTransitions
 from deepres.kernels import info_nce
 from deepres.networks import Networks, call_frozen
-from deepres.options import option
+from deepres.options import option, refuse_unread
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class TDInfoNCEOptions(SoftActorOptions):
     """Adam step size of the actor."""
     critic_lr: float = option(3e-4, least=0, resume=True)
     """Adam step size of the critics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.entropy:
+            refuse_unread(self, TEMPERATURE, "entropy=False")
 
 
 class TDInfoNCE(SoftActor):

@@ -26,6 +26,7 @@ class Episodes:
     """
 
     pinned = False
+    idle_steps = 1  # an episode's last state: no action was taken there
 
     def __init__(
         self,

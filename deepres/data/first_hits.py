@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepres.data.batch import Batch
-from deepres.data.relabel import Draw, Sampler, taken_actions, truncated_geometric
+from deepres.data.relabel import Draw, Sampler, taken_actions, truncated_geometric, whole_chunks
 from deepres.data.replay import ReplayBuffer, Rows
 from deepres.data.sequences import BLOCK, Line, Query, Squares, at_once, searches, sequences_apart
 
@@ -116,7 +116,7 @@ class FirstHits(Sampler):
             "falls": falls,
         }
         if self.horizon > 1:
-            draw["whole"] = rows.left >= self.horizon - 1
+            draw["whole"] = whole_chunks(ring, rows, self.horizon)
         if inside is not None:
             draw["inside"] = inside
             draw["seen"] = torch.where(falls, self.bins, (reach + 1).clamp(max=self.bins))

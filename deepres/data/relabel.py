@@ -139,7 +139,7 @@ class FutureGoals(Sampler):
         if self.lags:
             drawn["ahead"] = torch.where(kept, rows.left, ahead) if self.commanded else ahead
         if self.horizon > 1:
-            drawn["whole"] = rows.left >= self.horizon - 1
+            drawn["whole"] = whole_chunks(ring, rows, self.horizon)
         if self.falls:
             assert self.gamma is not None
             uniform = torch.rand(len(rows.env), **options)
@@ -161,11 +161,15 @@ class FutureGoals(Sampler):
         return Batch(ring.take("states", now), action, goal, extra=extra)
 
 
+def whole_chunks(ring: ReplayBuffer, rows: Rows, horizon: int) -> Tensor:
+    """[n] bool: whether horizon - 1 later steps of the row's trajectory lie in its window and have an action each."""
+    return rows.left - ring.idle_steps >= horizon - 1
+
+
 def taken_actions(ring: ReplayBuffer, draw: Draw, horizon: int) -> tuple[Tensor, dict[str, Tensor]]:
     """A batch's action [B, horizon * A] and what it adds to `extra`: of chunks, "valid" [B] float32.
 
-    draw: "now" [B]; with a horizon > 1 also "whole" [B] bool, whether horizon - 1 later steps of the row's trajectory
-    lie in its window (Rows.left).
+    draw: "now" [B]; with a horizon > 1 also "whole" [B] bool (see `whole_chunks`).
     """
     if horizon == 1:
         return ring.take("actions", draw["now"]), {}

@@ -55,6 +55,9 @@ class ReplayBuffer:
     success radius. Batches are float32 whatever it is.
     """
 
+    idle_steps = 0
+    """Steps at the end of a window in which no action was taken; see `Episodes`."""
+
     def __init__(
         self,
         num_envs: int,

@@ -65,6 +65,24 @@ def _check(config: Config, grown: Config) -> None:
         )
 
 
+def _check_stacks(small: Algorithm, large: Algorithm) -> None:
+    """Raise ValueError where a network that is to grow has plain layers, which no residual block begins with."""
+    stacks = [
+        {name: m for name, m in one.named_modules() if isinstance(m, ResidualStack)} for one in (small, large)
+    ]
+    for name in stacks[0] | stacks[1]:
+        before, after = (each.get(name) for each in stacks)
+        if (
+            before is None
+            or after is None
+            or (before.depth != after.depth and not before.options["skip_every"])
+        ):
+            raise ValueError(
+                f"{name.split('.')[0]} has fewer layers than a residual block and cannot grow to one; train the deeper "
+                "network from its start"
+            )
+
+
 def grow_tensors(
     tensors: dict[str, Tensor], config: Config, grown: Config, sizes: Sizes, seed: int
 ) -> dict[str, Tensor]:
@@ -72,6 +90,7 @@ def grow_tensors(
     with torch.device("meta"):
         small = build_algorithm(config, sizes)
     large = build_algorithm(grown, sizes, seeded(seed))
+    _check_stacks(small, large)
     for module in large.modules():
         if isinstance(module, ResidualStack) and module.gamma is not None:
             start_blocks_(module.gamma, grown.network.skip_every, "zero")

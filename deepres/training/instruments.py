@@ -139,7 +139,10 @@ def _blocks(name: str, stack: ResidualStack, x: Tensor) -> list[Row]:
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp(-sum_i p_i log p_i), p the singular values of x [B, W] less its mean row, over their sum."""
+    """exp(-sum_i p_i log p_i), p the singular values of x [B, W] less its mean row, over their sum; NaN of an x that is
+    not finite."""
+    if not x.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals((x - x.mean(dim=0)).double())
     shares = values / values.sum().clamp_min(1e-300)
     return float(torch.special.entr(shares).sum().exp())

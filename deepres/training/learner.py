@@ -157,6 +157,10 @@ class Learner:
             raise ValueError(
                 f"{self._kind}.losses must yield a metric, got none; yield its losses as such, say"
             )
+        if missing := [name for name in self.algorithm.headline if name not in metrics]:
+            raise ValueError(
+                f"{self._kind}.headline must name metrics that losses yields ({', '.join(metrics)}), got {missing[0]!r}"
+            )
         with torch.no_grad():
             self.algorithm.unstepped = {name: self._not_due(name, skip) for name in self._every}
             self.algorithm.after_step(skip)
@@ -246,8 +250,11 @@ class Learner:
         self.rebuilt += 1
 
     def parameters(self) -> dict[str, Tensor]:
-        """Every parameter by its full name, e.g. "actor.trunk.stack.weight"; slow copies of networks too."""
-        return dict(self.algorithm.named_parameters())
+        """Every parameter by its full name, e.g. "actor.trunk.stack.weight"; slow copies of networks and what an
+        algorithm registered as a persistent buffer too."""
+        kept = self.algorithm.state_dict(keep_vars=True)
+        buffers = ((name, b) for name, b in self.algorithm.named_buffers() if name in kept)
+        return dict(self.algorithm.named_parameters()) | dict(buffers)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser moments, flat, for a checkpoint."""

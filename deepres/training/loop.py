@@ -141,6 +141,8 @@ class _Training:
         ):
             if self.show and run.dealt_from != self.ranks.size:
                 print(_DEALT.format(run.dealt_from, self.ranks.size))
+            if self.show and run.moved:
+                print(_MOVED.format(run.device.type))
             if self.show and not run.rounds and run.config.first_round > schedule.total_steps:
                 print(_FIRST.format(run.config.first_round, schedule.total_steps))
             if run.due:
@@ -334,6 +336,8 @@ _DEALT = (
     "the checkpoint was made by {} processes and goes on with {}: environments and buffers are dealt anew, "
     "and random streams begin anew"
 )
+
+_MOVED = "the checkpoint was made on another kind of device and goes on with {}: random streams begin anew"
 
 _FIRST = (
     "the first round takes {:,} env steps, more than total_steps={:,}: num_envs times unroll_length or "

@@ -219,11 +219,15 @@ def room(config: Config) -> int:
 def choices(config: Config, device: str) -> list[Change]:
     """What can be changed to take less memory, as (field, value), the least harmful first."""
     wanted: list[Change] = [("buffer_device", "cpu")] if device == "cuda" else []
-    wanted.append(("buffer_dtype", "bf16"))
+    if not (config.schedule.data or "").endswith(".npz"):
+        wanted.append(("buffer_dtype", "bf16"))
     if config.network.skip_every and config.network.trunk == "residual":
         wanted += [("recompute", blocks) for blocks in ("1", "4", "16")]
-    fewer = max(config.schedule.buffer_steps // 4, config.schedule.min_buffer_steps)
-    wanted += [("precision", "bf16"), ("buffer_steps", fewer)]
+    schedule = config.schedule
+    wanted.append(("precision", "bf16"))
+    if schedule.data is None:
+        fewer = max(schedule.buffer_steps // 4, schedule.min_buffer_steps, schedule.unroll_length)
+        wanted.append(("buffer_steps", fewer))
     return [(name, value) for name, value in wanted if config.get(name) != value]
 
 

@@ -13,7 +13,7 @@ from deepres.data import datasets
 from deepres.data.batch import Sizes
 from deepres.data.environments import Environments
 from deepres.data.episodes import Episodes
-from deepres.data.replay import ReplayBuffer
+from deepres.data.replay import DTYPES, ReplayBuffer
 from deepres.env_options import EnvOptions
 from deepres.machine import plain_torch
 from deepres.ranks import ALONE, Ranks
@@ -39,7 +39,8 @@ class RecordedRun(Run):
         if path.suffix != ".npz":
             folder = RunFolder(path)
             require_task(folder, folder.read_config().env, self.config.env)
-            return ring_of(folder, self.env, self.sizes, columns, device=device)
+            dtype = DTYPES[self.config.system.buffer_dtype]
+            return ring_of(folder, self.env, self.sizes, columns, device=device, dtype=dtype)
         return Episodes(
             datasets.read(path, self.sizes.state, self.sizes.action),
             self.env.goal_slice,
@@ -86,6 +87,7 @@ def ring_of(
     columns: tuple[str, ...],
     *,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> ReplayBuffer:
     """The replay ring of the run at `folder`, at its newest checkpoint that reads, of all its processes.
 
@@ -110,6 +112,7 @@ def ring_of(
         reached=env.reached,
         threshold=env.threshold,
         device=device,
+        dtype=dtype,
     )
     for name, size in (("states", sizes.state), ("actions", sizes.action)):
         if held[name].shape[2:] != (size,):

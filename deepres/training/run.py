@@ -89,6 +89,8 @@ class Run:
         self.env_steps = self.rounds = self.gradient_steps = 0
         self.dealt_from = ranks.size
         """Processes that this run's environments and buffers were dealt from; its own number unless resumed."""
+        self.moved = False
+        """Whether it was resumed from another kind of device, whose random numbers cannot go on here."""
         self.seconds = 0.0
         self.measured: list[dict[str, Any]] = []
         """What the instruments told in the last round (see instruments.py)."""
@@ -338,9 +340,11 @@ class Run:
             )
         own = self._own_part(restored)
         self.learner.load_state_tensors(restored.tensors)
-        if restored.size == ranks.size:
-            self.generator.set_state(own["generator"])
+        saved = own.get("generator")  # none where they are dealt anew
+        if saved is not None and saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
         else:
+            self.moved = saved is not None
             purpose = ("resumed", counters["env_steps"], ranks.size)
             self.generator.manual_seed(ranks.seed(self.config.schedule.seed + 1, *purpose))
         self._load_own_tensors(own, counters["buffer_inserted"])

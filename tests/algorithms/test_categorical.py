@@ -194,3 +194,15 @@ def test_the_support_is_that_of_the_value_unless_said_otherwise():
     assert learner_of(small("hl_gauss", bins=4)).algorithm.centres(torch.zeros(1)).tolist() == [
         0.125, 0.375, 0.625, 0.875,
     ]  # fmt: skip
+
+
+def test_a_time_limit_that_ends_a_row_is_worth_never_arriving():
+    """Not one step from the goal, which reward - 1 without anything behind it would say."""
+    learner = learner_of(config_of("td_mse", value="step", time_limit="terminal"))
+    batch, _ = batch_for(learner)
+    batch.reward[:], batch.terminal[:] = 0, 0
+    batch.extra["truncation"] = (torch.arange(B) % 2).float()
+    reward, discount = learner.algorithm.outcome(batch)
+    cut = batch.extra["truncation"].bool()
+    assert torch.allclose(reward[cut], torch.tensor(-1 / (1 - GAMMA))) and (discount[cut] == 0).all()
+    assert (reward[~cut] == -1).all() and torch.allclose(discount[~cut], torch.tensor(GAMMA))

@@ -115,7 +115,7 @@ def test_options_that_do_not_apply_are_told():
     for options, sentence in (
         (
             {"random_actor_goals": 0.0},
-            "random_actor_goals does not apply to extraction=entropy; leave it out",
+            "random_actor_goals does not apply to extraction=entropy, got 0.0; leave it out",
         ),
         ({"extraction": "awr", "survival_bonus": 1.0}, "survival_bonus does not apply to extraction=awr"),
     ):

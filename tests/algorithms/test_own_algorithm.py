@@ -326,3 +326,22 @@ def test_an_unknown_name_is_refused_with_the_near_one():
         algorithms.find(["crl"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name must be letters, digits and underscores, got 3"):
         algorithms.register(3, Toy)  # type: ignore[arg-type]
+
+
+def test_a_buffer_is_saved_with_the_parameters(toy):
+    """A running mean, say; one that is not persistent is made anew."""
+    toy.algorithm.register_buffer("running", torch.tensor([1.0, 2.0]))
+    toy.algorithm.register_buffer("made", torch.zeros(3), persistent=False)
+    saved = {name: tensor.clone() for name, tensor in toy.state_tensors().items()}
+    assert "parameters/running" in saved and "parameters/made" not in saved
+    toy.algorithm.running.add_(5)
+    toy.load_state_tensors(saved)
+    assert toy.algorithm.running.tolist() == [1.0, 2.0]
+
+
+def test_a_headline_that_is_no_metric_is_told():
+    algorithms.register("mute", type("Mute", (Toy,), {"headline": ("loss",)}))
+    with pytest.raises(
+        ValueError, match=r"headline must name metrics .*\(value_loss, actor_loss, follow\), got 'loss'"
+    ):
+        learner_of(small("mute")).update(*stream(1)[0])

@@ -12,6 +12,7 @@ from deepres.data import datasets
 from deepres.data.batch import Batch
 from deepres.data.datasets import Dataset, read, write
 from deepres.data.episodes import Episodes
+from deepres.data.first_hits import FirstHits
 from deepres.data.goal_laws import LATER_OR_ANYWHERE, FutureAndActorGoals
 from deepres.data.relabel import FutureGoals, Hindsight
 from deepres.runs.files import read_run
@@ -188,7 +189,9 @@ def test_transitions_lead_to_the_next_row_and_reach_what_comes():
 def test_chunks_stay_in_their_episode():
     batch = draws(FutureGoals(0.9, horizon=3))
     t, valid = batch.state[:, 1], batch.extra["valid"]
-    assert torch.equal(valid, (t <= L - 2).float())
+    assert torch.equal(valid, (t <= L - 3).float())  # nothing was done at the last state
+    hits = draws(FirstHits(10, radius=0.5, horizon=2), ("terminals",))
+    assert torch.equal(hits.extra["valid"], (hits.state[:, 1] <= L - 2).float())
     data = made()
     row = (batch.state[:, 0] * (L + 1) + t).long()
     for step in range(3):

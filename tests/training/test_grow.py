@@ -7,9 +7,10 @@ import torch
 
 from deepres.commands.main import main
 from deepres.config import Config
+from deepres.data.batch import Sizes
 from deepres.policy import Policy
 from deepres.runs.files import read_run
-from deepres.training.grow import grow
+from deepres.training.grow import grow, grow_tensors
 from deepres.training.loop import load_run, train
 from helpers.tiny_runs import SIZES
 
@@ -64,6 +65,12 @@ def test_what_cannot_grow_is_told(tmp_path):
     train(config.replace(norm=False), tmp_path / "bare", progress=False)
     with pytest.raises(ValueError, match="end in LayerNorm; this run has norm=False"):
         grow(tmp_path / "bare", 8, tmp_path / "no")
+    for name, depth, where in (("crl", 2, "actor"), ("srl", 4, "phi")):
+        small = Config(name, **{**SHORT, "depth": depth, "actor_depth": depth})
+        with pytest.raises(
+            ValueError, match=f"{where} has fewer layers than a residual block and cannot grow"
+        ):
+            grow_tensors({}, small, small.replace(depth=8, actor_depth=8), Sizes(4, 2, 2), 0)
     with pytest.raises(FileExistsError, match="is not empty"):
         grow(tmp_path / "run", 8, tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="no run at"):

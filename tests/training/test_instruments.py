@@ -81,6 +81,9 @@ def test_effective_rank_counts_directions():
         x = q[:, :rank] @ torch.randn(rank, 16, generator=draw)
         assert effective_rank(x) <= rank + 1 and (rank == 1 or effective_rank(x) > rank / 2)
     assert effective_rank(torch.ones(5, 4)) == pytest.approx(1.0)
+    assert math.isnan(
+        effective_rank(torch.full((5, 4), torch.inf))
+    )  # a step that is skipped, not the run's end
 
 
 @pytest.mark.parametrize("name", ["crl", "gcbc"])

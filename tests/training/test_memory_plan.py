@@ -159,3 +159,16 @@ def test_doctor_plans_for_another_card(capsys):
     report = capsys.readouterr().out
     for word in ("CUDA context", "what each choice costs", "does not fit", "to make it fit: --", "of 5.0 GB"):
         assert word in report
+
+
+def test_choices_are_ones_that_a_run_can_take():
+    """Every one alone makes a config; a run from data has no ring to shorten, a file's rows no other dtype."""
+    long = Config("crl", unroll_length=2_000, buffer_steps=4_000, min_buffer_steps=100)
+    offered = dict(memory.choices(long, "cuda"))
+    assert offered["buffer_steps"] == 2_000 and offered["buffer_dtype"] == "bf16"
+    for config in (long, Config("crl", data="runs/one"), Config("crl", data="one.npz")):
+        for name, value in memory.choices(config, "cuda"):
+            assert config.replace(**{name: value}).get(name) == value
+    assert {"buffer_steps", "buffer_dtype"}.isdisjoint(
+        dict(memory.choices(Config("crl", data="one.npz"), "cpu"))
+    )

@@ -61,6 +61,19 @@ def test_every_column_of_a_ring_is_dealt_with_its_environment():
     assert alone.round()["skipped_steps"] == 0
 
 
+def test_a_run_goes_on_on_another_kind_of_device():
+    """Their generators have states of other lengths, a GPU's 16 bytes: the numbers begin anew, the rest goes on."""
+    config = Config("sac", **SIZES)
+    run = Run(config)
+    run.round()
+    whole = run.state()
+    shard = whole.shards[0] | {"generator": torch.zeros(16, dtype=torch.uint8)}
+    moved, same = Run(config, restored=replace(whole, shards={0: shard})), Run(config, restored=whole)
+    assert moved.moved and not same.moved and torch.equal(moved.standing.obs, same.standing.obs)
+    assert not torch.equal(moved.generator.get_state(), same.generator.get_state())
+    assert moved.round()["skipped_steps"] == 0
+
+
 def test_what_does_not_divide_is_one_sentence():
     with pytest.raises(ValueError, match="10 environments cannot be split evenly over 4 processes"):
         deal({0: torch.zeros(5), 1: torch.zeros(5)}, 2, 1, 4, dim=0)

@@ -42,6 +42,8 @@ def test_the_ring_is_the_runs_from_its_oldest_step_on(recorded):
     assert run.buffer.inserted > 60 and not torch.equal(order, order.sort().values)
     for name, column in run.buffer.rings.items():
         assert torch.equal(ring.rings[name], column[order].to(ring.rings[name].dtype)), name
+    small = RecordedRun(learner_of("crl", recorded, buffer_dtype="bf16")).buffer.rings["states"]
+    assert small.dtype == torch.bfloat16 and torch.equal(small, ring.rings["states"].bfloat16())
     ids = ring.rings["traj_ids"]
     assert (ids.diff(dim=0) >= 0).all() and ring.size == 60
 
