@@ -1,5 +1,6 @@
 # Two commands do all the set-up: `make demo` trains and shows what was learned, `make test` runs the tests.
-# PyTorch is pinned by constraints.txt: a bare `torch` would pull gigabytes of CUDA onto a machine without a GPU.
+# constraints.txt pins the version of PyTorch; where pip would bring gigabytes of CUDA with it to a machine without a GPU,
+# install its CPU build of that version into .venv first.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MEANINGS = {
-    "success": "share of evaluation episodes that reach the goal, mean of the last five evaluations; without noise "
-    "where policies are compressed",
+    "success": "share of evaluation episodes that reach the goal, without noise; mean of the last five evaluations, or "
+    "of one of 512 episodes where policies are compressed",
     "success_easy": "the same within the easier radius of the task",
     "success_far": "mean of success 4, 5 and 6",
     "success_4": "success where start and goal lie 4 cells apart",

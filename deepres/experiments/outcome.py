@@ -10,10 +10,9 @@ from deepres.experiments.curves import equal_seconds, plot_curves, write_curves
 from deepres.experiments.folder import Row, StudyFolder, write_rows
 from deepres.experiments.numbers import meanings
 from deepres.experiments.settings import Setting, finite, lines, most_steps, scored, settings
-from deepres.experiments.statistics import depth_slope, drawn_seeds
+from deepres.experiments.statistics import ROUNDING, depth_slope, drawn_seeds
 from deepres.experiments.study import Study, Trial, named
 
-FLAT = 1e-6  # slopes within it are rounding
 MOST_LINES = 6  # that a reader tells apart in one panel
 FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
 
@@ -144,7 +143,7 @@ def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str
             continue
         slope = depth_slope(by_value)
         says = "rises" if slope.low > 0 else "falls" if slope.high < 0 else "undecided"
-        if max(abs(slope.low), abs(slope.high)) < FLAT:
+        if max(abs(slope.low), abs(slope.high)) < ROUNDING:
             says = "is flat"
         if (seeds := drawn_seeds(by_value)) < FEWEST:
             says = f"has too few seeds ({seeds}) to decide"

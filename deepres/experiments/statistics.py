@@ -17,6 +17,10 @@ Scores = NDArray[np.float64]
 REPLICATES = 2000
 
 
+ROUNDING = 1e-6
+"""Slopes within it are rounding."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate, and the ends of its 95% interval."""
@@ -36,9 +40,12 @@ class Interval:
 
 
 def _formed(form: str, number: float) -> str:
-    """`number` printed; what rounds to zero has no minus, which may differ from machine to machine."""
+    """`number` printed. What rounds to zero is 0, but with a sign asked for one digit of it, lest an interval that
+    leaves out 0 be shown to end there; what is rounding itself has no minus, which may differ between machines."""
     printed = form.format(number)
-    return form.format(0.0) if printed.strip("+-0.") == "" else printed
+    if printed.strip("+-0.") != "":
+        return printed
+    return form.format(0.0) if abs(number) < ROUNDING or "+" not in form else f"{number:+.1g}"
 
 
 def iqm(scores: ArrayLike, axis: int | None = None) -> Scores:

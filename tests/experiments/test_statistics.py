@@ -30,7 +30,7 @@ def test_interquartile_mean_is_scipys_trimmed_mean(n):
 
 
 def test_what_rounds_to_zero_has_no_minus():
-    assert Interval(-1e-17, -0.0004, 1e-9).text("{:+.3f}") == "+0.000 [+0.000, +0.000]"
+    assert Interval(-1e-17, -0.0004, 1e-9).text("{:+.3f}") == "+0.000 [-0.0004, +0.000]"
     assert Interval(0.5, -0.25, 10.0).text() == "0.50 [-0.25, 10.00]"
 
 
