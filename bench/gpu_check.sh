@@ -4,7 +4,7 @@
 #     bash bench/gpu_check.sh [--keep] [STEP...]
 #
 # Without a STEP: versions collect smoke tests micro check memcheck synccheck initcheck racecheck. By name alone, each
-# a call of its own: throughput, rivals, profile. docs/gpu.md says what each is for. JSON and logs go to
+# a call of its own: throughput, rivals, losses, profile. docs/gpu.md says what each is for. JSON and logs go to
 # bench/results/new/gpu, with --keep to bench/results/gpu, or to $OUT: the results of a step as they come, the running
 # step's words in running.log, those of the steps before it in logs.tar. PYTHON names the interpreter (python3).
 # The exit status is 1 where a step failed, 2 where there is no GPU.
@@ -17,7 +17,7 @@ if [ "${1:-}" = --keep ]; then
 fi
 out=${OUT:-$folder}
 python=${PYTHON:-python3}
-known=" versions collect smoke tests micro check memcheck synccheck initcheck racecheck throughput rivals profile "
+known=" versions collect smoke tests micro check memcheck synccheck initcheck racecheck throughput rivals losses profile "
 asked=" ${*:-${known% throughput*}} "
 for name in $asked; do
   if [[ $known != *" $name "* ]]; then
@@ -36,7 +36,7 @@ absent=$("$python" -c 'import torch; print("" if torch.cuda.is_available() else 
 
 stack=tests/kernels/test_residual_stack_cuda.py
 files=("$stack" tests/kernels/test_residual_stack_triton.py tests/kernels/test_info_nce_gpu.py tests/kernels/test_policy_ops.py
-  tests/kernels/test_stem.py
+  tests/kernels/test_stem.py tests/kernels/test_hazard_triton.py tests/kernels/test_residual_stack_groups.py
   tests/training/test_cuda_graph.py tests/data/test_replay.py)
 checked=()  # of the sanitizers: clusters of 2 and 4, a batch that fills no team and one that ends within one
 for case in 7-128-bf16 100-128-fp32 7-256-bf16 100-256-bf16 100-256-fp32; do
@@ -90,7 +90,7 @@ step 30 versions bash -c 'nvidia-smi 2> /dev/null; "$1" --version; "$1" -m pip l
 step 40 collect bash -o pipefail -c '"$@" | awk "{ print } /: [0-9]+\$/ { n += \$NF }
   END { print n + 0 \" GPU tests collected\" }"' - "$python" -m pytest --collect-only -qq -m gpu "${files[@]}"
 gpu 60 smoke "$python" bench/gpu_smoke.py --out "$out"
-gpu 170 tests "$python" -m pytest "${files[@]}" -m gpu -q -n 6 --timeout 60 --timeout-method thread
+gpu 170 tests "$python" -m pytest "${files[@]}" -m gpu -v -n 12 --timeout 60 --timeout-method thread
 gpu 45 micro "$python" bench/gpu_micro.py --out "$out"
 gpu 130 check "$python" bench/gpu/check.py --out "$out"
 sanitizer 40 memcheck
@@ -99,8 +99,10 @@ sanitizer 25 initcheck
 sanitizer 25 racecheck
 gpu 540 throughput "$python" bench/throughput.py --op residual_stack gradient_step --device cuda --depth 64 1024 \
   --precision bf16 tf32 --seconds 2 --limit 60 --no-plot --out "$out"
-gpu 540 rivals "$python" bench/throughput.py --op residual_stack gradient_step info_nce --device cuda --depth 64 \
+gpu 400 rivals "$python" bench/throughput.py --op residual_stack gradient_step --device cuda --depth 64 \
   --precision bf16 --compile --jax --seconds 2 --limit 200 --no-plot --out "$out"
+gpu 140 losses "$python" bench/throughput.py --op info_nce --device cuda --precision fp32 --compile --jax --seconds 2 \
+  --limit 60 --no-plot --out "$out"
 gpu 300 profile ncu --clock-control none --set full --kernel-name 'regex:residual_stack_(forward|dgrad)' \
   --launch-count 4 --force-overwrite --export "$out/profile" \
   "$python" -m pytest "$stack::test_gpu_graph_replays_the_same_bits" -m gpu -q

@@ -135,7 +135,8 @@ class Program(NamedTuple):
 
 
 def _load(code: bytes, kernels: tuple[str, ...], device: torch.device) -> tuple[Any, dict[str, Any]]:
-    """(module, its kernels by name), ready for launches with all the shared memory that the device has."""
+    """(module, its kernels by name), ready for launches with all the shared memory that the device has beside what a
+    kernel declares itself."""
     import cupy
     from cupy.cuda import driver
 
@@ -144,8 +145,9 @@ def _load(code: bytes, kernels: tuple[str, ...], device: torch.device) -> tuple[
         module.load(code)
         for name in kernels:
             functions[name] = function = module.get_function(name)
+            own = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function.ptr)
             limit = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            driver.funcSetAttribute(function.ptr, limit, device_facts(device).shared_limit)
+            driver.funcSetAttribute(function.ptr, limit, device_facts(device).shared_limit - own)
     return module, functions
 
 

@@ -5,6 +5,7 @@ Sizes are the humanoid's; depth is the critic's, and the actor's too up to the 5
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,8 +77,15 @@ def fused(case: Case, impl: str) -> Prepared:
         lambda _: gradients(own),
         waiter(case.device),
         server,
-        timed=(lambda: steps(batch, noise)) if isinstance(steps, GraphSteps) else None,
+        timed=partial(_replayed, steps, batch, noise) if isinstance(steps, GraphSteps) else None,
     )
+
+
+def _replayed(steps: GraphSteps, batch: Batch, noise: Tensor) -> None:
+    """A step from a graph. Raises RuntimeError where CUDA refused to capture one: what is timed then is Python."""
+    steps(batch, noise)
+    if steps.refused:
+        raise RuntimeError("CUDA refused to capture the gradient step; cuda_graph says why on stderr")
 
 
 def eager(case: Case, variant: str) -> Prepared:

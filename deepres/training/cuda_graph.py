@@ -87,6 +87,16 @@ class GraphSteps(Steps):
         self._slots: dict[str, Tensor] = {}
         self._warm, self._seen = 0, learner.rebuilt
 
+    @property
+    def captured(self) -> bool:
+        """Whether the last step was a replay."""
+        return self._replay is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether CUDA refused a capture, so that every step is launched from Python."""
+        return self._capture is None
+
     def _run(self, batch: Batch, noise: Tensor) -> None:
         self._fill({**batch.tensors(), "noise": noise})
         if self._seen != self.learner.rebuilt:

@@ -369,7 +369,8 @@ def _backward(
             next_stream = source if recompute else block_input
             assert next_stream is not None
             stream = next_stream
-    weights.join()
+    if summed:  # else nothing went beside, and a capture must not wait for a stream that it has not forked
+        weights.join()
 
 
 def _geometry(width: int, batch: int, options: StackOptions, device: cuda_program.DeviceFacts) -> Geometry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tarfile
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from bench import throughput
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu_check.sh"
 STEPS = {  # each with words of its command that no other has
     "versions": "import deepres",
     "collect": "--collect-only",
     "smoke": "gpu_smoke.py",
-    "tests": "-n 6",
+    "tests": "-n 12",
     "micro": "gpu_micro.py",
     "check": "gpu/check.py",
     "memcheck": "--tool memcheck",
@@ -134,3 +137,14 @@ def test_without_a_gpu_a_sentence_for_each_step(machine, tmp_path) -> None:
     assert said[:2] == ["== versions", "== collect"] and done.returncode == 2
     assert said[2:] == [f"== {step}: not run, PyTorch sees no CUDA device" for step in list(STEPS)[2:]]
     assert logs(Path(machine["OUT"])) == {"versions", "collect"}
+
+
+def test_throughput_takes_the_arguments_of_every_step() -> None:
+    script = SCRIPT.read_text().replace("\\\n", " ")
+    lines = re.findall(r'^gpu \d+ (\w+) "\$python" bench/throughput\.py (.*)$', script, re.MULTILINE)
+    assert [name for name, _ in lines] == ["throughput", "rivals", "losses"]
+    for _, words in lines:
+        arguments = throughput.parse(
+            [w for w in shlex.split(words.replace("--device cuda", "")) if w != "$out"][:-1]
+        )
+        assert set(arguments.op) <= {"residual_stack", "gradient_step", "info_nce"}

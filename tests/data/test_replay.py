@@ -109,7 +109,7 @@ def test_a_ring_feeds_the_gpu(place):
         assert (
             batch.goal.is_cuda and torch.equal(batch.goal[:, 0], env) and torch.equal(batch.goal[:, 2], traj)
         )
-        assert (batch.goal[:, 1] >= t).all() and torch.equal(batch.action[:, 0], t / 1000)
+        assert (batch.goal[:, 1] >= t).all() and torch.equal(batch.action[:, 0].cpu(), t.cpu() / 1000)
 
 
 def test_what_does_not_fit_is_refused():

@@ -2,7 +2,8 @@
 
 Operations run on the CPU in their order; each counts as launched on the stream that is current. A stream knows of
 every other stream how far it has waited for it (a vector clock), so that a read of what another stream made without a
-wait in between is told, whatever the order in which a GPU would happen to run the two.
+wait in between is told, whatever the order in which a GPU would happen to run the two. So is a wait for a stream that
+has no part in the capture under way, which CUDA refuses.
 """
 
 from __future__ import annotations
@@ -21,26 +22,32 @@ from deepres.kernels import streams
 class FakeEvent:
     def __init__(self) -> None:
         self.seen: dict[FakeStream, int] = {}
+        self.captured = False
 
     def record(self, stream: FakeStream) -> None:
-        self.seen = dict(stream.seen)
+        self.seen, self.captured = dict(stream.seen), stream.captured
 
 
 class FakeStream:
-    """seen: of each stream, itself too, how many of its operations come before the next one here."""
+    """seen: of each stream, itself too, how many of its operations come before the next one here. captured: whether it
+    has waited for what is being captured. faults: where sentences go."""
 
-    def __init__(self, name: str = "side") -> None:
-        self.name = name
+    def __init__(self, name: str, faults: list[str]) -> None:
+        self.name, self.faults = name, faults
         self.seen: dict[FakeStream, int] = {}
+        self.captured = name == "main"
 
     def wait_stream(self, other: FakeStream) -> None:
-        self._wait(other.seen)
+        self._wait(other, other.name)
 
     def wait_event(self, event: FakeEvent) -> None:
-        self._wait(event.seen)
+        self._wait(event, "an event")
 
-    def _wait(self, seen: dict[FakeStream, int]) -> None:
-        for stream, count in seen.items():
+    def _wait(self, other: FakeStream | FakeEvent, name: str) -> None:
+        if not other.captured:
+            self.faults.append(f"{self.name} waits for {name}, which has no part in what is captured")
+        self.captured = self.captured or other.captured
+        for stream, count in other.seen.items():
             self.seen[stream] = max(count, self.seen.get(stream, 0))
 
 
@@ -51,9 +58,10 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.main = FakeStream("main")
-        self.current = self.main
         self.faults: list[str] = []
+        self.main = FakeStream("main", self.faults)
+        self.current = self.main
+        self.sides: list[FakeStream] = []
         self.used: list[FakeStream] = [self.main]
         self._made: dict[int, tuple[FakeStream, int]] = {}
         self._read: dict[int, dict[FakeStream, int]] = {}
@@ -90,6 +98,11 @@ class Recorder(TorchDispatchMode):
             for tensor in tensors:
                 self._visit(name, self._key(tensor), now, writes=written)
 
+    def begin_capture(self) -> None:
+        """What the side streams have done before is not captured."""
+        for side in self.sides:
+            side.captured = False
+
     def keep(self, tensor: torch.Tensor, stream: FakeStream) -> None:
         self._kept.add((self._key(tensor), stream))
 
@@ -119,10 +132,10 @@ class Recorder(TorchDispatchMode):
 def recorded(patch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """A recorder, with torch.cuda's streams replaced by those it knows, on CPU tensors."""
     recorder = Recorder()
-    sides: list[FakeStream] = []
+    sides = recorder.sides
 
     def new(*_: object) -> FakeStream:
-        sides.append(FakeStream(f"side {len(sides)}"))
+        sides.append(FakeStream(f"side {len(sides)}", recorder.faults))
         return sides[-1]
 
     @contextmanager

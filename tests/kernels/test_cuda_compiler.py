@@ -137,11 +137,14 @@ def test_a_probe_is_compiled_loaded_and_looked_up(with_a_gpu, monkeypatch) -> No
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
     assert cuda_program.missing() is None
-    assert cupy.did == ["load \x7fELF", "get probe", "limit 8 232448"]
+    assert cupy.did == ["load \x7fELF", "get probe", f"limit 8 {232448 - STATIC}"]
 
 
 def _small() -> list[torch.Tensor]:
     return [torch.randn(2, 64), torch.randn(4, 64, 64) / 8, *(torch.ones(4, 64) for _ in range(3))]
+
+
+STATIC = 1_152  # bytes of shared memory that the kernel declares
 
 
 class FakeCuPy(types.ModuleType):
@@ -152,12 +155,19 @@ class FakeCuPy(types.ModuleType):
         self.did: list[str] = []
         driver = types.SimpleNamespace(
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
-            funcSetAttribute=lambda ptr, which, value: self.did.append(f"limit {which} {value}"),
+            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES=1,
+            funcGetAttribute=lambda which, ptr: {1: STATIC}[which],
+            funcSetAttribute=self._set,
         )
         self.cuda = types.ModuleType("cupy.cuda")
         self.cuda.driver = driver
         self.cuda.Device = lambda index: _Nothing()
         self.cuda.function = types.SimpleNamespace(Module=lambda: self)
+
+    def _set(self, ptr: int, which: int, value: int) -> None:
+        if value + STATIC > 232448:  # as the driver does
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        self.did.append(f"limit {which} {value}")
 
     def load(self, code: bytes) -> None:
         self.did.append(f"load {code[:4].decode('latin1')}")

@@ -1,14 +1,16 @@
 """The Triton hazards through Triton's interpreter, which wants its switch set before Triton is imported."""
 
 import pytest
+import torch
 
+from helpers import hazard_calls as shared
 from helpers.interpreter import interpret
 
 pytest.importorskip("triton", reason="Triton is Linux only")
 
 INSIDE = """
 import torch
-import test_hazard as shared
+from helpers import hazard_calls as shared
 from deepres.kernels.hazard import triton
 
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
@@ -43,3 +45,13 @@ print("passed")
 
 def test_through_the_interpreter():
     interpret(INSIDE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 1, 1), (65, 49, 64), (512, 1000, 64)], ids=str)
+def test_on_a_gpu(shape):
+    tensors, marks = shared.model(*shape), shared.labels(*shape[:2])
+    tensors, marks = [[t.cuda() for t in each] for each in (tensors, marks)]
+    shared.assert_all_no_worse(tensors, marks, impl="triton")
+    one, two = (shared.nll_parts(tensors, marks, "triton") for _ in range(2))
+    assert all(map(torch.equal, one, two))

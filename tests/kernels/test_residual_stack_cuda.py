@@ -372,6 +372,19 @@ def test_gpu_error_is_no_worse(precision: str, width: int, batch: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gpu_error_at_width_1024(precision: str) -> None:
+    """Which takes an H100's clusters and shared memory; another GPU's user is told so."""
+    args = arguments(100, 1024, 8, "cuda")
+    reason = cuda.unsupported(args[0].float(), 8, StackOptions(precision=precision))
+    if cuda_program.device_facts(args[0].device).capability == (9, 0):
+        assert reason is None
+        assert_matches(args, precision=precision)
+    else:
+        assert reason is None or "width 1024 takes" in reason
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "options",
     [{"recompute": 1}, {"recompute": 4}, {"norm": False}, {"activation": "relu"}, {"skip_every": 0}],

@@ -127,6 +127,25 @@ def test_every_kernel_waits_for_what_it_reads(once, recompute, launched) -> None
         assert all(torch.equal(a, b) for a, b in zip(plain, cut, strict=True))
 
 
+@pytest.mark.parametrize("packed", ["once", "in pieces"])
+def test_a_capture_joins_no_stream_that_it_has_not_forked(packed, launched) -> None:
+    """As CRL's step asks phi for the input's gradient alone, once its warm-up has summed weight gradients."""
+    _, patch, launch = launched
+    if packed == "in pieces":
+        patch.setattr(cuda, "PACKED_BYTES", 1)
+    streams._of_stream.clear()
+    with fake_streams.recorded(patch) as recorder:
+        launch.recorder = recorder
+        with packing.packed_once():
+            run("none")
+        recorder.begin_capture()
+        with packing.packed_once():
+            x, *parameters = leaves()
+            y = stack([x, *(p.detach() for p in parameters)])
+            torch.autograd.grad(y.square().sum(), x)
+    assert not recorder.faults
+
+
 def run(recompute) -> list[torch.Tensor]:
     tensors = leaves()
     y = stack(tensors, recompute=recompute)

@@ -34,7 +34,7 @@ def arguments(members: int, batch: int, width: int, depth: int, *, shared: bool 
 
 
 def dy_for(y: Tensor) -> Tensor:
-    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
 
 
 def outputs(args: list[Tensor], dtype: torch.dtype, **options) -> list[Tensor]:
@@ -200,3 +200,14 @@ def test_rows_that_fit_no_group_are_told(x, sentence):
     parameters = [t.float() for t in arguments(2, 1, 8, 4)[1:]]
     with pytest.raises(ValueError, match=sentence):
         deepres.residual_stack(x, *parameters)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+@pytest.mark.parametrize("options", [{}, {"recompute": 1}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 100, 64, 8), (3, 513, 256, 8)], ids=str)
+def test_on_a_gpu_a_group_is_a_call_for_each_member_to_the_bit(impl, shape, options):
+    args = [t.cuda() for t in arguments(*shape)]
+    group = outputs(args, torch.float32, impl=impl, **options)
+    for name, a, b in zip(NAMES, group, one_by_one(args, torch.float32, impl=impl, **options), strict=True):
+        assert torch.equal(a, b), name

@@ -7,9 +7,13 @@ import logging
 import pytest
 import torch
 
+from deepres.config import Config
 from deepres.data.upload import uploaded
+from deepres.kernels import backends
+from deepres.kernels.residual_stack import cuda
+from deepres.kernels.residual_stack.options import StackOptions
 from deepres.training.cuda_graph import WARM_UP, GraphSteps, Steps, gradient_steps
-from helpers.learners import METRICS, learner_of, numbers, same, small, stream
+from helpers.learners import METRICS, B, batch_for, learner_of, numbers, same, small, stream
 
 
 def test_slots_give_the_plain_loops_bits_and_read_their_means():
@@ -26,7 +30,7 @@ def test_slots_give_the_plain_loops_bits_and_read_their_means():
     for i, (batch, noise) in enumerate(batches):
         for steps in (plain, slotted):
             steps(batch, noise)
-        assert len(recorded) == (i >= WARM_UP)
+        assert len(recorded) == slotted.captured == (i >= WARM_UP)
     assert same(numbers(plain.learner), numbers(slotted.learner))
     metrics = plain.read()
     assert metrics == slotted.read() and tuple(metrics) == METRICS
@@ -52,21 +56,36 @@ def test_a_refused_capture_goes_on_from_python_and_says_why(caplog):
         for each in stream(WARM_UP + 2):
             refused(*each)
             plain(*each)
-    assert same(numbers(refused.learner), numbers(plain.learner))
+    assert same(numbers(refused.learner), numbers(plain.learner)) and refused.refused
     assert [r.getMessage() for r in caplog.records] == [
         "gradient steps are launched one by one: CUDA refused to capture one (operation not permitted when stream "
         "is capturing); cuda_graph=False leaves this out"
     ]
 
 
+def on_kernels(**options) -> Config:
+    """A config whose stacks a GPU's own kernels serve: packed weights and all streams are in its step."""
+    assert backends()["residual_stack"]["cuda"] == "available"
+    config = small(width=64, **options)
+    x, stack = torch.zeros(B, 64, device="cuda"), StackOptions(precision=config.system.precision)
+    assert cuda.unsupported(x, config.network.depth, stack) is None
+    return config
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("bound", [None, 0.1])
-def test_a_captured_step_gives_the_plain_loops_bits(bound, caplog):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("crl", {}), ("crl", {"max_grad_norm": 0.1, "precision": "bf16"}), ("sac", {"hindsight": 0.5})],
+    ids=["crl", "crl bf16 clipped", "sac, whose critics are a group"],
+)
+def test_a_captured_step_gives_the_plain_loops_bits(name, options, caplog):
     device = torch.device("cuda")
-    learners = [learner_of(small(max_grad_norm=bound, warmup_steps=5), device=device) for _ in range(2)]
+    config = on_kernels(warmup_steps=5, **options) if name == "crl" else on_kernels(algorithm=name, **options)
+    learners = [learner_of(config, device=device) for _ in range(2)]
     plain, captured = Steps(learners[0]), gradient_steps(learners[1])
     assert type(captured) is GraphSteps
-    batches = stream(12)
+    on_cpu = learner_of(config)
+    batches = [batch_for(on_cpu, seed) for seed in range(12)]
     batches[7][0].goal[0] = torch.inf
     with caplog.at_level(logging.WARNING, logger="deepres"):
         for _ in range(2):
@@ -75,7 +94,7 @@ def test_a_captured_step_gives_the_plain_loops_bits(bound, caplog):
             ):
                 plain(batch, noise.to(device))
                 captured(batch, noise.to(device))
-            assert captured.read() == plain.read()
+            assert captured.captured and captured.read() == plain.read()
             captured.learner.lr_scale = plain.learner.lr_scale = 0.5
     assert not caplog.records
     assert same(numbers(plain.learner), numbers(captured.learner))
@@ -84,7 +103,7 @@ def test_a_captured_step_gives_the_plain_loops_bits(bound, caplog):
 @pytest.mark.gpu
 def test_a_step_waits_for_nothing():
     device = torch.device("cuda")
-    learner = learner_of(small(), device=device)
+    learner = learner_of(on_kernels(), device=device)
     batches = list(uploaded((b for b, _ in stream(4)), device))
     noises = [noise.to(device) for _, noise in stream(4)]
     try:
