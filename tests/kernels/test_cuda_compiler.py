@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 
 import deepres
 from deepres.kernels import cuda_compiler, cuda_program, dispatch
+from deepres.kernels.residual_stack.cuda_geometry import Geometry
+from deepres.kernels.residual_stack.options import StackOptions
 
 ARCH = "sm_90a"
 NVCC = """#!/bin/sh
@@ -138,6 +142,54 @@ def test_a_probe_is_compiled_loaded_and_looked_up(with_a_gpu, monkeypatch) -> No
     monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
     assert cuda_program.missing() is None
     assert cupy.did == ["load \x7fELF", "get probe", f"limit 8 {232448 - STATIC}"]
+
+
+COMPILE = """
+from deepres.kernels import cuda_program
+from deepres.kernels.residual_stack.cuda import Geometry
+from deepres.kernels.residual_stack.options import StackOptions
+code = cuda_program.cached_program(
+    "residual_stack.cu", Geometry(64, StackOptions(precision="bf16")).macros, "sm_90a")
+assert code[:4] == b"\\x7fELF"
+"""
+
+
+def test_cache_serves_two_processes_and_survives_damage(tmp_path: Path, monkeypatch) -> None:
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", COMPILE], env=env) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    (entry,) = (tmp_path / "deepres" / "cuda").iterdir()  # one whole file, and no half-written one
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    macros = Geometry(64, StackOptions(precision="bf16")).macros
+    written = entry.read_bytes()
+    compiled = []
+
+    def compile_program(*args):
+        compiled.append(args)
+        return original(*args)
+
+    original = cuda_program.compile_program
+    monkeypatch.setattr(cuda_program, "compile_program", compile_program)
+    assert cuda_program.cached_program("residual_stack.cu", macros, "sm_90a") == written[32:]
+    assert not compiled
+    entry.write_bytes(written[: len(written) // 2])
+    assert cuda_program.cached_program("residual_stack.cu", macros, "sm_90a")[:4] == b"\x7fELF"
+    assert len(compiled) == 1 and len(entry.read_bytes()) == len(written)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "deepres").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda_program, "compile_program", lambda *_: (b"code", ""))
+    assert cuda_program.cached_program("residual_stack.cu", {}, "sm_80") == b"code"
+
+
+def test_a_compile_error_says_where() -> None:
+    with pytest.raises(RuntimeError, match=r"could not compile residual_stack\.cu for sm_90a"):
+        cuda_program.compile_program(
+            "residual_stack.cu", {"DEEPRES_PRECISION": 8, "DEEPRES_WIDTH": 64}, "sm_90a"
+        )
 
 
 def _small() -> list[torch.Tensor]:

@@ -296,47 +296,6 @@ def test_width_1024_compiles_without_spills(precision: str) -> None:
     assert len(clean) == log.count("bytes stack frame") == len(cuda_geometry.KERNELS)
 
 
-COMPILE = """
-from deepres.kernels import cuda_program
-from deepres.kernels.residual_stack.cuda import Geometry
-from deepres.kernels.residual_stack.options import StackOptions
-code = cuda_program.cached_program(
-    "residual_stack.cu", Geometry(64, StackOptions(precision="bf16")).macros, "sm_90a")
-assert code[:4] == b"\\x7fELF"
-"""
-
-
-def test_cache_serves_two_processes_and_survives_damage(tmp_path: Path, monkeypatch) -> None:
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    both = [subprocess.Popen([sys.executable, "-c", COMPILE], env=env) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
-    (entry,) = (tmp_path / "deepres" / "cuda").iterdir()  # one whole file, and no half-written one
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    macros = cuda.Geometry(64, StackOptions(precision="bf16")).macros
-    written = entry.read_bytes()
-    compiled = []
-
-    def compile_program(*args):
-        compiled.append(args)
-        return original(*args)
-
-    original = cuda_program.compile_program
-    monkeypatch.setattr(cuda_program, "compile_program", compile_program)
-    assert cuda_program.cached_program("residual_stack.cu", macros, "sm_90a") == written[32:]
-    assert not compiled
-    entry.write_bytes(written[: len(written) // 2])
-    assert cuda_program.cached_program("residual_stack.cu", macros, "sm_90a")[:4] == b"\x7fELF"
-    assert len(compiled) == 1 and len(entry.read_bytes()) == len(written)
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "deepres").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda_program, "compile_program", lambda *_: (b"code", ""))
-    assert cuda_program.cached_program("residual_stack.cu", {}, "sm_80") == b"code"
-
-
 # --- What a user reads ---
 
 
@@ -351,13 +310,6 @@ def test_says_what_it_does_not_serve() -> None:
     said = "at most 21,845 layers at a time, got 30,000"
     assert said in cuda.unsupported(torch.zeros(2, 64), 30_000, StackOptions(skip_every=0))
     assert said not in cuda.unsupported(torch.zeros(2, 64), 30_000, options)
-
-
-def test_a_compile_error_says_where() -> None:
-    with pytest.raises(RuntimeError, match=r"could not compile residual_stack\.cu for sm_90a"):
-        cuda_program.compile_program(
-            "residual_stack.cu", {"DEEPRES_PRECISION": 8, "DEEPRES_WIDTH": 64}, "sm_90a"
-        )
 
 
 # --- On a GPU ---
