@@ -9,6 +9,7 @@ from typing import Any
 
 from deepres.config import Config
 from deepres.experiments.presets import paper
+from deepres.experiments.statistics import mean_interval
 from deepres.experiments.studies.depth import CPU
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 
@@ -136,6 +137,26 @@ def _collectors(size: Size, seeds: Sequence[int]) -> list[Trial]:
     return trials
 
 
+def ahead(rows: Sequence[dict[str, Any]]) -> str:
+    """What the deepest learner's success is above the shallowest one's, from each collector's data: both have the same
+    batches, so seeds are compared one by one."""
+    told = []
+    for collects in dict.fromkeys(row["collector"] for row in rows):
+        of = {
+            (int(row["learner"]), row["seed"]): row["success"]
+            for row in rows
+            if row["collector"] == collects and row["learner"] != "itself"
+        }
+        depths = sorted({depth for depth, _ in of})
+        seeds = [seed for depth, seed in of if depth == depths[0] and (depths[-1], seed) in of]
+        if len(depths) > 1 and len(seeds) > 1:
+            less = mean_interval([of[depths[-1], seed] - of[depths[0], seed] for seed in seeds])
+            told.append(f"{less.text('{:+.3f}')} from the data of the collector with {collects}")
+    if not told:
+        return "No two learners of the same data in two seeds yet."
+    return f"Success with {depths[-1]} layers less that with {depths[0]}, seed by seed: {'; '.join(told)}."
+
+
 # --- stitching ---
 
 FARTHER = (4, 5, 6)
@@ -199,6 +220,7 @@ STUDIES = (
         along="learner",
         seeds=(3, 3),
         slopes=False,
+        says=ahead,
     ),
     Study(
         name="stitching",
