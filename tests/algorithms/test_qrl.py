@@ -112,7 +112,8 @@ def test_a_step_equals_the_equations(distance, goals, extraction):
         del groups["alpha"]
     if distance == "mrn":
         groups["critic"] = ("phi.", "psi.")
-    config = CONFIG.replace(distance=distance, actor_goals=goals, extraction=extraction, bc_alpha=0.1)
+    cloning = {} if extraction == "entropy" else {"bc_alpha": 0.1}
+    config = CONFIG.replace(distance=distance, actor_goals=goals, extraction=extraction, **cloning)
     check_step(config, equations(distance, goals, extraction), groups)
 
 
