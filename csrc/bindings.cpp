@@ -30,6 +30,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("poison_memory", &deepres::Memory::poison, "For tests: whether every pooled buffer starts as NaN.");
   m.def("pooled_bytes", &deepres::Memory::pooled_bytes,
         "Bytes of freed memory that are kept for the next call, at most.");
+  m.def("limit_pool", &deepres::Memory::limit_pool, "Lets it be no more than so many bytes from now on.");
   m.def("release_memory", &deepres::Memory::release,
         "Gives the memory kept for the next call back to the system.");
 

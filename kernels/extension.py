@@ -1,9 +1,23 @@
-"""Why deepres._C, the C++ of the CPU, is not there."""
+"""deepres._C, the C++ of the CPU, or why it is not there."""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from deepres.kernels.free_memory import limit_bytes
+
+
+@cache
+def extension() -> Any:
+    """The module; what it keeps of freed memory is at most a quarter of what this process may hold. ImportError where
+    it is not built."""
+    module: Any = import_module("deepres._C")  # PyTorch is there: the two share their OpenMP threads
+    module.limit_pool(limit_bytes() // 4)
+    return module
 
 
 def why_missing() -> str:

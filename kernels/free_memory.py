@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`: of the machine or the container, whichever is less."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [size for size in (_available(), *_left_in_groups()) if size is not None]
+    known = [size for size in (_available(), *(left for _, left in _groups())) if size is not None]
     return max(0, min(known)) if known else 1 << 62
 
 
@@ -33,9 +34,17 @@ def _available() -> int | None:
         return None
 
 
-def _left_in_groups() -> Iterator[int]:
-    """What the limit of each control group leaves: this process's own and those around it, up to the root; of version 2
-    (one tree) and of version 1 (memory has a tree of its own)."""
+def limit_bytes() -> int:
+    """Bytes that this process may hold in all: the machine's memory, or a control group's limit where that is less."""
+    known = [most for most, _ in _groups()]
+    with suppress(ValueError, OSError, AttributeError):
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(known) if known else 1 << 62
+
+
+def _groups() -> Iterator[tuple[int, int]]:
+    """(limit, what is left of it) of each control group with a limit: this process's own and those around it, up to the
+    root; of version 2 (one tree) and of version 1 (memory has a tree of its own)."""
     own = _memberships()
     trees = (
         (GROUPS, own.get("", "/"), "memory.max", "memory.current", "inactive_file"),
@@ -52,9 +61,9 @@ def _left_in_groups() -> Iterator[int]:
         group = root / path.strip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(root):
-                left = _left(folder, limit, used, cache)
-                if left is not None:
-                    yield left
+                known = _limit(folder, limit, used, cache)
+                if known is not None:
+                    yield known
 
 
 def _memberships() -> dict[str, str]:
@@ -67,8 +76,8 @@ def _memberships() -> dict[str, str]:
     return {name: path for _, names, path in parts for name in names.split(",")}
 
 
-def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
-    """Bytes below the limit of one group; files that it only keeps to read again do not count as used."""
+def _limit(folder: Path, limit: str, used: str, cache: str) -> tuple[int, int] | None:
+    """Of one group the limit and the bytes below it; files that it only keeps to read again do not count as used."""
     try:
         most, now = (int((folder / name).read_text()) for name in (limit, used))
     except (OSError, ValueError):  # no such group, or no limit ("max")
@@ -78,4 +87,4 @@ def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
         now -= int(told.get(cache, 0))
     except (OSError, ValueError):
         pass
-    return most - now
+    return most, most - now

@@ -78,8 +78,9 @@ def composite(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 class FusedOp:
     """The op `deepres::name`, which torch.library.define has declared, with its kernel and its derivative.
 
-    kernel: computes it. gradients(ctx, *d_outputs): as of torch.autograd.Function, one for each argument. context(ctx,
-    inputs, output): what they keep; None for an op whose derivative only raises.
+    kernel: computes it. gradients(ctx, *d_outputs): as of torch.autograd.Function, one for each argument; it is not
+    called where every one of d_outputs is None. context(ctx, inputs, output): what they keep; None for an op whose
+    derivative only raises.
     """
 
     def __init__(
@@ -90,12 +91,18 @@ class FusedOp:
         context: Callable[..., None] | None = None,
     ):
         torch.library.impl(f"deepres::{name}", "CompositeExplicitAutograd")(kernel)
-        torch.library.register_autograd(f"deepres::{name}", gradients, setup_context=context)
+        inputs_taken = len(getattr(torch.ops.deepres, name).default._schema.arguments)
+
+        def derivative(ctx: Any, *d_outputs: Any) -> Any:
+            if all(d is None for d in d_outputs):  # what was made of the outputs had no gradient to give
+                return (None,) * inputs_taken
+            return gradients(ctx, *d_outputs)
+
+        torch.library.register_autograd(f"deepres::{name}", derivative, setup_context=context)
         self.kernel, self.differentiable = kernel, context is not None
         self.op = getattr(torch.ops.deepres, name)
         kinds = [str(one.type) for one in self.op.default._schema.arguments]
         self.alone = [place for place, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
-        self.lists = [place for place, kind in enumerate(kinds) if kind == "List[Tensor]"]
 
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = kernel(*inputs)
@@ -103,13 +110,11 @@ class FusedOp:
             context(ctx, inputs, output)
             return output
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(derivative)}
         self.function: Any = type(name, (torch.autograd.Function,), methods)
 
     def __call__(self, *inputs: Any) -> Any:
         tensors = [t for place in self.alone if (t := inputs[place]) is not None]
-        for place in self.lists:
-            tensors += inputs[place]
         if watched() or not all(map(_plain, tensors)):
             return self.op(*inputs)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):

@@ -3,8 +3,8 @@
 A gradient step runs the same weights several times, forward and backward. Within `packed_once` what a backend has
 packed of a tensor serves until the tensor is changed in place or the outermost context ends; without it every call
 packs for itself. PyTorch counts the changes, with those of detached views, but its fused optimisers leave that out:
-`torch.autograd.graph.increment_version` must follow them. What was packed while a CUDA graph is being captured serves
-that capture alone, whose replays pack anew.
+`torch.autograd.graph.increment_version` must follow them. While a CUDA graph is being captured only a context that was
+entered in that capture keeps what it packs, and the graph's replays pack anew.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class _Packed:
 class _Kept:
     def __init__(self) -> None:
         self.depth = 0
+        self.captured = False  # whether the outermost context is part of the capture under way
         self.found: dict[Hashable, _Packed] = {}
         self.lock = threading.RLock()  # backward runs in autograd's threads
 
@@ -42,6 +43,8 @@ _kept = _Kept()
 def packed_once() -> Iterator[None]:
     """Within, no tensor is packed twice while it stays as it is."""
     with _kept.lock:
+        if _kept.depth == 0:
+            _kept.captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         _kept.depth += 1
     try:
         yield
@@ -64,8 +67,9 @@ def packed(source: Tensor, what: Hashable, pack: Callable[[], Tensor]) -> Tensor
     if not keeps(source):
         return pack()
     on_gpu = streams.has_streams(source.device)
-    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
-    key = (source.data_ptr(), source.shape, source.dtype, source._version, what, capturing)
+    if on_gpu and not _kept.captured and torch.cuda.is_current_stream_capturing():
+        return pack()  # its memory and its work are that graph's alone
+    key = (source.data_ptr(), source.shape, source.dtype, source._version, what)
     with _kept.lock:
         found = _kept.found.get(key)
         if found is None:

@@ -233,7 +233,7 @@ class Value : Sweep {
         const int64_t i = order_[first + r];
         const double start = -softplus(p_.l0[i]);
         log_survival.high[r] = static_cast<float>(start);
-        log_survival.excess[r] = static_cast<float>(log_survival.high[r] - start);
+        log_survival.excess[r] = std::isinf(start) ? 0.f : static_cast<float>(log_survival.high[r] - start);
         scale[r] = weight ? weight[i] : 1.f;
       }
       int64_t last = 0;

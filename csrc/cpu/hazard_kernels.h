@@ -25,10 +25,10 @@ DEEPRES_INLINE Logistic logistic(Floats x) {
   return {x > 0.0f ? r : e * r, (x > 0.0f ? x : Floats{}) + log_one_plus(e)};
 }
 
-// sum += x, keeping in `excess` what the addition put in too much.
+// sum += x, keeping in `excess` what the addition put in too much; nothing where the sum is infinite.
 DEEPRES_INLINE void add(Floats& high, Floats& excess, Floats x) {
   const Floats y = x - excess, t = high + y;
-  excess = (t - high) - y;
+  excess = keep((t - high) - y, t - t == 0.0f);
   high = t;
 }
 

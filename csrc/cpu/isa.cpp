@@ -75,7 +75,10 @@ Isa find_isa(const char* name) {
 }
 
 Isa& chosen() {
-  static Isa isa = find_isa(std::getenv("DEEPRES_CPU_ISA"));
+  static Isa isa = [] {
+    const char* name = std::getenv("DEEPRES_CPU_ISA");
+    return find_isa(name && *name ? name : nullptr);
+  }();
   return isa;
 }
 

@@ -11,9 +11,6 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
 
 namespace deepres {
 namespace {
@@ -26,7 +23,7 @@ struct Free {
 struct Pool {
   std::mutex mutex;
   std::list<Free> buffers;  // the most recently used first
-  size_t total = 0;
+  size_t total = 0, limit = size_t{4} << 30;
 
   void shrink_to(size_t bytes) {
     while (total > bytes) {
@@ -93,19 +90,16 @@ Memory::~Memory() {
   const std::lock_guard<std::mutex> lock(to.mutex);
   to.buffers.push_front({data_, bytes_});
   to.total += bytes_;
-  to.shrink_to(pooled_bytes());
+  to.shrink_to(to.limit);
 }
 
-size_t Memory::pooled_bytes() {
-  static const size_t limit = [] {
-    constexpr size_t kMost = size_t{4} << 30;
-#if defined(_SC_PHYS_PAGES)
-    const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
-    if (pages > 0 && bytes > 0) return std::min(kMost, size_t(pages) * size_t(bytes) / 4);
-#endif
-    return kMost / 4;
-  }();
-  return limit;
+size_t Memory::pooled_bytes() { return pool().limit; }
+
+void Memory::limit_pool(size_t bytes) {
+  Pool& one = pool();
+  const std::lock_guard<std::mutex> lock(one.mutex);
+  one.limit = std::min(one.limit, bytes);
+  one.shrink_to(one.limit);
 }
 
 void Memory::poison(bool on) { poisoned = on; }

@@ -11,7 +11,8 @@ namespace deepres {
 // dies.
 class Memory {
  public:
-  static size_t pooled_bytes();  // 4 GiB, or a quarter of the machine's memory where that is less
+  static size_t pooled_bytes();          // 4 GiB, or less by limit_pool
+  static void limit_pool(size_t bytes);  // keeps no more than these from now on
 
   explicit Memory(size_t bytes);  // throws std::bad_alloc
   ~Memory();

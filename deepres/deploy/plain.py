@@ -70,7 +70,12 @@ class PlainNetwork(nn.Module):
         self.weight, self.bias = torch.empty(0, width, width), torch.empty(0, width)
         self.gamma = self.beta = torch.empty(0, width) if norm else None
         if isinstance(stack := trunk.stack, ResidualStack):
-            skip_every = stack.options["skip_every"]
+            if (eps := stack.options.get("eps", LAYER_NORM_EPS)) != LAYER_NORM_EPS:
+                raise ValueError(
+                    f"what is deployed has eps={LAYER_NORM_EPS:g} in every LayerNorm, got eps={eps:g} in its stack; "
+                    "make the network with that one"
+                )
+            skip_every = stack.skip_every
             self.weight, self.bias = _own(stack.weight), _own(stack.bias)
             if stack.gamma is not None and stack.beta is not None:
                 self.gamma, self.beta = _own(stack.gamma), _own(stack.beta)
@@ -108,7 +113,7 @@ class PlainNetwork(nn.Module):
 
 
 def _own(p: Tensor) -> Tensor:
-    return p.detach().to("cpu", torch.float32, copy=True)
+    return p.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 @dataclass(frozen=True)

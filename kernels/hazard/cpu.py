@@ -12,12 +12,12 @@ those behind its rows' events, and those that nothing larger than 1e-38 survives
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepres.kernels.extension import extension
 from deepres.kernels.hazard.options import Hazards, Needs
 from deepres.kernels.info_nce.cpu import unavailable as unavailable
 
@@ -62,7 +62,7 @@ def _call(
         (torch.empty_like if name in ("features", "l0") else torch.zeros_like)(t) if need else None
         for (name, t), need in zip(h._asdict().items(), needs, strict=True)
     ]
-    getattr(import_module("deepres._C"), name)(
+    getattr(extension(), name)(
         _addresses([*h, *more]), (batch, bins, width + padding), torch.get_num_threads(), _addresses(results),
         _addresses(made),
     )  # fmt: skip

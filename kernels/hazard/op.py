@@ -180,7 +180,9 @@ torch.library.define(  # of sum(weight * value); basis and bias alone
     tags=_TAG,
 )
 torch.library.define(  # gradients times d [] or [B]; the model is there so that a second derivative raises
-    "deepres::hazard_backward", f"(Tensor d, Tensor[] gradients, {MODEL}) -> Tensor[]", tags=_TAG
+    "deepres::hazard_backward",
+    f"(Tensor d, Tensor dfeatures, Tensor dbasis, Tensor dbias, Tensor dl0, {MODEL}) -> ({FOUR})",
+    tags=_TAG,
 )
 
 
@@ -266,13 +268,16 @@ def _value_weights_fake(features, basis, bias, l0, weight, gamma, impl):
     return torch.empty_like(basis), torch.empty_like(bias)
 
 
-def _backward(d: Tensor, gradients: list[Tensor], features, basis, bias, l0) -> list[Tensor]:
-    return [(d[:, None] if d.ndim and g.ndim == 2 else d) * g if g.numel() else g.clone() for g in gradients]
+def _backward(d: Tensor, *gradients_and_model: Tensor) -> tuple[Tensor, ...]:
+    return tuple(
+        (d[:, None] if d.ndim and g.ndim == 2 else d) * g if g.numel() else g.clone()
+        for g in gradients_and_model[:4]
+    )
 
 
 @torch.library.register_fake("deepres::hazard_backward")
-def _backward_fake(d, gradients, features, basis, bias, l0):
-    return [torch.empty_like(g) for g in gradients]
+def _backward_fake(d, *gradients_and_model):
+    return tuple(map(torch.empty_like, gradients_and_model[:4]))
 
 
 def _nll_context(ctx, inputs, output):
@@ -284,7 +289,7 @@ def _nll_context(ctx, inputs, output):
 
 def _nll_autograd(ctx, dloss, *_):
     *gradients, features, basis, bias, l0 = ctx.saved_tensors
-    scaled = _fused_backward(dloss, gradients, features, basis, bias, l0)
+    scaled = _fused_backward(dloss, *gradients, features, basis, bias, l0)
     needs = ctx.needs_input_grad[:4]
     return (*(g if need else None for g, need in zip(scaled, needs, strict=True)), *[None] * 5)
 
@@ -297,9 +302,9 @@ def _value_context(ctx, inputs, output):
 
 
 def _value_autograd(ctx, dvalue, *_):
-    *gradients, features, basis, bias, l0 = ctx.saved_tensors
-    model = (features, basis, bias, l0)
-    dfeatures, dl0 = _fused_backward(dvalue, gradients, *model)
+    own_features, own_l0, *model = ctx.saved_tensors
+    none = own_l0.new_empty(0)  # these two follow
+    dfeatures, _, _, dl0 = _fused_backward(dvalue, own_features, none, none, own_l0, *model)
     needs = ctx.needs_input_grad[:4]
     dbasis = dbias = None
     if needs[1] or needs[2]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepres.kernels.arguments import ABOVE_ZERO, check_number, check_tensors
+from deepres.kernels.fused_op import watched
 from deepres.kernels.info_nce.options import (
     ENERGIES,
     FORMS,
@@ -81,7 +82,7 @@ def checked(
     tensors = {"labels": labels, "targets": targets, "row_weight": more.get("row_weight")}
     check_tensors(**{name: t for name, t in tensors.items() if t is not None})
     own_by_offset = labels is None and targets is None
-    if not own_by_offset and positive_offset != 0:
+    if not own_by_offset and (positive_offset != 0 or not isinstance(positive_offset, int)):
         raise ValueError(
             "positive_offset says which goals are the rows' own, and so do labels and targets; pass one"
         )
@@ -133,15 +134,17 @@ def _labels(
 ) -> Tensor:
     if targets is not None:
         raise ValueError("labels and targets both say which goals are the rows' own; pass one of them")
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != phi.shape[:1]:
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.shape != phi.shape[:1]:
         raise TypeError(
             f"labels must be {phi.shape[0]} integers, one for each row, got {labels.dtype} {list(labels.shape)}"
         )
     _check_device("labels", labels, phi)
-    eager = type(labels) is Tensor and not torch.compiler.is_compiling()
-    if eager and labels.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+    labels = labels.long()
+    plain = type(labels) is Tensor and not watched()  # what is recorded or mapped has no values to look at
+    if plain and labels.device.type == "cpu":  # elsewhere a look at them would wait for the device
         check_labels(labels, psi.shape[0], -1 if self_offset is None else self_offset)
-    return labels.long()
+    return labels
 
 
 def check_labels(labels: Tensor, goals: int, self_offset: int) -> None:
@@ -189,6 +192,8 @@ def _constant(name: str, t: Tensor, phi: Tensor) -> Tensor:
 def _scale(more: InfoNCEMore, phi: Tensor) -> Tensor | None:
     scale, temperature = more.get("scale"), more.get("temperature")
     if temperature is None:
+        if not isinstance(scale, Tensor | None):
+            check_number("scale", scale, "a finite number > 0", least=ABOVE_ZERO)
         return _number("scale", scale, phi)
     if scale is not None:
         raise ValueError("scale and temperature are each other's inverse; pass one of them")
@@ -197,7 +202,12 @@ def _scale(more: InfoNCEMore, phi: Tensor) -> Tensor | None:
             "temperature must be a number, got a tensor; pass scale=1 / temperature, which is differentiable"
         )
     check_number("temperature", temperature, "a finite number > 0", least=ABOVE_ZERO)
-    return phi.new_full((), 1 / temperature)
+    inverse = 1 / float(temperature)
+    if inverse > torch.finfo(phi.dtype).max:
+        raise ValueError(
+            f"temperature must be large enough for its inverse to be a finite {phi.dtype}, got {temperature!r:.40}"
+        )
+    return phi.new_full((), inverse)
 
 
 def _number(name: str, value: Tensor | float | None, phi: Tensor) -> Tensor | None:

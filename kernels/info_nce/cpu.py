@@ -15,13 +15,11 @@ each term is at most 4 times the difference that it stands for.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepres.kernels.extension import why_missing
+from deepres.kernels.extension import extension, why_missing
 from deepres.kernels.info_nce.checks import check_labels
 from deepres.kernels.info_nce.options import InfoNCEOperands, InfoNCEOptions, Results
 
@@ -32,7 +30,7 @@ FEATURES_MULTIPLE = 16  # the widest vector, in floats
 
 def unavailable() -> str | None:
     try:
-        import_module("deepres._C")
+        extension()
     except ImportError:
         return why_missing()
     return None
@@ -52,7 +50,6 @@ def forward(
     """As op.py asks of a backend."""
     if operands.labels is not None and operands.targets is None:
         check_labels(operands.labels, psi.shape[0], options.self_offset)
-    extension = import_module("deepres._C")
     halves = 2 if options.energy == "mrn" else 1
     width = phi.shape[1]
     phi, psi = _padded(phi, halves), _padded(psi, halves)
@@ -64,7 +61,7 @@ def forward(
     dscale, dbias = (phi.new_empty(()) if needs[2] else None for _ in range(2))
     inputs = (phi, psi, operands.labels, operands.targets, operands.row_weight, operands.penalty_weight)
     out = (loss, lse, metrics, rows, dphi, dpsi, dscale, dbias)
-    extension.info_nce(
+    extension().info_nce(
         [_address(t) for t in inputs],
         [batch, psi.shape[0], phi.shape[1], options.positive_offset, options.self_offset],
         ENERGY_CODES[options.energy], FORM_CODES[options.form], options.logsumexp_penalty,

@@ -159,7 +159,8 @@ torch.library.define(
 )
 torch.library.define(
     "deepres::info_nce_backward",
-    "(Tensor dloss, Tensor dphi, Tensor dpsi, Tensor dscale, Tensor dbias, Tensor[] inputs) -> "
+    "(Tensor dloss, Tensor dphi, Tensor dpsi, Tensor dscale, Tensor dbias, "
+    "Tensor phi, Tensor psi, Tensor? scale, Tensor? bias) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -266,8 +267,7 @@ def _autograd(ctx, dloss, *_):
     if InfoNCEOptions(*ctx.rest[:7]).reduction == "none":
         results = _fused_rows_backward(dloss, *inputs, *ctx.rest)
     else:
-        differentiable = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-        results = _fused_backward(dloss, *gradients, differentiable)
+        results = _fused_backward(dloss, *gradients, *(inputs[place] for place in PLACES))
     out = [None] * (TENSORS + len(ctx.rest))
     for place, result in zip(PLACES, results, strict=True):
         out[place] = result if ctx.needs_input_grad[place] else None

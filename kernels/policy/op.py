@@ -132,7 +132,9 @@ for _name, _schema in (
 @composite("squashed_gaussian")
 def _squashed_gaussian(mean, log_std, noise, bounds, exact: bool, impl: str):
     noise = noise.detach()
-    chosen = dispatch.choose("policy", impl, lambda backend: backend.unsupported(mean, log_std, noise))
+    chosen = dispatch.choose(
+        "policy", impl, lambda backend: backend.unsupported_rows(2, mean, log_std, noise)
+    )
     if chosen == "reference":
         return reference.squashed_gaussian(mean, log_std, noise, tuple(bounds) or None, exact)
     rows = (t.contiguous() for t in (mean, log_std, noise))
@@ -171,7 +173,9 @@ def _gaussian_autograd(ctx, daction, dlog_prob):
 @composite("pair_energy")
 def _pair_energy(phi, psi, energy: str, impl: str):
     chosen = dispatch.choose(
-        "policy", impl, lambda backend: backend.unsupported(phi, psi) or backend.unsupported_energy(energy)
+        "policy",
+        impl,
+        lambda backend: backend.unsupported_rows(2, phi, psi) or backend.unsupported_energy(energy),
     )
     if chosen == "reference":
         return reference.pair_energy(phi, psi, energy)
@@ -210,7 +214,13 @@ def _pair_autograd(ctx, denergy):
 
 @composite("policy_losses")
 def _policy_losses(log_prob, value, log_alpha, target_entropy: float, impl: str):
-    chosen = dispatch.choose("policy", impl, lambda backend: backend.unsupported(log_prob, value))
+    chosen = dispatch.choose(
+        "policy",
+        impl,
+        lambda backend: (
+            backend.unsupported_rows(1, log_prob, value) or backend.unsupported_rows(0, log_alpha)
+        ),
+    )
     if chosen == "reference":
         return reference.policy_losses(log_prob, value, log_alpha, target_entropy)
     rows = log_prob.contiguous(), value.contiguous()

@@ -19,15 +19,16 @@ LARGEST_WIDTH = 1024
 ENERGIES = ("norm", "l2", "dot")
 
 
-def unsupported(x: Tensor, *others: Tensor) -> str | None:
+def unsupported_rows(dimensions: int, x: Tensor, *others: Tensor) -> str | None:
+    """Why not, of tensors of one shape and so many dimensions."""
     for t in others:
         if t.shape != x.shape:
             return f"it takes tensors of one shape, got {list(x.shape)} and {list(t.shape)}"
     for t in (x, *others):
         if t.dtype != torch.float32:
             return f"it takes float32, got {t.dtype}"
-    if x.numel() == 0 or x.ndim > 2:
-        return f"it takes at least one number in a vector or a matrix, got shape {list(x.shape)}"
+    if x.numel() == 0 or x.ndim != dimensions:
+        return f"it takes at least one number in {dimensions} dimensions, got shape {list(x.shape)}"
     if x.ndim == 2 and x.shape[1] > LARGEST_WIDTH:
         return f"it is built for up to {LARGEST_WIDTH} columns, got {x.shape[1]}"
     return unsupported_device(x)

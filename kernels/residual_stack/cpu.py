@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from deepres.kernels.extension import why_missing
+from deepres.kernels.extension import extension, why_missing
 from deepres.kernels.residual_stack.options import StackOptions
 
-try:  # importing torch first: the extension then shares its OpenMP threads
-    from deepres import _C  # type: ignore[attr-defined]
+try:
+    _C = extension()
 except ImportError:
     _C = None
 

@@ -13,6 +13,7 @@ from bench.gpu import usage
 TIGHT = [
     {"kernel": "dgrad", "width": "512", "precision": "bf16"},
     {"kernel": "info_nce", "width": "64", "energy": "norm", "form": "forward", "phase": "gradients"},
+    {"kernel": "info_nce_general", "width": "256", "energy": "norm", "form": "binary", "phase": "gradients"},
     {"kernel": "hazard_value", "width": "64"},
     {"kernel": "policy_gaussian_backward", "width": "16"},
     {"kernel": "stem_backward", "width": "256"},

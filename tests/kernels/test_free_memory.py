@@ -49,6 +49,15 @@ def test_a_limit_is_seen_wherever_it_is_set(groups, folder, files, membership):
     assert free() == LIMIT - USED
 
 
+def test_what_the_process_may_hold_is_the_least_limit(groups):
+    machine = free_memory.limit_bytes()
+    assert machine >= free() > 0
+    groups("a", {"memory.max": LIMIT, "memory.current": USED}, "0::/a/b")
+    assert free_memory.limit_bytes() == LIMIT
+    groups("a", {"memory.max": machine + 1, "memory.current": USED}, "0::/a/b")
+    assert free_memory.limit_bytes() == machine
+
+
 def test_the_least_of_nested_limits_counts(groups):
     groups("a", {"memory.max": LIMIT, "memory.current": USED}, "0::/a/b")
     groups("a/b", {"memory.max": "max", "memory.current": USED}, "0::/a/b")

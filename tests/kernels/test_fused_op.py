@@ -38,6 +38,12 @@ def _hazard(seed: int) -> Made:
     return deepres.hazard_value, model
 
 
+def _hazard_nll(seed: int) -> Made:
+    _, model = _hazard(seed)
+    lag, event = torch.arange(6), torch.arange(6) % 2 == 0
+    return lambda *leaves: deepres.hazard_nll(*leaves, lag, event)[0], model
+
+
 MADE = [_stack, _contrast, _hazard]
 
 
@@ -90,8 +96,27 @@ def test_make_fx_records_the_op(pre_dispatch):
     assert torch.equal(recorded(*other), function(*other))
 
 
-def test_batched_gradients_are_those_of_each():
-    function, given = _stack(0)
+class _NoGradient(torch.autograd.Function):
+    """As DDP's sink of outputs that no loss has used: its gradient is undefined."""
+
+    forward = staticmethod(lambda ctx, y: y.sum())
+    backward = staticmethod(lambda ctx, d: None)
+
+
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("make", [*MADE, _hazard_nll])
+def test_a_gradient_that_is_undefined_stays_so(make, through, monkeypatch):
+    if through:
+        monkeypatch.setattr(fused_op, "watched", lambda: True)
+    function, given = make(0)
+    given = [t.clone().requires_grad_() for t in given]
+    (_NoGradient.apply(function(*given)) + sum(t.sum() for t in given)).backward()
+    assert all(torch.equal(t.grad, torch.ones_like(t)) for t in given)
+
+
+@pytest.mark.parametrize("make", [*MADE, _hazard_nll])
+def test_batched_gradients_are_those_of_each(make):
+    function, given = make(0)
     given = [t.clone().requires_grad_() for t in given]
     y = function(*given)
     several = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(1))

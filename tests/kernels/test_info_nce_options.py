@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepres import info_nce
 from deepres.algorithms.parts import pair_energy
@@ -172,6 +173,19 @@ def test_labels(form):
     torch.testing.assert_close(metrics.mean_negative, ((logits.sum() - own.sum()) / 12).detach())
 
 
+def test_labels_where_values_cannot_be_looked_at_and_of_few_bits():
+    phi, psi, labels = numbers(5, 4).float(), numbers(8, 4, seed=1).float(), torch.tensor([3, 4, 0, 7, 3])
+    both = torch.stack([labels, labels.flip(0)])
+    mapped = torch.vmap(lambda rows: info_nce(phi, psi, labels=rows)[0])(both)
+    torch.testing.assert_close(mapped, torch.stack([info_nce(phi, psi, labels=rows)[0] for rows in both]))
+    recorded = make_fx(lambda phi, rows: info_nce(phi, psi, labels=rows)[0])(phi, labels)
+    torch.testing.assert_close(recorded(phi, both[1]), mapped[1])
+    many = numbers(400, 4, seed=2).float()
+    for dtype in (torch.uint8, torch.int64):  # 44 - 300 is 0 in 8 bits
+        loss, _ = info_nce(phi, many, labels=torch.tensor([44, 1, 2, 3, 5], dtype=dtype), self_offset=300)
+        assert loss.isfinite()
+
+
 @pytest.mark.parametrize("form", ["forward", "binary"])
 def test_targets(form):
     phi, psi = numbers(6, 4).requires_grad_(), numbers(9, 4, seed=1).requires_grad_()
@@ -259,14 +273,18 @@ BAD = [
     ({"labels": torch.arange(4), "positive_offset": 1}, ValueError, r"so do labels and targets; pass one"),
     ({"self_offset": 0}, ValueError, r"self_offset=0 leaves out the rows' own goals"),
     ({"self_offset": 0, "labels": torch.tensor([1, 2, 3, 3])}, ValueError, r"other goals than those"),
+    ({"labels": torch.ones(4).cfloat()}, TypeError, r"labels must be 4 integers, .* got torch.complex64"),
+    ({"labels": torch.arange(4), "positive_offset": 0.0}, ValueError, r"so do labels and targets; pass one"),
+    ({"scale": -1.0}, ValueError, r"scale must be a finite number > 0, got -1.0"),
+    ({"temperature": 1e-320}, ValueError, r"its inverse to be a finite torch.float32, got 1e-320"),
     ({"self_offset": 1}, ValueError, r"from self_offset=1 on\), got 4"),
     ({"temperature": 0.0}, ValueError, r"temperature must be a finite number > 0, got 0.0"),
     ({"temperature": 1.0, "scale": 1.0}, ValueError, r"each other's inverse"),
     ({"temperature": torch.tensor(1.0)}, TypeError, r"pass scale=1 / temperature"),
-    ({"scale": math.inf}, ValueError, r"scale must be a finite number, got inf"),
+    ({"scale": math.inf}, ValueError, r"scale must be a finite number > 0, got inf"),
     ({"bias": torch.ones(2)}, ValueError, r"bias must be one number, .* got torch.float32 \[2\]"),
     ({"reduction": "sum"}, ValueError, r"reduction must be one of mean, none, got 'sum'"),
-    ({"scale": 10**400}, ValueError, r"scale must be a finite number, got 1000"),
+    ({"scale": 10**400}, ValueError, r"scale must be a finite number > 0, got 1000"),
     ({"temperature": 10**400}, ValueError, r"temperature must be a finite number > 0, got 1000"),
     ({"logsumexp_penalty": 10**400}, ValueError, r"logsumexp_penalty must be a finite number >= 0, got 1000"),
     ({"logsumexp_penalty": "0.1"}, TypeError, r"logsumexp_penalty must be a number, got '0.1'"),

@@ -195,6 +195,7 @@ def assert_infinities_stay() -> None:
 def test_instruction_set_can_be_named_from_outside() -> None:
     program = "from deepres import _C\ntry: print(_C.isa())\nexcept ValueError as error: print(error)"
     assert run_python(program, DEEPRES_CPU_ISA="base").stdout.strip() == "base"
+    assert run_python(program, DEEPRES_CPU_ISA="").stdout.strip() == _C.isa()
     refused = run_python(program, DEEPRES_CPU_ISA="mmx").stdout
     assert refused.startswith("DEEPRES_CPU_ISA must be one of") and "got 'mmx'" in refused
 

@@ -146,6 +146,29 @@ def test_a_capture_joins_no_stream_that_it_has_not_forked(packed, launched) -> N
     assert not recorder.faults
 
 
+def test_a_graph_has_its_own_packed_weights(launched) -> None:
+    """What was packed outside a capture, or in another one, serves in none but by a context that began in it."""
+    names, patch, launch = launched
+    streams._of_stream.clear()
+    with fake_streams.recorded(patch) as recorder:
+        launch.recorder = recorder
+        x, *parameters = leaves()
+        parameters = [p.detach() for p in parameters]
+        with packing.packed_once():
+            stack([x, *parameters])
+            once = names.count("pack")
+            stack([x, *parameters])
+            assert names.count("pack") == once > 0
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            stack([x, *parameters]), stack([x, *parameters])
+            assert names.count("pack") == 3 * once
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        names.clear()
+        with packing.packed_once():
+            stack([x, *parameters]), stack([x, *parameters])
+        assert names.count("pack") == once
+
+
 def run(recompute) -> list[torch.Tensor]:
     tensors = leaves()
     y = stack(tensors, recompute=recompute)

@@ -49,6 +49,14 @@ for why, refused in refusals.items():
     with pytest.raises(RuntimeError, match=why):
         op.pair_energy(*refused, impl="triton")
 
+# The losses are of rows: what has more dimensions, or another temperature, is the reference's.
+table, one = shared.normal(2, 6, seed=3), torch.tensor([0.3])
+for refused in ((table, table, one[0]), (rows, rows, one), (rows, rows, one[0].double())):
+    with pytest.raises(RuntimeError, match="takes at least one number in|takes float32"):
+        op.policy_losses(*refused, -1.0, impl="triton")
+with pytest.raises(RuntimeError, match="in 2 dimensions, got shape"):
+    op.pair_energy(rows, rows, "dot", impl="triton")
+
 # The stem: more rows than a program sums, ragged; one number, whose variance is 0.
 for shape in ((37, 20), (1, 1)):
     test_stem.assert_all_no_worse(*shape, "triton")
