@@ -119,5 +119,5 @@ def _words(flag: str, given: Any) -> tuple[str, ...]:
 
 
 def _form(value: Any) -> str:
-    plain = isinstance(value, str) and isinstance(_value(value), str)
+    plain = isinstance(value, str) and _value(value) == value
     return value if plain else json.dumps(value, allow_nan=False)

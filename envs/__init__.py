@@ -58,6 +58,7 @@ def make(
     """
     check_whole("num_envs", num_envs, 1)
     check_whole("seed", seed, 0, LARGEST_SEED)
+    num_envs, seed = int(num_envs), int(seed)
     engine = _renamed(engine, options)
     if find(name).gymnasium is not None:
         if options.get("parity") is False:
@@ -119,6 +120,8 @@ def _made(
             f"engine={engine!r} does not apply to {name}, whose physics is its own JAX function; pass engine='jax'"
         )
     sampler = imported(goal_sampler, "goal_sampler") if isinstance(goal_sampler, str) else goal_sampler
+    if sampler is not None and not callable(sampler):
+        raise ValueError(f"goal_sampler must be a function key -> goal, or where it is, got {sampler!r}")
     return VectorEnv(GoalEnv(task, episode_length, auto_reset, physics, sampler), num_envs, seed, engine)
 
 
@@ -176,7 +179,13 @@ def make_task(name: str, **options: Any) -> Any:
         flag = option in parameters and isinstance(parameters[option].default, bool)
         if flag and not isinstance(plain(bool, value), bool):
             raise ValueError(f"{option} must be True or False, got {value!r}")
-    task = task_class(**given)
+    try:
+        task = task_class(**given)
+    except TypeError as error:
+        if not options:
+            raise
+        told = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ValueError(f"{name} cannot be made with {told}: {error}") from error
     task.name = name
     if entry.own:
         check_figures(task, name)

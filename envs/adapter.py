@@ -120,6 +120,11 @@ class SingleGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(
                 f"single=True is for one environment, got num_envs={env.num_envs}; make it with num_envs=1"
             )
+        if getattr(env, "auto_reset", "fresh") == "first":
+            raise ValueError(
+                "single=True begins a new episode at every reset, and auto_reset='first' asks for the same one; make "
+                "the environment with auto_reset='fresh'"
+            )
         self.env, self._vector = env, GymnasiumEnv(env)
         self.metadata = {**self.metadata, "render_fps": self._vector.metadata["render_fps"]}
         self.observation_space = self._vector.single_observation_space

@@ -51,7 +51,7 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _random_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
     if width != 32:
-        raise ValueError(f"draws must be of 32 bits, got {width}")
+        return threefry_prng_impl.random_bits(key, width, shape)
     a, b = _threefry(key, shape)
     return a ^ b
 

@@ -105,13 +105,29 @@ class GoalEnv:
         self.action_dim = task.action_dim
         self._physics = physics
         self._goal_sampler = goal_sampler
+        self._typed: Callable[[jax.Array], jax.Array] = unrolled
+        if goal_sampler is not None and task.own_goals:
+            kind = type(task).__name__ + (" with parity=True" if getattr(task, "parity", False) else "")
+            raise ValueError(
+                f"goal_sampler does not apply to {kind}, whose goal is part of what it simulates; leave it out"
+            )
         self._check()
 
     def _check(self) -> None:
         """Raises ValueError, in a sentence, where the task's functions do not return what its figures say."""
         task = self.task
         kind = type(task).__name__
-        sim, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
+        try:
+            sim, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
+        except NotImplementedError:  # some of JAX's distributions know its own generator alone
+            self._typed = jax.random.wrap_key_data
+            sim, goal = jax.eval_shape(self._begin, jax.random.PRNGKey(0))
+        for leaf in jax.tree.leaves(sim):
+            if getattr(leaf.dtype, "isbuiltin", 1) == 2:
+                raise ValueError(
+                    f"what {kind}.start returns must be of NumPy's own types, to be saved, got {leaf.dtype}; take "
+                    "float32"
+                )
         if self.model is not None and needs_engine(task):
             self._check_physics(sim, self.model)
         else:
@@ -127,9 +143,16 @@ class GoalEnv:
             raise ValueError(
                 f"{kind}.observe must return float32[{task.state_dim}] (state_dim), got {_layout(state)}"
             )
+        self._check_numbers()
 
     def _check_physics(self, sim: Any, model: mujoco.MjModel) -> None:
         kind = type(self.task).__name__
+        for what, count in (("activations", model.na), ("plugin states", model.npluginstate)):
+            if count:
+                raise ValueError(
+                    f"the model of {kind} must have no actuators or plugins with a state of their own, which a step "
+                    f"would lose, got {count} {what}; take motors, or position servos without timeconst"
+                )
         if not isinstance(sim, PhysicsState):
             raise ValueError(
                 f"{kind}.start must return at_rest(qpos, qvel) (deepres.envs.engines) and a goal, got {_layout(sim)}"
@@ -144,6 +167,28 @@ class GoalEnv:
                 raise ValueError(
                     f"a start of {kind} must have {what} [{size}], as its model does, got {list(got)}"
                 )
+        control = jax.eval_shape(self.task.control, _numbers(self.action_dim))  # type: ignore[attr-defined]
+        if control.shape != (model.nu,):
+            raise ValueError(
+                f"{kind}.control must return [{model.nu}], the model's controls, got {list(control.shape)}"
+            )
+
+    def _check_numbers(self) -> None:
+        task, kind = self.task, type(self.task).__name__
+        state, goal, action = map(_numbers, (task.state_dim, task.goal_dim, self.action_dim))
+        wanted: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
+            "distance": ((), (state, goal)),
+            "success": ((), (state, goal)),
+            "terminated": ((), (state,)),
+            "reward": ((), (state, action, state, goal)),
+            "goal_after": ((task.goal_dim,), (state, goal)),
+        }
+        for name, (shape, given) in wanted.items():
+            function = getattr(task, name)
+            got = jax.eval_shape(lambda *one, function=function: jnp.asarray(function(*one)), *given).shape
+            if got != shape:
+                told = f"[{task.goal_dim}]" if shape else "one number"
+                raise ValueError(f"{kind}.{name} must return {told}, got shape {list(got)}")
 
     def reset(self, key: jax.Array) -> EnvState:
         """The first state of the first episode, drawn with `key` (uint32 [2], see `jax.random.PRNGKey`)."""
@@ -155,8 +200,8 @@ class GoalEnv:
             obs=obs,
             terminal_obs=obs,
             reward=jnp.zeros((), jnp.float32),
-            success=self.task.success(state, goal).astype(jnp.float32),
-            distance=self.task.distance(state, goal),
+            success=jnp.asarray(self.task.success(state, goal), jnp.float32),
+            distance=jnp.asarray(self.task.distance(state, goal), jnp.float32),
             done=jnp.zeros((), bool),
             truncation=jnp.zeros((), bool),
             traj_id=jnp.zeros((), jnp.int32),
@@ -191,7 +236,7 @@ class GoalEnv:
         task = self.task
         before, after = state.obs[: task.state_dim], task.observe(physics)
         goal = task.goal_after(after, state.goal)
-        terminated = task.terminated(after)
+        terminated = jnp.asarray(task.terminated(after), bool)
         steps = state.steps + 1
         done = terminated | (steps >= self.episode_length)
         obs = jnp.concatenate([after, goal])
@@ -199,9 +244,9 @@ class GoalEnv:
             state,
             obs=obs,
             terminal_obs=obs,
-            reward=task.reward(before, action, after, goal),
-            success=task.success(after, goal).astype(jnp.float32),
-            distance=task.distance(after, goal),
+            reward=jnp.asarray(task.reward(before, action, after, goal), jnp.float32),
+            success=jnp.asarray(task.success(after, goal), jnp.float32),
+            distance=jnp.asarray(task.distance(after, goal), jnp.float32),
             done=done,
             truncation=done & ~terminated,
             steps=steps,
@@ -237,12 +282,16 @@ class GoalEnv:
     def _begin(self, key: jax.Array) -> tuple[Any, jax.Array]:
         """A new episode's physics and goal, drawn with the raw `key` [2]; a goal sampler gets a raw one, too."""
         if self._goal_sampler is None:
-            physics, goal = self.task.start(unrolled(key))
+            physics, goal = self.task.start(self._typed(key))
         else:
-            start_key, goal_key = jax.random.split(unrolled(key))
+            start_key, goal_key = jax.random.split(self._typed(key))
             goal = self._goal_sampler(jax.random.key_data(goal_key))
             physics = self.task.start(start_key)[0]
         return jax.tree.map(_strong, physics), jnp.asarray(goal, jnp.float32)
+
+
+def _numbers(count: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count,), jnp.float32)
 
 
 def _strong(leaf: Any) -> jax.Array:

@@ -108,6 +108,8 @@ class GymnasiumTask:
         except (TypeError, ValueError):
             env = None
         if env is None or env.render_mode != "rgb_array":
+            if env is not None:
+                env.close()
             raise ValueError(f"{self.name} takes no render_mode='rgb_array'")
         return _Flat(env, self, episode_length)
 
@@ -316,12 +318,10 @@ class GymnasiumVector:
     def step(self, state: GymnasiumState, action: np.ndarray) -> GymnasiumState:
         """All environments one step later; where an episode ended, at the start of its next."""
         self._check_newest(state)
-        if action.shape != (self.num_envs, self.action_dim):
-            raise ValueError(
-                f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
-                f"for {self.name}, got {list(action.shape)}"
-            )
         given = np.asarray(action, np.float32)
+        if given.shape != (self.num_envs, self.action_dim):
+            wanted = f"[{self.num_envs}, {self.action_dim}] (num_envs, action_dim) for {self.name}"
+            raise ValueError(f"action must have shape {wanted}, got {list(given.shape)}")
         obs, reward, terminated, truncated, infos = self._vector.step(given)
         done = terminated | truncated
         reached = obs.copy()

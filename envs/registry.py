@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from numbers import Integral
 from typing import Any
 
 from deepres.envs.layouts import ANT_LAYOUTS
@@ -29,7 +30,8 @@ LARGEST_SEED = 2**64 - 1  # a run's, of 63 bits, and what evaluation adds to it
 
 def check_whole(what: str, value: Any, least: int, most: int = LARGEST) -> None:
     """Raises ValueError unless `value` is a whole number from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
         raise ValueError(f"{what} must be a whole number from {least} to {most}, got {value!r}")
 
 
@@ -228,11 +230,17 @@ def _check_class(task: Any, name: str) -> None:
 
 
 def check_figures(task: Any, name: str) -> None:
-    """Raises TypeError where a task, once made, lacks a figure."""
+    """Raises TypeError where a task, once made, lacks a figure; ValueError for a goal that is no part of its state."""
     lacking = _absent(task)
     if lacking:
         kind = type(task)
         raise TypeError(f"{name}: {kind.__name__} lacks {', '.join(lacking)}; see deepres.envs.{_base(kind)}")
+    part, size = task.goal_slice, task.state_dim
+    whole = isinstance(part, slice) and all(isinstance(end, Integral) for end in (part.start, part.stop))
+    if not whole or part.step not in (None, 1) or not 0 <= part.start < part.stop <= size:
+        raise ValueError(
+            f"{name}: goal_slice must be slice(start, stop) of the state's {size} numbers, got {part!r}"
+        )
 
 
 def _absent(task: Any) -> list[str]:
@@ -246,7 +254,11 @@ def _base(task: Any) -> str:
 
 
 def _where(thing: Any) -> Any:
-    """A class or function by where it is written, so that a module loaded anew has the same; anything else itself."""
+    """A class or function by where it is written, so that a module loaded anew has the same, one without a name by its
+    code too; an array by its numbers; anything else itself."""
     if inspect.isclass(thing) or inspect.isfunction(thing):
-        return f"{thing.__module__}:{thing.__qualname__}"
+        code = getattr(thing, "__code__", None) if thing.__name__ == "<lambda>" else None
+        return f"{thing.__module__}:{thing.__qualname__}", code
+    if hasattr(thing, "tobytes"):
+        return str(thing.dtype), thing.shape, thing.tobytes()
     return thing

@@ -50,6 +50,7 @@ class FunctionalTask(ABC):
     threshold: float  # success below this distance to the goal
     threshold_easy: float | None = None  # and the published easier and harder ones, where there are
     threshold_hard: float | None = None
+    own_goals: bool = False  # whether the goal is part of what is simulated, so that no goal_sampler applies
 
     @abstractmethod
     def start(self, key: jax.Array) -> tuple[Any, jax.Array]:

@@ -86,10 +86,10 @@ class VectorEnv:
 
         action: [num_envs, action_dim] float32 in [-1, 1], of JAX or numpy (see deepres.bridge for torch's).
         """
-        if action.shape != (self.num_envs, self.action_dim):
+        if np.shape(action) != (self.num_envs, self.action_dim):
             raise ValueError(
                 f"action must have shape [{self.num_envs}, {self.action_dim}] (num_envs, action_dim) "
-                f"for {self.name}, got {list(action.shape)}"
+                f"for {self.name}, got {list(np.shape(action))}"
             )
         with xla.settled():
             if self.engine == "c":

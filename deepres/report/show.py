@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,20 @@ def _film_of(env: Environments, episodes: int) -> _Camera | Any | str:
 def _pictures(policy: Policy, env: Any, episodes: int, longest: int, seed: int) -> Iterator[Any]:
     """Frames of episodes of one gymnasium environment, each of at most `longest` steps."""
     player = policy.player()
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=seed + episode)
-        for t in range(longest):
+    with closing(env):
+        for episode in range(episodes):
+            obs, _ = env.reset(seed=seed + episode)
+            for t in range(longest):
+                yield env.render()
+                seen = torch.from_numpy(obs)[None].to(policy.device, torch.float32)
+                if policy.network.clocked:
+                    left = policy.config.env.episode_length - 1 - t
+                    seen = torch.cat([seen, seen.new_full((1, 1), left)], dim=1)
+                action = player.act(seen, torch.tensor([episode], device=policy.device))[0].cpu().numpy()
+                obs, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    break
             yield env.render()
-            seen = torch.from_numpy(obs)[None].to(policy.device, torch.float32)
-            if policy.network.clocked:
-                left = policy.config.env.episode_length - 1 - t
-                seen = torch.cat([seen, seen.new_full((1, 1), left)], dim=1)
-            action = player.act(seen, torch.tensor([episode], device=policy.device))[0].cpu().numpy()
-            obs, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                break
-        yield env.render()
-    env.close()
 
 
 class _Camera:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def open_for(options: EnvOptions, num_envs: int, *, seed: int, device: torch.dev
     """
     arguments = (
         options.name, num_envs, seed, options.episode_length, options.auto_reset, options.engine, options.parity,
-        device, options.goal_sampler, options.options,
+        device, options.goal_sampler, options.options, _own_class(options.name),
     )  # fmt: skip
     if options.goal_sampler is not None:  # in a notebook the name may stand for another function by now
         return _compiled.__wrapped__(*arguments)
@@ -31,11 +32,19 @@ def open_for(options: EnvOptions, num_envs: int, *, seed: int, device: torch.dev
 @lru_cache(maxsize=4)
 def _compiled(
     name: str, num_envs: int, seed: int, episode_length: int, auto_reset: str, engine: str, parity: bool,
-    device: torch.device, goal_sampler: str | None, own: tuple[str, ...],
+    device: torch.device, goal_sampler: str | None, own: tuple[str, ...], _own_class: Any,
 ) -> Environments:  # fmt: skip
     return open_environments(
         name, num_envs, seed, episode_length, auto_reset, engine, parity, device, goal_sampler, **values(own)
     )
+
+
+def _own_class(name: str) -> Any:
+    """What a user's name stands for now: in a notebook perhaps another class than when it was last asked for."""
+    from deepres.envs.registry import find
+
+    entry = find(name)
+    return entry.task_class() if entry.own and entry.task is not None else None
 
 
 def sizes_of(env: Environments) -> Sizes:

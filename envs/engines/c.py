@@ -89,9 +89,10 @@ _CLOCK = _Clock()
 
 
 def _all_pairs_listed(model: mujoco.MjModel) -> bool:
-    """Whether every two geoms of `model` whose masks let them meet are among its listed pairs."""
+    """Whether every two geoms of `model` whose masks let them meet are among its listed pairs, and nothing else
+    can be met."""
     meet = (model.geom_contype[:, None] & model.geom_conaffinity[None]) != 0
     met = {frozenset(pair) for pair in np.argwhere(meet).tolist()}
-    return met <= {
+    return model.nflex == 0 and met <= {
         frozenset(pair) for pair in np.stack([model.pair_geom1, model.pair_geom2], axis=1).tolist()
     }

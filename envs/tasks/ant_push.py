@@ -72,8 +72,8 @@ class AntPush(Ant):
                 wall.contype, wall.conaffinity, wall.rgba = 0, bit, rgba
         for name in ("torso", *FEET):
             spec.geom(name).contype = 1 | WALL_BIT | BLOCK_BIT
-        for geom in spec.geoms:
-            geom.solimp[:3] = 0.995, 0.995, 0.01
+        for one in (*spec.geoms, *spec.pairs):  # the feet's with the floor are listed, and have their own
+            one.solimp[:3] = 0.995, 0.995, 0.01
         return spec
 
     def view(self) -> View:

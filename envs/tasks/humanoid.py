@@ -50,7 +50,7 @@ class Humanoid(Task):
     threshold_easy = 2.0
 
     def __init__(self, parity: bool = False) -> None:
-        self.parity = parity
+        self.parity = self.own_goals = parity  # a published target is a body of the model
         links = slice(1, 1 + LINKS + parity)
         self._mass = self.model.body_mass[links].astype(np.float32)
         self._inertia = self.model.body_inertia[links].astype(np.float32)  # [links, 3], about principal axes

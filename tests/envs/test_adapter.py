@@ -83,3 +83,7 @@ def test_gymnasiums_checker_passes_on_a_task_of_every_kind(name, parity):
 def test_one_environment_is_asked_of_one(env):
     with pytest.raises(ValueError, match="single=True is for one environment, got num_envs=4; make it with"):
         envs.gymnasium_env(env.env, single=True)
+    with pytest.raises(
+        ValueError, match="auto_reset='first' asks for the same one; make the environment with"
+    ):
+        envs.gymnasium_env(envs.make("point_u_maze", 1, auto_reset="first"), single=True)

@@ -247,6 +247,21 @@ def test_goals_of_ones_own():
     np.testing.assert_array_equal(first.obs[:, env.state_dim :], first.goal)
     after = env.step(env.step(first, np.zeros((NUM_ENVS, 8))), np.zeros((NUM_ENVS, 8)))
     assert after.done.all() and (after.goal[:, 0] != first.goal[:, 0]).all() and (after.goal[:, 1] == 0).all()
+    for name, options in (("arm_grasp", {}), ("humanoid", {"parity": True})):
+        with pytest.raises(
+            ValueError, match=r"goal_sampler does not apply to .*, whose goal is part of what"
+        ):
+            envs.make(name, goal_sampler=lambda key: jnp.zeros(3), **options)
+    for name, options, sentence in (
+        ("ant", {"goal_sampler": 5}, "goal_sampler must be a function key -> goal, or where it is, got 5"),
+        ("ant", {"goal_distance": "far"}, "ant cannot be made with goal_distance='far': "),
+        ("ant_maze", {"layout": 5}, "ant_maze cannot be made with layout=5: "),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            envs.make(name, 2, **options)
+    with pytest.raises(ValueError, match=r"action must have shape \[2, 2\].* got \[1, 2\]"):
+        two = envs.make("point_u_maze", 2, engine="c")
+        two.step(two.reset(), [[0.0] * 2])
     with pytest.raises(ValueError, match=r"goal_sampler must return a goal \[2\], got \[3\]"):
         envs.make("ant", goal_sampler=lambda key: jnp.zeros(3))
 

@@ -10,16 +10,20 @@ from itertools import pairwise
 import gymnasium
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 
 import deepres
 from deepres import envs
+from deepres.config import Config
 from deepres.envs import listing
 from deepres.envs.engines import at_rest
 from deepres.report import video
 from deepres.report.paths import plot_paths
+from deepres.training.environments import open_for
 from helpers.own_environments import Ball, Disc, Flat, Reach
 
 N = 3
@@ -112,12 +116,20 @@ def test_a_task_that_advances_itself_may_still_have_a_model_for_pictures():
     assert env.engine == "jax" and video.snapshot(env, states[2]).qpos.tolist() == [1, 1]
 
 
+def slow(self):
+    spec = Ball.spec(self)
+    spec.actuators[0].dyntype, spec.actuators[0].dynprm[0] = mujoco.mjtDyn.mjDYN_FILTER, 0.1
+    return spec
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
         ({"dt": 0.055}, "dt must be a whole number of the model's timesteps of 0.01 s, got 0.055 s"),
         ({"start": lambda self, key: (at_rest(*jnp.zeros((2, 1))), jnp.zeros(2))}, r"have qpos \[2\].* got \[1\]"),
         ({"start": lambda self, key: (jnp.zeros(2), jnp.zeros(2))}, r"Odd.start must return at_rest\(qpos, qvel\)"),
+        ({"control": lambda self, action: action[:1]}, r"control must return \[2\], the model's controls, got \[1\]"),
+        ({"spec": slow}, "the model of Odd must have no actuators or plugins with a state.* got 1 activations"),
     ],
 )  # fmt: skip
 def test_a_task_that_does_not_fit_its_model_gets_a_sentence(changed, sentence):
@@ -139,12 +151,57 @@ def test_an_engine_does_not_apply_to_physics_of_ones_own(engine):
         ({"observe": lambda self, sim: sim["x"]}, r"observe must return float32\[4\] \(state_dim\), got float32\[2\]"),
         ({"start": lambda self, key: (Disc.start(self, key)[0], jnp.zeros(3))}, r"start must return a goal \[2\]"),
         ({"advance": lambda self, sim, action: sim["x"]}, r"advance must return what start does, .*clock: int32\[\]"),
+        ({"goal_slice": slice(2)}, r"goal_slice must be slice\(start, stop\) of the state's 4.*, got slice\(None, 2"),
+        ({"goal_slice": slice(2, 6)}, r"of the state's 4 numbers, got slice\(2, 6"),
+        ({"goal_slice": (0, 2)}, r"of the state's 4 numbers, got \(0, 2\)"),
+        ({"terminated": lambda self, state: state > 0}, r"Odd.terminated must return one number, got shape \[4\]"),
+        ({"reward": lambda self, *_: jnp.zeros(2)}, r"Odd.reward must return one number, got shape \[2\]"),
+        ({"goal_after": lambda self, state, goal: goal[:1]}, r"Odd.goal_after must return \[2\], got shape \[1\]"),
+        ({"start": lambda self, key: ({**Disc.start(self, key)[0], "h": jnp.zeros(2, jnp.bfloat16)}, jnp.zeros(2)),
+          "advance": lambda self, sim, action: sim}, "NumPy's own types, to be saved, got bfloat16; take float32"),
     ],
 )  # fmt: skip
 def test_functions_that_do_not_fit_their_figures_get_a_sentence(changed, sentence):
     envs.register("odd", type("Odd", (Disc,), changed))
     with pytest.raises(ValueError, match=sentence):
         envs.make("odd")
+
+
+def test_functions_may_return_what_python_has_and_draw_whatever_jax_can():
+    class Plain(Disc):
+        def start(self, key):
+            places = jax.random.poisson(key, 2.0, (2,)) + jax.random.uniform(key, (2,), jnp.bfloat16)
+            return {**Disc.start(self, key)[0], "v": jnp.zeros(2)}, places.astype(jnp.float32)
+
+        def terminated(self, state):
+            return False
+
+        def success(self, state, goal):
+            return True
+
+        def reward(self, before, action, after, goal):
+            return -1
+
+    envs.register("plain", Plain)
+    env = envs.make("plain", N, episode_length=3)
+    states = pushed(env, 4)
+    assert [bool(s.done[0]) for s in states] == [bool(s.truncation[0]) for s in states] == [0, 0, 0, 1, 0]
+    assert states[1].truncation.dtype == bool and states[1].success.tolist() == [1.0] * N
+    assert states[1].reward.tolist() == [-1.0] * N
+    key = jax.random.key_data(jax.random.split(jax.random.PRNGKey(3)))[1]
+    single = env.functional.reset(jax.random.PRNGKey(3))
+    np.testing.assert_array_equal(single.goal, Plain().start(jax.random.wrap_key_data(key))[1])
+
+
+def test_a_class_that_is_defined_anew_is_what_its_name_then_stands_for():
+    options = Config("crl", env="again").env
+    opened = []
+    for edge in (1.0, 2.0):
+        again = {"__init__": lambda self, edge=edge: setattr(self, "edge", edge), "__qualname__": "Again"}
+        envs.register("again", type("Again", (Disc,), again))
+        opened.append(open_for(options, 2, seed=0, device=torch.device("cpu")))
+        assert open_for(options, 2, seed=0, device=torch.device("cpu")) is opened[-1]
+    assert [one.env.task.edge for one in opened] == [1.0, 2.0]
 
 
 # --- gymnasium ---
@@ -276,6 +333,12 @@ def test_a_name_is_given_once_but_a_module_may_be_imported_again():
             envs.register(name, what)
     with pytest.raises(ValueError, match="taken"):
         envs.register("disc", Disc, edge=9.0)
+    for grid in (np.zeros(2), np.zeros(2)):
+        envs.register("grid", Disc, edge=grid)
+    envs.register("made", gymnasium=lambda: Reach())
+    with pytest.raises(ValueError, match="taken"):
+        envs.register("made", gymnasium=lambda: Reach(3.0))
+    assert envs.make("disc", np.int64(2), seed=np.uint8(3)).num_envs == 2
 
 
 class NoSizes(envs.FunctionalTask):

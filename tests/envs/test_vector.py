@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepres import envs
-from deepres.envs.engines.c import BatchPhysics
+from deepres.envs.engines.c import BatchPhysics, _all_pairs_listed
 from deepres.envs.engines.c_step import FEW
 
 COUNT = 2 * FEW + 3
@@ -85,3 +85,22 @@ def test_pairs_that_are_listed_meet_as_those_that_are_found():
         states = [engine.step(state, ctrl, None) for engine, state in zip(engines, states, strict=True)]
         jax.tree.map(np.testing.assert_array_equal, *states)
     assert (states[0].qpos[:, 2] < 0.6).any()  # on the floor
+
+
+def test_listed_pairs_are_as_hard_as_their_geoms():
+    """Of every robot that lists pairs: a pair overrides what its geoms say."""
+    for name in ("ant", "ant_push", "ant_ball", "ant_u_maze"):
+        model = envs.make_task(name).model
+        for pair, (one, other) in enumerate(zip(model.pair_geom1, model.pair_geom2, strict=True)):
+            softest = (model.geom_solimp[one] + model.geom_solimp[other]) / 2
+            np.testing.assert_allclose(model.pair_solimp[pair, :3], softest[:3], err_msg=name)
+
+
+def test_a_cloth_meets_what_geoms_alone_would_not():
+    grid = '<flexcomp name="c" type="grid" count="3 3 1" spacing=".2 .2 .2" pos="0 0 1" radius=".02" dim="2" mass="1"/>'
+    floor = '<geom type="plane" size="2 2 1" contype="0" conaffinity="1"/>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{floor}{grid}</worldbody></mujoco>")
+    assert model.nflex == 1 and not _all_pairs_listed(model)
+    assert _all_pairs_listed(
+        mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{floor}</worldbody></mujoco>")
+    )
