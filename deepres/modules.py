@@ -20,7 +20,7 @@ from deepres.kernels import residual_stack
 from deepres.kernels.arguments import check_tensors, whole_number
 from deepres.kernels.autocast import autocasts
 from deepres.kernels.dispatch import BACKENDS
-from deepres.kernels.residual_stack.options import NAMES, checked_options
+from deepres.kernels.residual_stack.options import NAMES, StackOptions, checked_options
 
 LAYER_NORM_EPS = 1e-6
 Device = torch.device | str | None
@@ -176,6 +176,12 @@ class ResidualStack(nn.Module):
     @property
     def depth(self) -> int:
         return self.weight.shape[-3]
+
+    @property
+    def skip_every(self) -> int:
+        """Layers of a block, 0 without skips."""
+        layers = self.options.get("skip_every")
+        return StackOptions().skip_every if layers is None else int(layers)
 
     @property
     def members(self) -> int | None:

@@ -24,6 +24,7 @@ from deepres.initialisation import start_blocks_
 from deepres.kernels.arguments import whole_number
 from deepres.kernels.policy.op import squashed_gaussian
 from deepres.kernels.policy.reference import bounded
+from deepres.kernels.residual_stack.options import NAMES
 from deepres.kernels.stem.op import norm_activation
 from deepres.modules import LAYER_NORM_EPS as LAYER_NORM_EPS
 from deepres.modules import Network, ResidualStack, dense, layer_norm, require_columns
@@ -68,6 +69,7 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        depths = (self.depth, self.depth if self.actor_depth is None else self.actor_depth)
         if self.trunk == "plain":
             refuse_unread(self, ("skip_every", "activation", "norm", "init"), "trunk=plain")
             return
@@ -75,6 +77,11 @@ class NetworkOptions:
             raise ValueError(
                 f"init={self.init} sets the last LayerNorm of every residual block; it needs norm and skip_every > 0, "
                 f"got norm={self.norm}, skip_every={self.skip_every}"
+            )
+        if self.init in ("scaled", "zero") and max(depths) < self.skip_every:
+            raise ValueError(
+                f"init={self.init} sets the last LayerNorm of every residual block, got none in {max(depths)} "
+                f"layers with skip_every={self.skip_every}; leave init out"
             )
         for name in ("depth", "actor_depth"):
             depth = getattr(self, name)
@@ -130,9 +137,14 @@ def _trunk(
     in_dim: int, width: int, depth: int, made: dict[str, Any], options: dict[str, Any]
 ) -> tuple[nn.Module, bool]:
     """The hidden layers that `options` ask for, and whether their heads start by the average of in and out."""
-    width = whole_number("width", width)
-    if options.pop("trunk", "residual") == "residual":
+    width, trunk = whole_number("width", width), options.pop("trunk", "residual")
+    if trunk == "residual":
         return Trunk(in_dim, width, depth, **made, **options), False
+    if trunk != "plain":
+        raise ValueError(f"trunk must be one of residual, plain, got {trunk!r}")
+    for name in options:
+        if name not in NAMES:
+            raise TypeError(f"a network has no option {name!r}; there are {', '.join(NAMES)}")
     return PlainLayers(in_dim, width, depth, norm=options.get("norm", True), **made), True
 
 
@@ -290,7 +302,7 @@ class Networks:
     def _started(self, network: Made) -> Made:
         """`network` with its blocks as `init` says."""
         for stack in network.modules():
-            if isinstance(stack, ResidualStack) and stack.options["skip_every"] and stack.gamma is not None:
+            if isinstance(stack, ResidualStack) and stack.skip_every and stack.gamma is not None:
                 init = self.options.init
                 if init == "auto":
                     init = "scaled" if stack.gamma.shape[-2] >= SCALED_FROM else "published"

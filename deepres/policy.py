@@ -29,7 +29,7 @@ from deepres.runs.files import read_rows
 from deepres.runs.folder import RunFolder, require_same
 from deepres.training.environments import open_for, require_like, task_sizes
 from deepres.training.evaluate import EVAL_SEED, Evaluation, Paths, evaluate
-from deepres.training.learner import build_algorithm
+from deepres.training.learner import build_algorithm, kept_tensors
 
 _PREFIX = "parameters/"
 
@@ -80,7 +80,7 @@ class Policy:
         names, network = _without_memory(config, found)
         network.actor.to_empty(device=device)
         with torch.no_grad():
-            for name, p in network.actor.named_parameters():
+            for name, p in kept_tensors(network.actor).items():
                 saved = tensors.get(names[name])
                 if saved is None or saved.shape != p.shape:
                     came = "nothing" if saved is None else str(list(saved.shape))
@@ -167,8 +167,10 @@ class Policy:
             if env.action_bounds is not None:
                 low, high = env.action_bounds
                 said |= {"action_low": json.dumps(low), "action_high": json.dumps(high)}
-        except (ImportError, ValueError):
-            pass  # no physics here, or an environment that nobody registered: the network needs neither
+        except (
+            Exception
+        ):  # no physics here, no display for a user's own environment: the network needs neither
+            pass
         if self.evaluation:
             said["success"] = self.evaluation["success_any"]
             said["success_env_steps"] = int(self.evaluation["env_steps"])
@@ -207,7 +209,7 @@ class Policy:
         """Its parameters on the CPU, by the names that they have in a checkpoint of its run."""
         self._require_network()
         names, _ = _without_memory(self.config, self.sizes)
-        return {names[n]: p.detach().cpu().contiguous() for n, p in self.network.actor.named_parameters()}
+        return {names[n]: p.detach().cpu().contiguous() for n, p in kept_tensors(self.network.actor).items()}
 
     @property
     def device(self) -> torch.device:
@@ -219,12 +221,14 @@ class Policy:
         [N, H * A], standard normal. Of a policy that plans H > 1 actions at once these are the first of new plans;
         `plan` gives all, `player` keeps to them. One that is clocked (gcsl) wants one column more, the steps left of
         the episode after this one. Raises TypeError for what is no tensor, ValueError for another shape."""
-        return self.network.act(self._checked(obs), noise)
+        obs = self._checked(obs)
+        return self.network.act(obs, self._checked_noise(noise, len(obs)))
 
     @plain_torch()
     def plan(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """Chunks [N, H, A], the next H actions for obs [N, S + G]; see `act`."""
-        return self.network.plan(self._checked(obs), noise)
+        obs = self._checked(obs)
+        return self.network.plan(obs, self._checked_noise(noise, len(obs)))
 
     def player(self) -> Player:
         """Acts as in training and evaluation, open loop: player.act(obs, traj_id), traj_id [N] any whole numbers that
@@ -245,6 +249,20 @@ class Policy:
                 f"numbers{' and the steps left of the episode' if clocked else ''}, got {list(obs.shape)}"
             )
         return obs.to(self.device, torch.float32)
+
+    def _checked_noise(self, noise: Tensor | None, rows: int) -> Tensor | None:
+        if noise is None:
+            return None
+        if not isinstance(noise, Tensor):
+            raise TypeError(
+                f"noise must be a torch tensor, got {type(noise).__name__}; pass torch.as_tensor(noise)"
+            )
+        wanted = [rows, self.network.horizon * self.sizes.action]
+        if list(noise.shape) != wanted:
+            raise ValueError(
+                f"noise must have shape {wanted}, got {list(noise.shape)}; pass torch.randn{tuple(wanted)}"
+            )
+        return noise.to(self.device, torch.float32)
 
     def environments(self, num_envs: int | None = None) -> Environments:
         """Environments of the task that it is evaluated on; by default eval_envs of them."""
@@ -267,14 +285,22 @@ def _without_memory(config: Config, sizes: Sizes) -> tuple[dict[str, str], Actor
     """The policy on the device "meta", and of each of its parameters the name in a checkpoint."""
     with torch.device("meta"):
         algorithm = build_algorithm(config, sizes)
-    full = {id(p): _PREFIX + name for name, p in algorithm.named_parameters()}
+    full = {id(p): _PREFIX + name for name, p in kept_tensors(algorithm).items()}
     network = algorithm.policy()
-    return {name: full[id(p)] for name, p in network.actor.named_parameters()}, network
+    kept = kept_tensors(network.actor)
+    if lost := [name for name, _ in network.actor.named_buffers() if name not in kept]:
+        raise ValueError(
+            f"what an actor computes with must be in its checkpoint, got {', '.join(lost)} as buffers that are not "
+            "persistent; register them with persistent=True, or compute them in forward"
+        )
+    return {name: full[id(p)] for name, p in kept.items()}, network
 
 
 def _changed(config: Config, changes: dict[str, Any]) -> Config:
     """`config` with `changes`, of which none may belong to what was learned."""
-    learned = {"env", "env_options", "goal_sampler", *flags(config.network), *flags(config.algorithm)}
+    learned = {
+        "env", "env_options", "goal_sampler", "network", "algorithm", *flags(config.network), *flags(config.algorithm)
+    }  # fmt: skip
     if fixed := sorted(set(changes) & learned):
         raise ValueError(f"{', '.join(fixed)} belongs to what was learned and cannot change; leave it out")
     return config.replace(**changes)

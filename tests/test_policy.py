@@ -11,6 +11,9 @@ import torch
 
 import deepres
 from deepres import CheckpointError, Config, Policy
+from deepres.algorithms import register
+from deepres.algorithms.crl import CRL
+from deepres.networks import NetworkOptions
 from deepres.ranks import ALONE
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.folder import RunFolder
@@ -81,6 +84,50 @@ def test_what_it_cannot_act_on_is_one_sentence(run):
         assert str(error.value).endswith(f"got {list(shape)}")
 
 
+@pytest.mark.parametrize(
+    ("noise", "error", "sentence"),
+    [
+        (torch.zeros(2), ValueError, r"noise must have shape \[3, 2\], got \[2\]; pass torch.randn\(3, 2\)"),
+        (torch.zeros(3, 1), ValueError, r"noise must have shape \[3, 2\], got \[3, 1\]"),
+        ([0.0], TypeError, "noise must be a torch tensor, got list"),
+    ],
+)
+def test_noise_is_of_every_row_and_number(run, noise, error, sentence):
+    policy = Policy.load(run[0])
+    with pytest.raises(error, match=sentence):
+        policy.act(torch.zeros(3, 6), noise)
+    assert policy.act(torch.zeros(3, 6), torch.zeros(3, 2).double()).dtype == torch.float32
+
+
+class Scaled(CRL):
+    """An actor with a buffer, as one that normalises what it sees has."""
+
+    persistent = True
+
+    def build(self, networks):
+        groups = super().build(networks)
+        self.actor.register_buffer("scale", torch.full((), 3.0), persistent=self.persistent)
+        return groups
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_an_actors_buffers_are_saved_and_loaded(tmp_path):
+    register("scaled", Scaled)
+    leave_run(tmp_path / "run", Config("scaled", **SIZES))
+    policy = Policy.load(tmp_path / "run")
+    assert policy.network.actor.scale == 3.0
+    again = Policy.load(policy.save(tmp_path / "policy.safetensors"))
+    assert again.network.actor.scale == 3.0
+    Scaled.persistent = False
+    try:
+        with pytest.raises(
+            ValueError, match="got scale as buffers that are not persistent; register them with"
+        ):
+            Policy.load(tmp_path / "run")
+    finally:
+        Scaled.persistent = True
+
+
 def test_damaged_files_are_one_sentence(run, tmp_path):
     from safetensors.torch import save_file
 
@@ -126,6 +173,8 @@ def test_options_that_are_not_the_policys_are_refused(run, group, name, value):
 def test_what_was_learned_cannot_be_set_otherwise(run):
     with pytest.raises(ValueError, match="activation belongs to what was learned and cannot change"):
         Policy.load(run[0], activation="relu")
+    with pytest.raises(ValueError, match="network belongs to what was learned and cannot change"):
+        Policy.load(run[0], network=NetworkOptions(activation="relu"))
 
 
 def test_a_file_of_another_network_is_refused(run, tmp_path):

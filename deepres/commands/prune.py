@@ -10,7 +10,9 @@ import tyro
 Folder = tyro.conf.Positional[Path]
 
 
-def analyse(run: Folder, states: int = 10_000, out: Path | None = None, seed: int = 0) -> None:
+def analyse(
+    run: Folder, states: int = 10_000, out: Path | None = None, seed: int = 0, device: str | None = None
+) -> None:
     """Tell what each residual block of a policy does: a table, a CSV file and a picture.
 
     Args:
@@ -18,6 +20,7 @@ def analyse(run: Folder, states: int = 10_000, out: Path | None = None, seed: in
         states: Visited states that are measured on, or what is there.
         out: Folder for blocks.csv, .png and .pdf; by default the run's own.
         seed: Draws the states.
+        device: auto, cpu, cuda or cuda:1; by default the run's own.
     """
     from deepres.compress.analyse import analyse as measure
     from deepres.compress.analyse import visited
@@ -26,7 +29,7 @@ def analyse(run: Folder, states: int = 10_000, out: Path | None = None, seed: in
     from deepres.report import blocks as told
     from deepres.report.tables import console, table
 
-    policy = Policy.load(run)
+    policy = Policy.load(run, **({} if device is None else {"device": device}))
     blocks = Blocks(policy.network)
     found = measure(blocks, visited(policy, states, seed), seed)
     title = f"{run}: {blocks.count} blocks of {blocks.size} layers on {found.states:,} visited states"
@@ -47,6 +50,7 @@ def prune(
     rounds: int | None = None,
     states: int = 10_000,
     seed: int = 0,
+    device: str | None = None,
 ) -> None:
     """Leave residual blocks out of a trained policy by their scores, in rounds, with healing between them.
 
@@ -62,8 +66,20 @@ def prune(
             all at once.
         states: Visited states that are scored on.
         seed: Draws them, and is that of healing.
+        device: auto, cpu, cuda or cuda:1; by default the run's own.
     """
     from deepres.compress.prune import prune as leave_out
 
-    leave_out(run, depth, out, score=score, heal=heal, rounds=rounds, states=states, seed=seed, tell=print)
+    leave_out(
+        run,
+        depth,
+        out,
+        score=score,
+        heal=heal,
+        rounds=rounds,
+        states=states,
+        seed=seed,
+        device=device,
+        tell=print,
+    )
     print(out)

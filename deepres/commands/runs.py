@@ -81,7 +81,7 @@ def export(run: Folder, out: Path | None = None, format: str | None = None) -> N
     Args:
         run: Folder of the run.
         out: The file; by default one of the run's name here.
-        format: onnx or pt2; by default as the file's suffix says, else onnx.
+        format: onnx or pt2; by default as the file's suffix says, or onnx where no file is named.
     """
     from deepres.policy import Policy
 

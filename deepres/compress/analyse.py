@@ -25,7 +25,7 @@ from torch import Tensor
 
 from deepres.compress.blocks import Blocks
 from deepres.data.chunks import seen_by
-from deepres.machine import seeded
+from deepres.machine import plain_torch, seeded
 from deepres.policy import Policy
 from deepres.training.evaluate import EVAL_SEED
 
@@ -58,6 +58,7 @@ class Analysis:
         return getattr(self, name)
 
 
+@plain_torch()
 @torch.no_grad()
 def visited(policy: Policy, states: int = STATES, seed: int = 0) -> Tensor:
     """What the policy sees, [N, S + G] and a column more where it is clocked, in the episodes of `Policy.evaluate()`.
@@ -71,11 +72,15 @@ def visited(policy: Policy, states: int = STATES, seed: int = 0) -> Tensor:
     step = env.reset(policy.config.schedule.seed + EVAL_SEED)
     every = max(1, env.episode_length * env.num_envs // (4 * states))
     seen: list[Tensor] = []
+    alive = torch.ones_like(step.done)
     for t in range(env.episode_length):
         obs = seen_by(policy.network, env, step)
         if t % every == 0:
-            seen.append(obs.clone())
+            seen.append(obs[alive])
         step = env.step(step, player.act(obs, step.traj_id))
+        alive = alive & ~step.done  # what an environment does after its episode is another one's
+        if not alive.any():
+            break
     rows = torch.cat(seen)
     rows = rows[rows.isfinite().all(dim=1)]
     if len(rows) < 2:
@@ -84,6 +89,7 @@ def visited(policy: Policy, states: int = STATES, seed: int = 0) -> Tensor:
     return rows[drawn.to(rows.device)]
 
 
+@plain_torch()
 def analyse(blocks: Blocks, obs: Tensor, seed: int = 0) -> Analysis:
     """Measure every block on obs [N, S + G], N >= 2. seed: draws the signs of `gradient`."""
     chunks = obs.split(_ROWS)

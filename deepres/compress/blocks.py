@@ -40,7 +40,7 @@ class Blocks:
         self.network = network
         self._parts = [None if p is None else p.detach() for p in (getattr(stack, name) for name in _PARTS)]
         self._options = stack.options
-        self.size: int = stack.options.get("skip_every", 4)
+        self.size = stack.skip_every
         """Layers of a block."""
         self.count: int = stack.depth // self.size
         """B."""
@@ -106,7 +106,7 @@ def _stack(actor: nn.Module) -> ResidualStack:
         raise ValueError(
             f"the policy must be an actor of deepres.networks, got a {type(actor).__name__}; pass a run of crl, say"
         )
-    if not stack.options.get("skip_every", 4):
+    if not stack.skip_every:
         raise ValueError(
             "the policy must have residual blocks, got layers without a skip; train it with skip_every=4 and a depth "
             "of at least that"

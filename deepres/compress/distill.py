@@ -10,7 +10,6 @@ teacher's stem and heads; else as any network does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,11 @@ from torch import Tensor
 from deepres.acting import GaussianPolicy
 from deepres.algorithms.distill import Distill, DistillOptions, energy_options
 from deepres.config import Config, Schedule
+from deepres.machine import plain_torch
+from deepres.options import flags
 from deepres.policy import Policy
 from deepres.runs import checkpoint as checkpoints
-from deepres.runs.folder import RunFolder, new_folder
+from deepres.runs.folder import RunFolder, new_folder, write_whole
 from deepres.training.loop import Result, save, train
 from deepres.training.run import Run
 
@@ -57,6 +58,16 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
             raise ValueError(
                 f"a student learns its teacher's task, {name}={known}, got {name}={changes[name]}; leave {name} out"
             )
+    for name in {"network", *flags(config.network)}.intersection(changes) - {
+        "width",
+        "init",
+        "actor_head_scale",
+    }:
+        if name == "network" or changes[name] != config.get(name):
+            raise ValueError(
+                f"a student is a network of its teacher's kind, of its own depth and width alone, got "
+                f"{name}={changes[name]}; leave {name} out"
+            )
     steps = changes.pop("steps", STEPS)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
@@ -68,7 +79,13 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
         )
     judged = energy_options(config.algorithm, network.depth) if share else {}
     unroll, each = changes.pop("unroll_length", UNROLL), changes.pop("gradient_steps", min(ROUND, steps))
-    taken = unroll * math.ceil(steps / each)
+    if steps % each:
+        more = steps - steps % each + each
+        raise ValueError(
+            f"gradient steps must be a multiple of {each}, those of a round, got {steps}; take "
+            f"{f'{more - each} or ' if steps > each else ''}{more}"
+        )
+    taken = unroll * (steps // each)
     watched = max(config.env.episode_length, round(TEACHERS_SHARE * taken))
     schedule = Schedule(
         total_steps=num_envs * taken, unroll_length=unroll, gradient_steps=each, batch_size=BATCH,
@@ -95,6 +112,7 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
     return begun.replace(**changes)
 
 
+@plain_torch()
 def open_student(
     teacher: str | Path | Policy, depth: int, *, start: Mapping[str, Tensor] | None = None, **changes: Any
 ) -> Run:
@@ -142,6 +160,7 @@ def _of_run(folder: str | None, network: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in found.tensors.items()}
 
 
+@plain_torch()
 def distill(
     teacher: str | Path | Policy,
     depth: int,
@@ -161,8 +180,8 @@ def distill(
     lock = target.take(resume=False)
     try:
         run = _opened(policy, config, start)
-        target.claim(config, resume=False)
         save(run, target)
+        write_whole(target.config, config.to_json())  # makes it a run, and comes last
     finally:
         lock.give_back()
     del run  # the one that learns is read from the folder, as after an interruption

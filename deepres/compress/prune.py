@@ -79,6 +79,7 @@ def prune(
     rounds: int | None = None,
     states: int = STATES,
     seed: int = 0,
+    device: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Policy:
     """Write the policy of `run`, with `depth` layers left of its actor, into the new folder `out`; returns it.
@@ -88,12 +89,13 @@ def prune(
     run: a run's folder, or a file of Policy.save; it stays as it is. depth: a multiple of skip_every below the actor's.
     score: exact, ablated, gradient, angular or norm. heal: gradient steps of distillation after each round. rounds:
     over which the removal is spread evenly; None drops an eighth of the run's blocks in each. states: how many are
-    scored on. seed: draws them, and is that of healing. tell: called with a line for each round.
+    scored on. seed: draws them, and is that of healing. device: auto, cpu, cuda or cuda:1;
+    None is the run's own. tell: called with a line for each round.
 
     Interrupted, the same call goes on after the last round that was done. Raises what Policy.load raises, ValueError in
     one sentence for what cannot be, FileExistsError if something else is in `out`, InUse.
     """
-    teacher = Policy.load(run)
+    teacher = Policy.load(run, **({} if device is None else {"device": device}))
     whole = Blocks(teacher.network)
     counts = _checked(teacher, whole, depth, score, heal, rounds)
     asked = Asked(str(run), teacher.env_steps, depth, score, heal, len(counts), states, seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepres.deploy.plain import PlainNetwork
 
@@ -48,7 +48,7 @@ def write_program(network: PlainNetwork, metadata: Metadata, path: Path) -> None
     torch.export.load reads it, and the metadata as its extra_files. Raises OSError as write_onnx."""
     example = torch.zeros(2, network.inputs)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(_Program(network), (example,), dynamic_shapes={INPUT: {0: batch}})
+    program = torch.export.export(network, (example,), dynamic_shapes={INPUT: {0: batch}})
     held = io.BytesIO()
     torch.export.save(program, held, extra_files=dict(metadata))
     with drafts_of(path) as draft:
@@ -76,17 +76,6 @@ def drafts_of(path: Path) -> Iterator[Path]:
         raise OSError(f"cannot write the policy to {path}: {error}; export it to another place") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Program(nn.Module):
-    """`network` with its tensors as parameters, which torch.export then names and stores once."""
-
-    def __init__(self, network: PlainNetwork):
-        super().__init__()
-        self.network = network
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.network(obs)
 
 
 def _tensors(network: PlainNetwork) -> list[Tensor]:

@@ -22,7 +22,7 @@ class OnnxActor(nn.Module):
         self.session, self.output = session, output
 
     def forward(self, obs: Tensor) -> Tensor:
-        (found,) = self.session.run([self.output], {INPUT: obs.numpy()})
+        (found,) = self.session.run([self.output], {INPUT: obs.detach().numpy()})
         return torch.from_numpy(found).flatten(1)
 
 

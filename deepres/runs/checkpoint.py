@@ -79,7 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = ALON
             "counters": checkpoint.counters,
             "config": checkpoint.config,
             "sizes": checkpoint.sizes,
-            "size": ranks.size,
+            "size": ranks.size if ranks.size > 1 else checkpoint.size,
             "files": files,
         }
         header["sha256"] = _digest(header)

@@ -7,6 +7,8 @@ counters are the run's own.
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,18 @@ from deepres.algorithms.base import Algorithm
 from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.initialisation import start_blocks_
-from deepres.machine import seeded
+from deepres.machine import plain_torch, seeded
 from deepres.networks import ResidualStack
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint
-from deepres.runs.folder import RunFolder
-from deepres.training.learner import build_algorithm
+from deepres.runs.folder import RunFolder, require_same, write_whole
+from deepres.training.environments import task_sizes
+from deepres.training.learner import build_algorithm, kept_tensors
 
 _PARAMETERS, _OPTIMIZERS = "parameters/", "optimizers/"
 
 
+@plain_torch()
 def grow(
     run_dir: str | Path, depth: int, out: str | Path, *, actor_depth: int | None = None, seed: int = 0
 ) -> Path:
@@ -43,10 +47,23 @@ def grow(
     grown = config.replace(depth=depth, **({} if actor_depth is None else {"actor_depth": actor_depth}))
     _check(config, grown)
     _, old = checkpoints.find(source.checkpoints)
-    tensors = grow_tensors(old.tensors, config, grown, Sizes(**old.sizes), seed)
-    target.claim(grown, resume=False)
-    made = Checkpoint(tensors, old.counters, grown.to_dict(), old.shards, old.sizes, old.size)
-    checkpoints.save(target.checkpoints, made, keep=1)
+    if old.counters.get("policy_alone"):
+        raise ValueError(
+            f"{run_dir} holds a policy alone and does not learn; grow the run that it was pruned from"
+        )
+    require_same(Config.from_dict(old.config, str(source.checkpoints)), config)
+    sizes = Sizes(**old.sizes) if old.sizes else task_sizes(config.env)
+    tensors = grow_tensors(old.tensors, config, grown, sizes, seed)
+    lock = target.take(resume=False)
+    try:
+        made = Checkpoint(tensors, old.counters, grown.to_dict(), old.shards, asdict(sizes), old.size)
+        checkpoints.save(target.checkpoints, made, keep=1)
+        write_whole(target.config, grown.to_json())  # makes it a run, and comes last
+    except BaseException:
+        shutil.rmtree(target.checkpoints, ignore_errors=True)
+        raise
+    finally:
+        lock.give_back()
     return target.path
 
 
@@ -72,11 +89,7 @@ def _check_stacks(small: Algorithm, large: Algorithm) -> None:
     ]
     for name in stacks[0] | stacks[1]:
         before, after = (each.get(name) for each in stacks)
-        if (
-            before is None
-            or after is None
-            or (before.depth != after.depth and not before.options["skip_every"])
-        ):
+        if before is None or after is None or (before.depth != after.depth and not before.skip_every):
             raise ValueError(
                 f"{name.split('.')[0]} has fewer layers than a residual block and cannot grow to one; train the deeper "
                 "network from its start"
@@ -94,7 +107,7 @@ def grow_tensors(
     for module in large.modules():
         if isinstance(module, ResidualStack) and module.gamma is not None:
             start_blocks_(module.gamma, grown.network.skip_every, "zero")
-    fresh = {name: p.detach() for name, p in large.named_parameters()}
+    fresh = {name: p.detach() for name, p in kept_tensors(large).items()}
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if key.startswith(_PARAMETERS):

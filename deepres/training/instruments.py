@@ -111,7 +111,7 @@ def _blocks(name: str, stack: ResidualStack, x: Tensor) -> list[Row]:
     grad = stack.weight.grad
     grads = None if grad is None else one(grad)
     x = x[0] if x.ndim == 3 else x
-    size = stack.options.get("skip_every", 4) or 1
+    size = stack.skip_every or 1
     rows: list[Row] = []
     depth = parts[0].shape[0]  # type: ignore[union-attr]
     for first in range(0, depth, size):

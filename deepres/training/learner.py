@@ -32,6 +32,13 @@ def build_algorithm(config: Config, sizes: Sizes, generator: torch.Generator | N
     return algorithms.find(config.algorithm_name)(config.algorithm, sizes, networks)
 
 
+def kept_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of `module`, by name: its parameters, slow copies too, and persistent buffers."""
+    kept = module.state_dict(keep_vars=True)
+    buffers = ((name, b) for name, b in module.named_buffers() if name in kept)
+    return dict(module.named_parameters()) | dict(buffers)
+
+
 def _checked(groups: dict[str, Group], kind: str) -> dict[str, list[nn.Parameter]]:
     """The parameters of each group of the algorithm `kind`. Raises ValueError, naming the group that cannot be."""
     if not groups:
@@ -252,9 +259,7 @@ class Learner:
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter by its full name, e.g. "actor.trunk.stack.weight"; slow copies of networks and what an
         algorithm registered as a persistent buffer too."""
-        kept = self.algorithm.state_dict(keep_vars=True)
-        buffers = ((name, b) for name, b in self.algorithm.named_buffers() if name in kept)
-        return dict(self.algorithm.named_parameters()) | dict(buffers)
+        return kept_tensors(self.algorithm)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser moments, flat, for a checkpoint."""

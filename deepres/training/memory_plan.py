@@ -128,7 +128,7 @@ class StepMemory:
                     one.batches * batch,
                     width,
                     m.depth,
-                    options._replace(skip_every=m.options["skip_every"]),
+                    options._replace(skip_every=m.skip_every),
                     members=m.members or 1,
                     impl=system.impl,
                     device=device,

@@ -148,6 +148,13 @@ def test_what_cannot_be_taught_is_told(teacher, tmp_path):
         ),
         ((teacher, 8), {"steps": 0}, "steps must be a whole number >= 1, got 0"),
         ((teacher, 8), {"depht": 3}, "no option 'depht'"),
+        ((teacher, 8), {"norm": False}, "a network of its teacher's kind, .* got norm=False; leave norm out"),
+        ((teacher, 8), {"skip_every": 8}, "got skip_every=8; leave skip_every out"),
+        (
+            (teacher, 8),
+            {"steps": 150},
+            "gradient steps must be a multiple of 100, .* got 150; take 100 or 200",
+        ),
         ((untrained("td3"), 8), {}, "tanh of a Gaussian of state and goal, got a DeterministicPolicy of td3"),
         ((untrained("gcsl"), 8), {}, "got a ClockedGaussianPolicy of gcsl"),
     ):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
 from deepres.commands.main import main
+from deepres.compress.prune import prune
 from deepres.config import Config
 from deepres.data.batch import Sizes
 from deepres.policy import Policy
+from deepres.runs import checkpoint as checkpoints
+from deepres.runs.checkpoint import CheckpointError
 from deepres.runs.files import read_run
+from deepres.runs.folder import RunFolder
 from deepres.training.grow import grow, grow_tensors
 from deepres.training.loop import load_run, train
 from helpers.tiny_runs import SIZES
@@ -71,11 +79,45 @@ def test_what_cannot_grow_is_told(tmp_path):
             ValueError, match=f"{where} has fewer layers than a residual block and cannot grow"
         ):
             grow_tensors({}, small, small.replace(depth=8, actor_depth=8), Sizes(4, 2, 2), 0)
+    train(config.replace(depth=8, actor_depth=8), tmp_path / "long", progress=False)
     with pytest.raises(FileExistsError, match="is not empty"):
         grow(tmp_path / "run", 8, tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="no run at"):
         grow(tmp_path / "nowhere", 8, tmp_path / "no")
+    pruned = prune(tmp_path / "long", 4, tmp_path / "pruned", states=20)
+    assert pruned.config.network.actor_depth == 4
+    with pytest.raises(
+        ValueError, match="holds a policy alone and does not learn; grow the run that it was pruned"
+    ):
+        grow(tmp_path / "pruned", 16, tmp_path / "no")
+    edited = json.loads((tmp_path / "run" / "config.json").read_text())
+    edited["network"]["activation"] = "relu"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match="activation cannot change when a run is resumed"):
+        grow(tmp_path / "run", 8, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_what_is_grown_is_there_whole_or_not_at_all(tmp_path, small_disk):
+    train(Config("crl", **SHORT), tmp_path / "run", progress=False)
+    with pytest.raises(CheckpointError, match="cannot write a checkpoint"):
+        grow(tmp_path / "run", 4096, small_disk / "deep")
+    assert not (small_disk / "deep" / "config.json").exists()
+    grow(tmp_path / "run", 8, small_disk / "deep")
+    assert Policy.load(small_disk / "deep").config.network.depth == 8
+
+
+def test_a_grown_run_has_as_many_shards_as_the_one_it_came_from(tmp_path):
+    config = Config("crl", **SHORT)
+    train(config, tmp_path / "run", progress=False)
+    path, old = checkpoints.find(RunFolder(tmp_path / "run").checkpoints)
+    halves = {rank: {name: t.clone() for name, t in old.shards[0].items()} for rank in (0, 1)}
+    both = replace(old, shards=halves, size=2)
+    shutil.rmtree(path)
+    checkpoints.save(RunFolder(tmp_path / "run").checkpoints, both, keep=1)
+    grow(tmp_path / "run", 8, tmp_path / "deep")
+    _, grown = checkpoints.find(RunFolder(tmp_path / "deep").checkpoints)
+    assert grown.size == 2 and grown.shards.keys() == {0, 1}
 
 
 def test_a_run_is_grown_by_command(tmp_path, capsys):
