@@ -118,7 +118,7 @@ def test_commands_on_the_pages_parse(tmp_path, monkeypatch, capsys):
         def parsed(words, given):
             config, options = configured._parsed(command, own, words, given)
             if own is configured.Sweep:
-                assert configured._grid(options, config)
+                assert configured._grid(options, config, [])
             ran.append(command.__name__)
 
         return parsed

@@ -112,11 +112,13 @@ def _config(words: list[str], algorithm: str | None) -> Config:
 
 
 def _renamed(word: str) -> str:
-    """An option of version 0.1 under its name of today, which is told."""
+    """An option with hyphens in its name; one of version 0.1 under its name of today, which is told."""
     name, equals, value = word.partition("=")
-    old = name.removeprefix("--").replace("-", "_")
-    if not name.startswith("--") or old not in algorithms.OLD_WORDS:
+    if not name.startswith("--"):
         return word
+    old = name.removeprefix("--").replace("-", "_")
+    if old not in algorithms.OLD_WORDS:
+        return name.replace("_", "-") + equals + value
     new = "--" + algorithms.OLD_WORDS[old].replace("_", "-")
     print(f"deepres: {name} is called {new} now", file=sys.stderr)
     return new + equals + value

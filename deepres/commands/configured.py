@@ -38,6 +38,10 @@ class Place(Source):
     """Folder of a run to go on with, from its newest checkpoint; its options are the defaults."""
 
 
+USUAL: dict[str, list[Any]] = {"depth": [4, 16, 64], "seed": [0, 1, 2]}
+"""What a sweep varies of which nothing else is asked."""
+
+
 @dataclass(frozen=True)
 class Sweep(Source):
     """What varies."""
@@ -89,7 +93,7 @@ def sweep(words: list[str], given: Defaults) -> None:
     from deepres.experiments.grid import sweep as run
     from deepres.training.stopping import exit_status
 
-    grid = _grid(own, config)
+    grid = _grid(own, config, given.rest)
     if "depth" in grid and not any(word.startswith("--actor-depth") for word in words):
         config = config.replace(actor_depth=None)  # a preset's is that of its own depth
     out = own.out or Path("runs") / f"sweep-{config.env.name}"
@@ -150,7 +154,7 @@ def _arguments(name: str, group: Any) -> type:
     return made
 
 
-def _grid(own: Sweep, config: Config) -> dict[str, list[Any]]:
+def _grid(own: Sweep, config: Config, words: list[str]) -> dict[str, list[Any]]:
     """The options that vary and their values. Raises ValueError in one sentence for what cannot be read."""
     grid: dict[str, list[Any]] = {}
     kinds: dict[str, Any] = {}
@@ -175,8 +179,12 @@ def _grid(own: Sweep, config: Config) -> dict[str, list[Any]]:
             raise ValueError(f"pass --{name}s or --grid {name}=..., not both")
         if short:
             grid[name] = list(short)
+    asked = {name: any(w.partition("=")[0] == f"--{name}" for w in words) for name in ("depth", "seed")}
     if not own.grid:
-        grid = {"depth": grid.get("depth", [4, 16, 64]), "seed": grid.get("seed", [0, 1, 2])}
+        grid = {name: values for name, values in USUAL.items() if not asked[name]} | grid
+    for name, typed in asked.items():
+        if typed and name in grid:
+            raise ValueError(f"--{name} does not apply where it varies, {name}={grid[name]}; leave it out")
     return grid
 
 

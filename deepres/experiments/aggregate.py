@@ -36,11 +36,14 @@ def aggregate(study: Study, found: Sequence[Setting]) -> tuple[list[str], list[l
         shared = [name for name in tasks if name in first]
         better = (
             "-"
-            if first is tasks or not shared
+            if first is tasks or not shared or min(len(of[n]) for of in (tasks, first) for n in shared) < 2
             else probability_of_improvement([tasks[n] for n in shared], [first[n] for n in shared]).text()
         )
         runs = sum(len(scores) for scores in tasks.values())
-        iqm = iqm_interval(list(tasks.values())).text(study.form) if tasks else "nan"
+        iqm = "nan"
+        if tasks:
+            interval = iqm_interval(list(tasks.values()))
+            iqm = interval.text(study.form) if runs > 1 else study.form.format(interval.value)
         cells.append([*(str(value) for _, value in key), str(len(tasks)), str(runs), iqm, better])
     names = [name for name, _ in next(iter(groups), ())]
     columns = ["tasks", "runs", "interquartile mean", f"P(more than the first {study.along})"]

@@ -22,7 +22,7 @@ from deepres.config import Config
 from deepres.envs.registry import find
 from deepres.experiments.jobs import Job, check_places, run_jobs
 from deepres.experiments.presets import ACTOR_DEPTH_LIMIT
-from deepres.report.groups import Group, group
+from deepres.report.groups import Group
 from deepres.report.tables import console, spread, table
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.files import RunFiles, read_run
@@ -192,7 +192,8 @@ def _cells(config: Config, grid: dict[str, list[Any]], folder: Path) -> list[Cel
     for combination in product(*grid.values()):
         varied = dict(zip(grid, combination, strict=True))
         options = dict(varied)
-        if isinstance(varied.get("depth"), int) and "actor_depth" not in varied:
+        free = config.network.actor_depth is None and "actor_depth" not in varied
+        if isinstance(varied.get("depth"), int) and free:
             options["actor_depth"] = min(varied["depth"], ACTOR_DEPTH_LIMIT)
         asked = config.replace(**options)
         varied = {option: _told(asked.get(option), value) for option, value in varied.items()}
@@ -267,7 +268,7 @@ def report(cells: list[Cell], folder: Path) -> None:
     rows = []
     lines: dict[str, dict[Any, Group]] = {}
     for values, runs in places.items():
-        (one,) = group([files for _, files in runs])
+        one = Group("", [files for _, files in runs])
         finished = sum(cell.finished for cell, _ in runs)
         hours = [run.rounds[-1]["seconds"] / 3600 for run in one.runs if run.rounds]
         scores = spread(one.last("time_at_goal"), "{:.1f}"), spread(one.last("success_any"), "{:.1%}")

@@ -36,7 +36,9 @@ def keep(folder: Path, where: Path) -> Path:
     Raises ValueError in one sentence, and changes nothing, where rows are kept that the study in `folder` lacks.
     """
     study, trials = StudyFolder(folder).read()
-    target = where / study.name
+    target, before_it = where / study.name, where / f".{study.name}.before"
+    if before_it.exists() and not target.exists():  # killed between the two renames below
+        before_it.rename(target)
     if (target / "rows.csv").exists():
         kept_rows, kept_trials = _rows(study, target)
         before, after = _asked(target), _asked(folder)
@@ -58,7 +60,6 @@ def keep(folder: Path, where: Path) -> Path:
     for name in FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, draft / name)
-    before_it = where / f".{study.name}.before"  # a kill here leaves one of them whole
     shutil.rmtree(before_it, ignore_errors=True)
     if target.exists():
         target.rename(before_it)

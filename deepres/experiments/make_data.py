@@ -10,11 +10,12 @@ shortest way; noise is added to the action, which is then clipped. An episode ne
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from deepres.data import datasets
 from deepres.data.datasets import Dataset
 from deepres.data.environments import JaxEnvironments
 from deepres.experiments.gait import Gait, unending
+from deepres.runs.folder import write_whole
 
 Kind = Literal["navigate", "stitch", "explore"]
 Walk = Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +80,7 @@ def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     world = World.open(made, policy)
     parts = path.with_name(f".{path.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
+    _require_same(parts, asdict(made) | {"policy": None if policy is None else str(policy)})
     training = math.ceil(made.episodes / AT_ONCE)
     validation = max(1, round(VALIDATION * made.episodes))
     total = training + math.ceil(validation / AT_ONCE)
@@ -87,19 +90,38 @@ def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     first = [parts / f"{number}.npz" for number in range(training)]
     rest = [parts / f"{number}.npz" for number in range(training, total)]
     written = [
-        datasets.write(path.with_name(f"{path.stem}-val.npz"), _joined(rest, validation)),
+        datasets.write(validation_of(path), _joined(rest, validation)),
         datasets.write(path, _joined(first, made.episodes)),
     ]
     shutil.rmtree(parts)
     return written[::-1]
 
 
+def _require_same(parts: Path, asked: dict[str, Any]) -> None:
+    """Raise ValueError where `parts` are of another data set than is asked for; say there what they are."""
+    said, text = parts / "asked.json", json.dumps(asked, indent=2) + "\n"
+    if said.exists():
+        was = json.loads(said.read_text())
+        if differing := [name for name in asked if was.get(name) != asked[name]]:
+            told = ", ".join(f"{name}={was.get(name)!r}" for name in differing)
+            raise ValueError(
+                f"{parts} holds a data set under way with {told}; ask for the same to go on, or remove it"
+            )
+    else:
+        write_whole(said, text)
+
+
+def validation_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-val.npz")
+
+
 def require_new(path: Path) -> None:
-    """Raise ValueError or FileExistsError unless a data set can be written to `path`."""
+    """Raise ValueError or FileExistsError unless a data set and its validation set can be written to `path`."""
     if path.suffix != ".npz":
         raise ValueError(f"a data set is an .npz file, got {path}; name it so")
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; pass another file, or remove it")
+    for one in (path, validation_of(path)):
+        if one.exists():
+            raise FileExistsError(f"{one} is there already; pass another file, or remove it")
 
 
 def _joined(parts: list[Path], episodes: int) -> Dataset:

@@ -42,15 +42,21 @@ def _finished(run: Path, row: Path, config: Config) -> bool:
     try:
         if json.loads(row.read_text())["made"]["version"] != __version__:
             return False
-        found = RunFolder(run).read_config()
-        return (
-            found.replace(data=None) == config.replace(data=None)
-            and _same_data(found.schedule.data, config.schedule.data)
-            and read_run(run).finished
-            and bool(read_run(run).rounds)  # a pruned policy's folder was trained elsewhere
-        )
+        return complete(run, config)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def complete(run: Path, config: Config) -> bool:
+    """Whether the run there was trained to its end as `config` says, by its own data file or one of the same contents.
+    Raises FileNotFoundError or ValueError where there is no run."""
+    found = RunFolder(run).read_config()
+    return (
+        found.replace(data=None) == config.replace(data=None)
+        and _same_data(found.schedule.data, config.schedule.data)
+        and read_run(run).finished
+        and bool(read_run(run).rounds)  # a pruned policy's folder was trained elsewhere
+    )
 
 
 def _same_data(one: str | None, other: str | None) -> bool:

@@ -14,7 +14,7 @@ from deepres.experiments.statistics import ROUNDING, depth_slope, drawn_seeds
 from deepres.experiments.study import Study, Trial, named
 
 MOST_LINES = 6  # that a reader tells apart in one panel
-FEWEST = 3  # seeds of each setting, below which a bootstrap says nothing
+FEWEST = 3  # seeds of each setting, below which nothing is decided
 
 
 def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
@@ -55,7 +55,9 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     if curves:
         machines = {t.words: row["made"]["machine"] for t in trials if (row := folder.finished(t))}
         sentence += _at_equal_seconds(
-            study, equal_seconds(curves, names, study.along, study.metric, machines)
+            study,
+            equal_seconds(curves, names, study.along, study.metric, machines),
+            max(len(one.scores) for one in found),
         )
     print(sentence, flush=True)
     folder.write(folder.path / "table.md", _markdown(study, columns, cells, sentence, found, rows, trials))
@@ -79,13 +81,13 @@ def report(study: Study, trials: list[Trial], folder: StudyFolder) -> list[Row]:
     return rows
 
 
-def _at_equal_seconds(study: Study, scores: dict[str, dict[int, dict[int, float]]]) -> str:
-    """What the slopes are where every setting trains as many seconds as the fastest one."""
+def _at_equal_seconds(study: Study, scores: dict[str, dict[int, dict[int, float]]], most: int) -> str:
+    """What the slopes are where every setting trains as many seconds as the fastest one. most: seeds of a setting."""
     drawn = {
         line: [Setting({study.along: value}, of) for value, of in by_value.items()]
         for line, by_value in scores.items()
     }
-    told = "; ".join(f"{name}: {slope}, which {says}" for name, slope, says in slopes(study, drawn))
+    told = "; ".join(f"{name} {slope}, {says}" for name, slope, says in slopes(study, drawn, most))
     return (
         f" At equal seconds of training, those of the fastest setting of each seed: {told}." if told else ""
     )
@@ -109,7 +111,10 @@ def verdict(study: Study, found: Sequence[Setting]) -> str:
     metric, along = study.metric.replace("_", " "), study.along.replace("_", " ")
     if not study.slopes:
         return f"{_extremes(study, found)}."
-    told = "; ".join(f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found)))
+    most = max(len(one.scores) for one in found)
+    told = "; ".join(
+        f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found), most)
+    )
     if not told:
         return f"No slope of {metric} yet: it takes two values of {along}."
     return f"{metric[:1].upper()}{metric[1:]} per doubling of {along}, with its 95% interval: {told}."
@@ -128,9 +133,10 @@ def _mean(study: Study, one: Setting) -> str:
     return one.mean.text(study.form) if len(one.scores) > 1 else study.form.format(one.mean.value)
 
 
-def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str, str]]:
-    """Of every line: what it is, its slope with the interval, and in a word where it goes. Left out are scores that are
-    no number, and settings that are no positive number."""
+def slopes(study: Study, drawn: dict[str, list[Setting]], most: int) -> list[tuple[str, str, str]]:
+    """Of every line: what it is, its slope with the interval, and in a word where it goes; and how many seeds that
+    rests on where they are fewer than `most`. Left out are scores that are no number, and settings that are no positive
+    number."""
     told = []
     for name, line in drawn.items():
         by_value = {
@@ -147,6 +153,8 @@ def slopes(study: Study, drawn: dict[str, list[Setting]]) -> list[tuple[str, str
             says = "is flat"
         if (seeds := drawn_seeds(by_value)) < FEWEST:
             says = f"has too few seeds ({seeds}) to decide"
+        elif seeds < most:
+            says += f" ({seeds} seeds)"
         told.append((name or study.metric, slope.text("{:+.3f}"), says))
     return told
 
@@ -194,8 +202,9 @@ def _markdown(
         f"{_task(trials)} {meanings((study.metric, *study.also))}\n\n"
         f"{line}\n{'|' + ' --- |' * len(columns)}\n{body}\n\n"
         f"{sentence}\n\n"
-        f"Mean over the seeds with its 95% bootstrap interval. {len(rows)} of {len(trials)} trials finished, "
-        f"{diverged:.0f} diverged; {hours}. {_made(study, rows, trials)}Machine: {machines}. deepres {versions}.\n\n"
+        f"Mean over the seeds with its 95% bootstrap interval (of 3 seeds, what they span); a slope's is Student's. "
+        f"{len(rows)} of {len(trials)} trials finished, {diverged:.0f} diverged; {hours}. "
+        f"{_made(study, rows, trials)}Machine: {machines}. deepres {versions}.\n\n"
         f"{aggregate.markdown(study, found)}"
         f"    deepres experiment {study.name}\n\n![{study.name}](figure.png)\n"
     )

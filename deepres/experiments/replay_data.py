@@ -10,7 +10,7 @@ import torch
 
 from deepres.data import datasets
 from deepres.data.datasets import Dataset
-from deepres.experiments.make_data import VALIDATION, require_new
+from deepres.experiments.make_data import VALIDATION, require_new, validation_of
 from deepres.runs.folder import RunFolder
 from deepres.training.environments import open_for, sizes_of
 from deepres.training.recorded import ring_of
@@ -25,6 +25,8 @@ def replay_data(run: Path, path: Path, length: int | None = None, seed: int = 0)
     sentence, among others for a run that was not trained with record=all.
     """
     require_new(path)
+    if length is not None and length < 1:
+        raise ValueError(f"length must be at least 1 transition, got {length}")
     folder = RunFolder(run)
     env = open_for(folder.read_config().env, 1, seed=0, device=torch.device("cpu"))
     rings = ring_of(folder, env, sizes_of(env), ("next_states",)).rings
@@ -41,7 +43,7 @@ def replay_data(run: Path, path: Path, length: int | None = None, seed: int = 0)
         datasets.write(target, Dataset(_rows(observations[part]), _rows(acted[part]), length + 1))
         for target, part in (
             (path, np.sort(order[held_out:])),
-            (path.with_name(f"{path.stem}-val.npz"), np.sort(order[:held_out])),
+            (validation_of(path), np.sort(order[:held_out])),
         )
     ]
 

@@ -55,7 +55,7 @@ def trained(trial: Trial, folder: Path) -> Numbers:
 
     A run that a neighbour has finished is taken (see neighbours.py). One that diverges for good scores 0 and says so.
     """
-    from deepres.experiments.neighbours import taken
+    from deepres.experiments.neighbours import complete, taken
     from deepres.training.loop import train
     from deepres.training.stability import Diverged
 
@@ -63,6 +63,8 @@ def trained(trial: Trial, folder: Path) -> Numbers:
         print(f"taken from {neighbour}, which has finished the same run", flush=True)
         return scores(read_run(folder)) | {"diverged": 0.0}
     resume, diverged = RunFolder(folder).config.exists(), 0.0
+    if resume and complete(folder, trial.config):  # stopped before its row was written
+        return scores(read_run(folder)) | {"diverged": 0.0}
     try:
         result = train(trial.config, folder, resume=resume, progress=False)
         if result.interrupted:

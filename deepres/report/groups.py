@@ -23,12 +23,14 @@ class Group:
     differing: str = ""
 
     def curve(self, column: str) -> tuple[list[float], list[float], list[float], list[float]]:
-        """(environment steps, mean, least, largest) of an evaluation's figure over the seeds."""
+        """(environment steps, mean, least, largest) of an evaluation's figure over the seeds, up to where the first of
+        them ends: a mean of those that are left would be another thing."""
         values: dict[float, list[float]] = {}
         for run in self.runs:
             for row in run.evaluations:
                 values.setdefault(row["env_steps"], []).append(row[column])
-        steps = sorted(values)
+        ends = min((run.evaluations[-1]["env_steps"] for run in self.runs if run.evaluations), default=0)
+        steps = sorted(step for step in values if step <= ends)
         rows = [values[step] for step in steps]
         return steps, [statistics.fmean(r) for r in rows], [min(r) for r in rows], [max(r) for r in rows]
 

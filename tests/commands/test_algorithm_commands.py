@@ -210,11 +210,21 @@ def test_values_that_an_option_cannot_have_are_one_sentence(tmp_path, capsys):
         ("depth=4 depth=8", "--grid has depth twice; give all its values at once, depth=value,value,..."),
         ("depth=4 --depths 8", "pass --depths or --grid depth=..., not both"),
         ("seed=4 --seeds 8", "pass --seeds or --grid seed=..., not both"),
+        ("seed=4,5 --seed 8", "--seed does not apply where it varies, seed=[4, 5]; leave it out"),
         ("depth", "--grid wants option=value,value,..., e.g. depth=4,16,64, got 'depth'"),
     ):
         said = refused(capsys, "sweep", "sac", "--grid", *typed.split(), "--out", str(tmp_path / "sweep"))
         assert said.startswith(f"deepres: {sentence}"), said
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_leaves_alone_what_is_typed(tmp_path, monkeypatch):
+    asked = stand_in_for_runs(monkeypatch)
+    main(["sweep", "--seeds", "0", "1", "--depth", "8", "--out", str(tmp_path / "a")])
+    assert [(one.network.depth, one.schedule.seed) for one in asked] == [(8, 0), (8, 1)]
+    asked.clear()
+    main(["sweep", "--seed", "7", "--depths", "4", "--num_envs", "3", "--out", str(tmp_path / "b")])
+    assert [(one.network.depth, one.schedule.seed, one.env.num_envs) for one in asked] == [(4, 7, 3)]
 
 
 def test_a_grid_takes_words_of_version_0_1(tmp_path, capsys, monkeypatch):

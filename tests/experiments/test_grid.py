@@ -132,6 +132,22 @@ def test_a_run_that_fails_is_told_with_its_sentence(tmp_path, in_checkout, capsy
     assert "d4-s0: failed: deepres: " in said and "moon_maze" in said and str(folder / "d4-s0.log") in said
 
 
+def test_an_actor_has_the_depth_that_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grid, "run_jobs", lambda jobs, *_: asked.extend(jobs) or Outcome([], None))
+    for depth, wanted in ((None, [4, 16]), (8, [8, 8])):
+        cells = sweep(TINY.replace(actor_depth=depth), {"depth": [4, 16]}, tmp_path / str(depth)).cells
+        assert [cell.config.network.actor_depth for cell in cells] == wanted
+
+
+def test_runs_of_one_place_may_have_been_asked_for_other_lengths(tmp_path, one_process, capsys):
+    asked = {"depth": [4], "seed": [0, 1]}
+    sweep(TINY, {**asked, "seed": [0]}, tmp_path / "a")
+    longer = TINY.replace(eval_every=TINY.schedule.eval_every + 1)
+    result = sweep(longer, asked, tmp_path / "a")
+    assert not result.failed and all(cell.finished for cell in result.cells)
+
+
 def test_grids_that_cannot_be_get_one_sentence(tmp_path):
     new = tmp_path / "a"
     with pytest.raises(ValueError, match=r"depth must take different values, at least one, got \[4, 4\]"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,12 +82,17 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_data(made, path)
     assert not path.exists()
+    with pytest.raises(ValueError, match="holds a data set under way with seed=0; ask for the same to go on"):
+        make_data(replace(made, seed=1), path)
     make_data(made, path)
     assert calls == [0, 1, 2, 2, 3] and read(path).episodes == 20
     other = tmp_path / "other.npz"
     make_data(made, other)
     assert np.array_equal(read(other).observations, read(path).observations)
     with pytest.raises(FileExistsError, match="is there already"):
+        make_data(made, path)
+    path.unlink()
+    with pytest.raises(FileExistsError, match=r"maze-val\.npz is there already"):
         make_data(made, path)
 
 

@@ -41,7 +41,7 @@ def rows_of(by_depth: dict[int, list[float]]) -> list[dict]:
     [
         (
             {4: [0.1, 0.2, 0.1], 16: [0.4, 0.5, 0.4], 64: [0.7, 0.8, 0.8]},
-            "success +0.158 [+0.150, +0.175], rises.",
+            "success +0.158 [+0.122, +0.194], rises.",
         ),
         ({4: [0.7, 0.8, 0.8], 16: [0.4, 0.5, 0.4], 64: [0.1, 0.2, 0.1]}, "falls."),
         ({4: [0.1, 0.8, 0.4], 16: [0.5, 0.2, 0.9], 64: [0.2, 0.9, 0.3]}, "undecided."),
@@ -82,7 +82,7 @@ def test_settings_are_told_over_all_tasks_and_seeds():
     nan = float("nan")
     found = settings(rows_of({4: [nan, nan], 16: [0.1, nan], 64: [0.5, 0.6]}), ["depth", "seed"], "success")
     _, cells = aggregate.aggregate(study, found)
-    assert [cell[2:] for cell in cells] == [["0", "nan", "-"], ["1", "0.10 [0.10, 0.10]", "-"], cells[2][2:]]
+    assert [cell[2:] for cell in cells] == [["0", "nan", "-"], ["1", "0.10", "-"], cells[2][2:]]
     assert cells[2][4] == "-"  # there is no first to be more than
     found = settings(rows_of({4: [0.9, 0.9], 16: [0.1, nan], 64: [0.1, 0.2]}), ["depth", "seed"], "success")
     assert aggregate.drops(study, found).endswith("success 0.80 (4 to 16).")
@@ -137,8 +137,8 @@ def test_slopes_at_equal_seconds_stop_every_depth_where_the_fastest_ended(tmp_pa
     file.write_text("\n".join([columns, *rows]) + "\n")
     found = curves.equal_seconds(curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"])
     assert found == {"": {4: {0: approx(0.8), 1: approx(0.81)}, 16: {0: approx(0.15), 1: approx(0.16)}}}
-    told = outcome._at_equal_seconds(made_up(), found)
-    assert "those of the fastest setting of each seed: success: -0.325 [-0.325, -0.325]" in told
+    told = outcome._at_equal_seconds(made_up(), found, 2)
+    assert "those of the fastest setting of each seed: success -0.325 [-0.325, -0.325]" in told
     assert curves.score_at([{"seconds": 0.0, "success": 0.3}], 9.0) is None
     curves.plot_curves(
         curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"], "depth", "t", tmp_path / "c.png"
@@ -195,7 +195,7 @@ def test_slopes_count_the_seeds_that_they_are_drawn_from():
     assert says({4: [0.1, 0.1, 0.1, nan], 16: [nan, 0.2, 0.3, 0.0]}).endswith(
         "has too few seeds (2) to decide."
     )
-    assert says({4: [0.1, 0.2, nan, 0.1], 16: [0.4, 0.5, 0.4, 0.4]}).endswith("rises.")
+    assert says({4: [0.1, 0.2, nan, 0.1], 16: [0.4, 0.5, 0.4, 0.4]}).endswith("rises (3 seeds).")
     assert says({4: [0.1, 0.2, 0.3]}) == "No slope of success yet: it takes two values of depth."
 
 

@@ -16,7 +16,7 @@ from deepres.experiments.statistics import (
     iqm_interval,
     mean_interval,
     probability_of_improvement,
-    wilson,
+    student,
 )
 from deepres.report.correlation import spearman
 
@@ -72,26 +72,37 @@ def test_slope_is_polyfits_and_pairs_seeds():
     flat = [(np.log2(d), score) for d in depths for score in scores[d].values()]
     slope = depth_slope(scores)
     assert slope.value == pytest.approx(np.polyfit(*zip(*flat, strict=True), 1)[0])
-    assert slope.high - slope.low < 1e-9 and slope.off_zero  # drawn together, the seeds' offsets cancel
+    assert slope.high - slope.low < 1e-9  # the seeds' offsets cancel
     other = {d: {s + 10 * d: score for s, score in scores[d].items()} for d in depths}
     apart = depth_slope(other)
     assert apart.value == pytest.approx(slope.value) and apart.high - apart.low > 0.1
+    two = {
+        4: {0: 0.1, 1: 0.4, 2: 0.2},
+        16: {5: 0.9, 6: 0.3, 7: 0.8, 8: 0.5},
+    }  # no seed in common: Welch's interval
+    x, y = (np.array(list(two[d].values())) for d in (16, 4))
+    theirs = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
+    ours = depth_slope(two)  # whose degrees of freedom are rounded down
+    assert ours.value == pytest.approx((x.mean() - y.mean()) / 2)
+    assert ours.low <= theirs.low / 2 + 1e-6 and ours.high - ours.low < 1.1 * (theirs.high - theirs.low) / 2
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Of 200 made-up studies with a slope of 1, about 95% have it inside their interval (few seeds: somewhat less)."""
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds):
+    """Of 2000 made-up studies with a slope of 1, 95% have it inside their interval, with three seeds too."""
     draw, held = np.random.default_rng(5), 0
-    for study in range(200):
-        scores = {d: {s: np.log2(d) + draw.normal() for s in range(10)} for d in (4, 16, 64)}
-        slope = depth_slope(scores, seed=study)
+    for _ in range(2000):
+        scores = {d: {s: np.log2(d) + draw.normal() for s in range(seeds)} for d in (4, 16, 64)}
+        slope = depth_slope(scores)
         held += slope.low <= 1 <= slope.high
-    assert 0.85 <= held / 200 <= 0.98
+    assert 0.935 <= held / 2000 <= 0.965
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 7), (512, 512), (100, 128)])
-def test_wilson_is_scipys(k, n):
-    ours, theirs = wilson(k, n), stats.binomtest(k, n).proportion_ci(method="wilson")
-    assert (ours.value, ours.low, ours.high) == pytest.approx((k / n, theirs.low, theirs.high), abs=1e-9)
+@pytest.mark.parametrize("n", [2, 3, 6, 21, 22, 40, 200])
+def test_students_interval_is_scipys(n):
+    scores = np.random.default_rng(n).normal(size=n)
+    ours, theirs = student(scores), stats.ttest_1samp(scores, 0.0).confidence_interval()
+    assert (ours.value, ours.low, ours.high) == pytest.approx((scores.mean(), *theirs), abs=1e-4)
 
 
 def test_rank_correlation_is_scipys():
@@ -109,5 +120,5 @@ def test_what_cannot_be_computed_is_told():
         iqm([])
     with pytest.raises(ValueError, match="as many runs each, got \\[2, 1\\]"):
         bootstrap([[1.0, 2.0], [1.0]], lambda s: s[0].mean(axis=0), paired=True)
-    with pytest.raises(ValueError, match="got 3 of 2"):
-        wilson(3, 2)
+    one = student([0.5])
+    assert (one.value, one.low, one.high) == (0.5, 0.5, 0.5)

@@ -44,7 +44,9 @@ def _depth(size: Size, seeds: Sequence[int]) -> list[Trial]:
 
 def looked(trial: Trial, folder: Path) -> Numbers:
     """Train, then look at what the run knows of its maze (looks.py)."""
-    return trained(trial, folder) | (look(folder) if trial.config.env.name.startswith("point") else {})
+    numbers = trained(trial, folder)
+    there = trial.config.env.name.startswith("point") and not numbers["diverged"]
+    return numbers | (look(folder) if there else {})
 
 
 def _width(size: Size, seeds: Sequence[int]) -> list[Trial]:

@@ -99,7 +99,8 @@ def learned(trial: Trial, folder: Path) -> Numbers:
     if trial.after is None:
         return made(folder, int(next(iter(trial.labels.values())).split()[-1]))
     numbers = from_data(trial, folder)
-    return numbers | (known(folder) if trial.config.algorithm_name == "crl" else {})
+    known_of = trial.config.algorithm_name == "crl" and not numbers["diverged"]
+    return numbers | (known(folder) if known_of else {})
 
 
 def from_data(trial: Trial, folder: Path) -> Numbers:

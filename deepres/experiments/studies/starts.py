@@ -146,6 +146,9 @@ def stepped(trial: Trial, folder: Path) -> Numbers:
     config = trial.config.replace(data=str(folder.with_name(trial.after)))
     numbers = trained(Trial(trial.labels, config), folder)
     rounds = read_run(folder).rounds
+    if numbers["diverged"]:  # in the round after the last one here, whose steps count as lost
+        done = numbers["gradient_steps"]
+        return {"loss": math.inf, "finite": (done - numbers["skipped_steps"]) / STEPS, **numbers}
     first, last = rounds[0], rounds[-1]
     return {
         "loss": last["critic_loss"],
@@ -163,24 +166,34 @@ def stepped(trial: Trial, folder: Path) -> Numbers:
 
 def ended(rows: Sequence[dict[str, Any]]) -> str:
     """Where each start's losses ended at its greatest depth, beside where depth 64 began."""
-    began = [row["first_loss"] for row in rows if (row["start"], row["depth"]) == ("published", 64)]
+    first = [row for row in rows if (row["start"], row["depth"]) == ("published", 64)]
+    began = [row["first_loss"] for row in first if "first_loss" in row]
     told = []
     for start in dict.fromkeys(row["start"] for row in rows):
         own = [row for row in rows if row["start"] == start]
         deepest = max(row["depth"] for row in own)
         at = [row for row in own if row["depth"] == deepest]
-        skipped = STEPS * sum(1 - row["finite"] for row in at)
-        told.append(
-            f"{start} {fmean(row['loss'] for row in at):.2f} at depth {deepest} (entropy "
-            f"{fmean(row['entropy'] for row in at):.1f} nats, {skipped:.0f} steps skipped)"
-        )
-    first = (
+        diverged = sum(bool(row["diverged"]) for row in at)
+        at = [row for row in at if not row["diverged"]]
+        if at:
+            skipped = STEPS * sum(1 - row["finite"] for row in at)
+            told.append(
+                f"{start} {fmean(row['loss'] for row in at):.2f} at depth {deepest} ({_seeds(len(at))}, entropy "
+                f"{fmean(row['entropy'] for row in at):.1f} nats, {skipped:.0f} steps skipped)"
+            )
+        if diverged:
+            told.append(f"{start} diverged at depth {deepest} ({_seeds(diverged)})")
+    before = (
         f"over the first {ROUND} the published start had {fmean(began):.2f} at depth 64; " if began else ""
     )
     return (
-        f"Critic's loss over the last {ROUND} of {STEPS} steps on recorded batches, mean of the seeds: {first}"
+        f"Critic's loss over the last {ROUND} of {STEPS} steps on recorded batches, mean of the seeds there: {before}"
         f"{'; '.join(told)}."
     )
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 STUDIES = (

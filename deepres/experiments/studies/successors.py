@@ -48,7 +48,10 @@ def gains(rows: Sequence[dict[str, Any]]) -> str:
             for name in ("CRL", *PUBLISHED)
         }
         never = sum(time == 0 for time in times["CRL"])
-        if never or not times["CRL"]:
+        if not times["CRL"]:
+            told.append(f"{env}: no ratio, as CRL has not finished there")
+            continue
+        if never:
             found = [f"{name} {np.mean(each):.1f}" for name, each in times.items() if each]
             told.append(
                 f"{env}: no ratio, as {never} of CRL's seeds are never at their goal ({', '.join(found)})"

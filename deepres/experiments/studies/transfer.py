@@ -9,7 +9,7 @@ from typing import Any
 
 from deepres.config import Config
 from deepres.experiments.presets import paper
-from deepres.experiments.statistics import mean_interval
+from deepres.experiments.statistics import student
 from deepres.experiments.studies.depth import CPU
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 
@@ -141,20 +141,21 @@ def ahead(rows: Sequence[dict[str, Any]]) -> str:
     """What the deepest learner's success is above the shallowest one's, from each collector's data: both have the same
     batches, so seeds are compared one by one."""
     told = []
+    learns = [int(row["learner"]) for row in rows if row["learner"] != "itself"]
+    shallow, deep = (min(learns), max(learns)) if learns else (0, 0)
     for collects in dict.fromkeys(row["collector"] for row in rows):
         of = {
             (int(row["learner"]), row["seed"]): row["success"]
             for row in rows
             if row["collector"] == collects and row["learner"] != "itself"
         }
-        depths = sorted({depth for depth, _ in of})
-        seeds = [seed for depth, seed in of if depth == depths[0] and (depths[-1], seed) in of]
-        if len(depths) > 1 and len(seeds) > 1:
-            less = mean_interval([of[depths[-1], seed] - of[depths[0], seed] for seed in seeds])
+        seeds = [seed for depth, seed in of if depth == shallow and (deep, seed) in of]
+        if shallow < deep and len(seeds) > 1:
+            less = student([of[deep, seed] - of[shallow, seed] for seed in seeds])
             told.append(f"{less.text('{:+.3f}')} from the data of the collector with {collects}")
     if not told:
         return "No two learners of the same data in two seeds yet."
-    return f"Success with {depths[-1]} layers less that with {depths[0]}, seed by seed: {'; '.join(told)}."
+    return f"Success with {deep} layers less that with {shallow}, seed by seed: {'; '.join(told)}."
 
 
 # --- stitching ---
@@ -176,6 +177,8 @@ def stitched(trial: Trial, folder: Path) -> Numbers:
     from deepres.policy import Policy
 
     numbers = trained(trial, folder)
+    if numbers["diverged"]:
+        return numbers | {f"success_{cells}": 0.0 for cells in (*FARTHER, "far")}
     for cells in FARTHER:
         far = trial.config.env.name.replace("gen_1f2f3f", f"gen_{cells}f")
         numbers[f"success_{cells}"] = (
