@@ -41,10 +41,10 @@ def _logistic(x):
 
 @triton.jit
 def _add(high, excess, x):
-    """high + x, and what of it was put in too much (Kahan)."""
+    """high + x, and what of it was put in too much (Kahan); nothing where the sum is infinite."""
     y = x - excess
     total = high + y
-    return total, (total - high) - y
+    return total, tl.where(total - total == 0, (total - high) - y, 0.0)
 
 
 @triton.jit

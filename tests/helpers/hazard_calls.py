@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from deepres.kernels.hazard.op import hazard_nll, hazard_value
@@ -62,3 +64,17 @@ def assert_all_no_worse(tensors, marks, impl="cpu", hair=2e-7, name=""):
             assert_no_worse(
                 f"{name} {names[0]}: {part} {[list(t.shape) for t in tensors[:2]]}", *values, hair=hair
             )
+
+
+def assert_certainties_count(impl: str) -> None:
+    """A logit of +inf: the goal is surely there, and none survives it; of -inf: it is surely not."""
+    features, basis, bias, l0 = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(5), torch.zeros(2)
+    bias[2], bias[4] = torch.inf, -torch.inf
+    value = hazard_value(features, basis, bias, l0, gamma=1.0, impl=impl)
+    torch.testing.assert_close(value, torch.full((2,), -0.5 - 0.25 - 0.125))
+    l0[0] = torch.inf
+    value = hazard_value(features, basis, bias, l0, gamma=1.0, impl=impl)
+    torch.testing.assert_close(value, torch.tensor([0.0, -0.875]))
+    lag, event = torch.tensor([5, 2]), torch.tensor([False, True])
+    nll = hazard_nll(features, basis, bias, torch.zeros(2), lag, event, impl=impl)[1]
+    torch.testing.assert_close(nll, torch.tensor([math.inf, 3 * math.log(2)]))

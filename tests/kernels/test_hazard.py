@@ -10,7 +10,15 @@ import deepres
 from deepres import _C
 from deepres.kernels.hazard.op import hazard_nll, hazard_value
 from deepres.testing import worst_error
-from helpers.hazard_calls import assert_all_no_worse, cast, labels, model, nll_parts, value_parts
+from helpers.hazard_calls import (
+    assert_all_no_worse,
+    assert_certainties_count,
+    cast,
+    labels,
+    model,
+    nll_parts,
+    value_parts,
+)
 
 SHAPES = ((1, 1, 1), (2, 2, 3), (7, 13, 5), (65, 49, 64), (130, 1000, 64), (513, 100, 20))
 
@@ -200,17 +208,7 @@ def test_each_gradient_alone():
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_what_is_certain_counts_as_such(impl):
-    """A logit of +inf: the goal is surely there, and none survives it; of -inf: it is surely not."""
-    features, basis, bias, l0 = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(5), torch.zeros(2)
-    bias[2], bias[4] = torch.inf, -torch.inf
-    value = hazard_value(features, basis, bias, l0, gamma=1.0, impl=impl)
-    torch.testing.assert_close(value, torch.full((2,), -0.5 - 0.25 - 0.125))
-    l0[0] = torch.inf
-    value = hazard_value(features, basis, bias, l0, gamma=1.0, impl=impl)
-    torch.testing.assert_close(value, torch.tensor([0.0, -0.875]))
-    lag, event = torch.tensor([5, 2]), torch.tensor([False, True])
-    nll = hazard_nll(features, basis, bias, torch.zeros(2), lag, event, impl=impl)[1]
-    torch.testing.assert_close(nll, torch.tensor([math.inf, 3 * math.log(2)]))
+    assert_certainties_count(impl)
 
 
 def test_strided_inputs_and_compile():

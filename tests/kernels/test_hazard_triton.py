@@ -26,6 +26,8 @@ tensors[3] *= 1e4
 lag[1:4], lag[4:6] = 2**40, -3
 shared.assert_all_no_worse(tensors, (lag, event, weight), impl="triton")
 
+shared.assert_certainties_count("triton")
+
 # Same bits twice; each gradient alone.
 tensors, marks = shared.model(10, 20, 8), shared.labels(10, 20)
 one = shared.nll_parts(tensors, marks, "triton") + shared.value_parts(tensors, "triton")
