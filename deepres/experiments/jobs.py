@@ -82,7 +82,7 @@ def run_jobs(
                 for place, (job, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[place]
-                        _tell_end(job, process.returncode, failed)
+                        _tell_end(job, process.returncode, failed, asked)
                         ended(job)
                     elif asked and not told:
                         process.send_signal(getattr(signal, asked))
@@ -94,13 +94,16 @@ def run_jobs(
     return Outcome(failed, stop.asked)
 
 
-def _tell_end(job: Job, status: int, failed: list[str]) -> None:
-    """status: of a job that a signal stopped, negative if it had not begun, else 128 and more."""
+def _tell_end(job: Job, status: int, failed: list[str], asked: str | None) -> None:
+    """status: of a job that a signal stopped, negative if it had not begun, else 128 and more. asked: the signal that
+    asked all of them to end; a job that was stopped alone is missing in what comes out as a failed one is."""
     if status and status not in _STOPPED:
         failed.append(job.name)
         print(f"{job.name}: failed: {_last_line(job.log)} ({job.log})", flush=True)
     else:
         print(f"{job.name}: {'finished' if job.finished() else 'stopped'}", flush=True)
+        if status and not asked:
+            failed.append(job.name)
 
 
 def _start(job: Job, gpu: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from deepres.experiments import studies
 from deepres.experiments.folder import Row, StudyFolder, default_folder, write_rows
 from deepres.experiments.jobs import Job, check_places, run_jobs
 from deepres.experiments.outcome import report
-from deepres.experiments.study import Size, Trial
+from deepres.experiments.study import Numbers, Size, Trial
 from deepres.runs.lock import Lock
 
 
@@ -115,6 +115,7 @@ def _run(
             if trial not in ready:
                 failed.append(trial.name)
                 print(f"{trial.name}: not run, as {trial.after} has not finished", flush=True)
+        before = {trial.name: row["numbers"] for trial in ready if (row := folder.finished(trial))}
         for trial in ready:  # one that is run again for its readers has a row from elsewhere
             folder.row(trial).unlink(missing_ok=True)
         outcome = run_jobs(
@@ -129,7 +130,29 @@ def _run(
         failed += [
             trial.name for trial in ready if trial.name not in failed and not folder.row(trial).exists()
         ]
+        left += _stale(ready, before, trials, folder)
     return failed, None
+
+
+def _stale(
+    ready: list[Trial], before: dict[str, Numbers], trials: list[Trial], folder: StudyFolder
+) -> list[Trial]:
+    """The finished readers of what has come out otherwise than `before`, on another machine: their rows are of another
+    ring, and go."""
+    changed = set()
+    for trial in ready:
+        if (row := folder.finished(trial)) and trial.name in before:
+            ours, theirs = ({**of, "seconds": 0.0} for of in (row["numbers"], before[trial.name]))
+            if repr(ours) != repr(theirs):
+                changed.add(trial.name)
+    readers = [trial for trial in trials if trial.after in changed and folder.row(trial).exists()]
+    for trial in readers:
+        print(
+            f"{trial.name}: run again, as {trial.after} has come out otherwise than where its row is from",
+            flush=True,
+        )
+        folder.row(trial).unlink()
+    return readers
 
 
 def _job(trial: Trial, folder: StudyFolder) -> Job:
@@ -138,5 +161,9 @@ def _job(trial: Trial, folder: StudyFolder) -> Job:
 
 
 def _tell_left(folder: StudyFolder, trials: list[Trial]) -> None:
-    rows = write_rows(folder, trials)
+    try:
+        rows = write_rows(folder, trials)
+    except OSError as error:  # the trials under way go on
+        print(f"the table cannot be written: {error}; free some space", flush=True)
+        return
     print(f"{len(rows)} of {len(trials)} trials finished", flush=True)

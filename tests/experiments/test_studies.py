@@ -18,11 +18,13 @@ import torch
 
 from deepres.commands.main import main
 from deepres.config import Config
-from deepres.experiments import kept, studies
+from deepres.experiments import kept, runner, studies
 from deepres.experiments.folder import StudyFolder, options_of, row_text
+from deepres.experiments.jobs import Outcome
 from deepres.experiments.neighbours import taken
 from deepres.experiments.runner import run_study
 from deepres.experiments.study import Trial, grid, trained
+from deepres.experiments.trial import run_trial
 from deepres.runs.lock import InUse, Lock
 from helpers import tiny_runs
 
@@ -122,8 +124,26 @@ def test_kept_rows_are_of_the_trials_that_the_study_has(name):
             assert row.get("options") in (None, "", options_of(trial)), row
 
 
-def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PYTHONPATH", f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}")
+@pytest.fixture
+def one_process(monkeypatch):
+    """Every trial in this process, for its imports take longer than the trial."""
+
+    def run_jobs(waiting, places, *, environment, ended):
+        failed = []
+        for job in waiting:
+            assert job.command[:3] == [sys.executable, "-m", "deepres.experiments.trial"]
+            try:
+                run_trial(StudyFolder(Path(job.command[3])), job.command[4])
+            except RuntimeError as error:
+                failed.append(job.name)
+                print(f"{job.name}: failed: RuntimeError: {error}")
+            ended(job)
+        return Outcome(failed, None)
+
+    monkeypatch.setattr(runner, "run_jobs", run_jobs)
+
+
+def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys, one_process):
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
     import tiny_study  # noqa: F401
 
@@ -183,9 +203,8 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys):
         run_study("depth", out=folder)
 
 
-def test_trials_come_after_the_one_that_they_read(tmp_path, monkeypatch, capsys):
+def test_trials_come_after_the_one_that_they_read(tmp_path, monkeypatch, capsys, one_process):
     """One that failed holds up its readers; one that was finished elsewhere is run again for a new reader."""
-    monkeypatch.setenv("PYTHONPATH", f"{tiny_runs.ROOT}:{tiny_runs.ROOT / 'tests'}:{PROGRAM.parent}")
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
     import tiny_study  # noqa: F401
 
@@ -209,8 +228,13 @@ def test_trials_come_after_the_one_that_they_read(tmp_path, monkeypatch, capsys)
 
     elsewhere = tmp_path / "elsewhere"
     assert len(kept.take_up("tiny_shared", "cpu", where, elsewhere)) == 3
+    made = elsewhere / "rows" / "what_the_data-d0-s0.json"
+    other = json.loads(made.read_text())
+    made.write_text(json.dumps(other | {"numbers": {name: -1.0 for name in other["numbers"]}}))
     more = run_study("tiny_shared", out=elsewhere, seeds=[1], **asked)
     assert [row["seed"] for row in more.rows] == [0, 0, 0, 1, 1] and not more.failed
+    said = capsys.readouterr().out  # the data that the kept rows are of were others
+    assert all(f"what_reads-d{d}-s0: run again, as what_the_data-d0-s0 has come out" in said for d in (4, 8))
     kept.keep(elsewhere, where)
     with pytest.raises(ValueError, match=r"keeps 2 rows that .* lacks; go on from them"):
         kept.keep(folder, where)
