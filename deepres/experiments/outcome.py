@@ -155,7 +155,8 @@ def slopes(study: Study, drawn: dict[str, list[Setting]], most: int) -> list[tup
             says = f"has too few seeds ({seeds}) to decide"
         elif seeds < most:
             says += f" ({seeds} seeds)"
-        told.append((name or study.metric, slope.text("{:+.3f}"), says))
+        text = slope.text("{:+.3f}") if seeds >= FEWEST else f"{slope.value:+.3f}"
+        told.append((name or study.metric, text, says))
     return told
 
 

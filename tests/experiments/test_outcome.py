@@ -138,7 +138,7 @@ def test_slopes_at_equal_seconds_stop_every_depth_where_the_fastest_ended(tmp_pa
     found = curves.equal_seconds(curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"])
     assert found == {"": {4: {0: approx(0.8), 1: approx(0.81)}, 16: {0: approx(0.15), 1: approx(0.16)}}}
     told = outcome._at_equal_seconds(made_up(), found, 2)
-    assert "those of the fastest setting of each seed: success -0.325 [-0.325, -0.325]" in told
+    assert "those of the fastest setting of each seed: success -0.325, has too few seeds (2)" in told
     assert curves.score_at([{"seconds": 0.0, "success": 0.3}], 9.0) is None
     curves.plot_curves(
         curves.read_curves(file, ["depth", "seed"]), ["depth", "seed"], "depth", "t", tmp_path / "c.png"

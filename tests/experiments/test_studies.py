@@ -170,7 +170,7 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys, one_pro
         and "Task: " in told
         and "2 of 4 trials finished" in told
     )
-    row = "| Does it grow? | Success per doubling of depth, with its 95% interval: success +0.400 [+0.400, +0.400], "
+    row = "| Does it grow? | Success per doubling of depth, with its 95% interval: success +0.400, "
     row += "has too few seeds (1) to decide. 2 of 4 trials finished. | 1 | - | < 0.1 | "
     assert row in told and readme.read_text().startswith(f"before\n{kept.MARKS[0]}\n\n| question | what")
     assert row in readme.read_text() and readme.read_text().endswith(f" |\n\n{kept.MARKS[1]}\nafter")
