@@ -167,10 +167,8 @@ class Policy:
             if env.action_bounds is not None:
                 low, high = env.action_bounds
                 said |= {"action_low": json.dumps(low), "action_high": json.dumps(high)}
-        except (
-            Exception
-        ):  # no physics here, no display for a user's own environment: the network needs neither
-            pass
+        except Exception:
+            pass  # no physics here, no display for a user's own environment: the network needs neither
         if self.evaluation:
             said["success"] = self.evaluation["success_any"]
             said["success_env_steps"] = int(self.evaluation["env_steps"])

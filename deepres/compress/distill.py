@@ -36,6 +36,9 @@ TEACHERS_SHARE = 0.4
 """Of the steps that the student takes, those that the ring starts with. The student's share of the ring grows to 0.71
 and is a half on average over the run."""
 
+STUDENTS_OWN = {"width", "init", "actor_head_scale"}
+"""Options of a network that a student may have of its own: its size and how it starts."""
+
 _STACK = "trunk.stack."
 
 
@@ -58,11 +61,7 @@ def student_config(teacher: Policy, source: str | None, depth: int, **changes: A
             raise ValueError(
                 f"a student learns its teacher's task, {name}={known}, got {name}={changes[name]}; leave {name} out"
             )
-    for name in {"network", *flags(config.network)}.intersection(changes) - {
-        "width",
-        "init",
-        "actor_head_scale",
-    }:
+    for name in (changes.keys() & {"network", *flags(config.network)}) - STUDENTS_OWN:
         if name == "network" or changes[name] != config.get(name):
             raise ValueError(
                 f"a student is a network of its teacher's kind, of its own depth and width alone, got "

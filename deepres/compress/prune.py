@@ -34,7 +34,7 @@ from deepres.machine import plain_torch
 from deepres.policy import Policy
 from deepres.runs import checkpoint as checkpoints
 from deepres.runs.checkpoint import Checkpoint
-from deepres.runs.folder import RunFolder, write_whole
+from deepres.runs.folder import RunFolder, require_asked, write_whole
 from deepres.runs.logs import CsvLog
 
 RECORD = "pruned.json"
@@ -207,10 +207,6 @@ class _Progress:
         return self.folder.is_dir()
 
     @property
-    def _asked(self) -> Path:
-        return self.folder / "asked.json"
-
-    @property
     def _rounds(self) -> Path:
         return self.folder / "rounds.json"
 
@@ -218,14 +214,7 @@ class _Progress:
         """The rounds so far and their policy; none and the teacher at the beginning. Raises ValueError if something
         else was asked for."""
         self.folder.mkdir(exist_ok=True)
-        if not self._asked.exists():
-            write_whole(self._asked, json.dumps(asdict(self.asked), indent=2) + "\n")
-        was, now = json.loads(self._asked.read_text()), asdict(self.asked)
-        if differing := [name for name in now if was.get(name) != now[name]]:
-            told = ", ".join(f"{name}={was.get(name)!r}" for name in differing)
-            raise ValueError(
-                f"{self.folder.parent} is a pruning under way with {told}; ask for the same to go on, or delete it"
-            )
+        require_asked(self.folder / "asked.json", asdict(self.asked), f"{self.folder.parent} is a pruning")
         if not self._rounds.exists():
             return [], teacher
         done = [Round(**one) for one in json.loads(self._rounds.read_text())]

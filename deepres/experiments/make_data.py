@@ -10,7 +10,6 @@ shortest way; noise is added to the action, which is then clipped. An episode ne
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections import deque
@@ -27,7 +26,7 @@ from deepres.data import datasets
 from deepres.data.datasets import Dataset
 from deepres.data.environments import JaxEnvironments
 from deepres.experiments.gait import Gait, unending
-from deepres.runs.folder import write_whole
+from deepres.runs.folder import require_asked
 
 Kind = Literal["navigate", "stitch", "explore"]
 Walk = Callable[[Tensor, Tensor], Tensor]
@@ -80,7 +79,8 @@ def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     world = World.open(made, policy)
     parts = path.with_name(f".{path.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    _require_same(parts, asdict(made) | {"policy": None if policy is None else str(policy)})
+    asked = asdict(made) | {"policy": None if policy is None else str(policy)}
+    require_asked(parts / "asked.json", asked, f"{parts} holds a data set")
     training = math.ceil(made.episodes / AT_ONCE)
     validation = max(1, round(VALIDATION * made.episodes))
     total = training + math.ceil(validation / AT_ONCE)
@@ -95,20 +95,6 @@ def make_data(made: Plan, path: Path, policy: Path | None = None) -> list[Path]:
     ]
     shutil.rmtree(parts)
     return written[::-1]
-
-
-def _require_same(parts: Path, asked: dict[str, Any]) -> None:
-    """Raise ValueError where `parts` are of another data set than is asked for; say there what they are."""
-    said, text = parts / "asked.json", json.dumps(asked, indent=2) + "\n"
-    if said.exists():
-        was = json.loads(said.read_text())
-        if differing := [name for name in asked if was.get(name) != asked[name]]:
-            told = ", ".join(f"{name}={was.get(name)!r}" for name in differing)
-            raise ValueError(
-                f"{parts} holds a data set under way with {told}; ask for the same to go on, or remove it"
-            )
-    else:
-        write_whole(said, text)
 
 
 def validation_of(path: Path) -> Path:

@@ -111,7 +111,7 @@ def verdict(study: Study, found: Sequence[Setting]) -> str:
     metric, along = study.metric.replace("_", " "), study.along.replace("_", " ")
     if not study.slopes:
         return f"{_extremes(study, found)}."
-    most = max(len(one.scores) for one in found)
+    most = max((len(one.scores) for one in found), default=0)
     told = "; ".join(
         f"{name} {slope}, {says}" for name, slope, says in slopes(study, lines(study, found), most)
     )

@@ -10,9 +10,12 @@ RUN/config.json        the options
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepres.config import Config
 from deepres.runs.lock import Lock, leftovers
@@ -98,6 +101,17 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+def require_asked(file: Path, asked: Mapping[str, Any], what: str) -> None:
+    """Write to `file` what is asked for; where it is there, raise ValueError unless it says the same. what: whose it
+    is, for the sentence."""
+    if not file.exists():
+        write_whole(file, json.dumps(dict(asked), indent=2) + "\n")
+    was = json.loads(file.read_text())
+    if differing := [name for name in asked if was.get(name) != asked[name]]:
+        told = ", ".join(f"{name}={was.get(name)!r}" for name in differing)
+        raise ValueError(f"{what} under way with {told}; ask for the same to go on, or delete it")
 
 
 def require_same(started: Config, config: Config) -> None:

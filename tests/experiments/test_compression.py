@@ -66,3 +66,10 @@ def test_a_student_is_measured_beside_its_teacher(tmp_path, monkeypatch):
     assert (left["gradient_steps"], left["env_steps"]) == (4, 128)
     again = compressed(student, tmp_path / student.name)  # what is finished is measured, not learned again
     assert again == found
+    # a run that diverges keeps nothing, and its row is read as any
+    lost = {"diverged": 1.0, "seconds": 1.0, "gradient_steps": 3.0, "env_steps": 20.0, "success": 0.0}
+    monkeypatch.setattr(compression, "trained", lambda *_: lost)
+    scratch = Trial({"method": SCRATCH, "depth": 4, "seed": 0}, config.replace(depth=4), teacher.name)
+    left = compressed(scratch, tmp_path / scratch.name)
+    assert left["success"] == left["retained"] == 0 and left["teacher_success"] == above["success"]
+    assert retained([left]).value == 0 and left["gradient_steps"] == 3

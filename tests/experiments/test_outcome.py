@@ -212,3 +212,22 @@ def test_learners_of_one_collector_are_compared_seed_by_seed():
         "Success with 32 layers less that with 4, seed by seed: +0.280 [+0.280, +0.280] from the data of the collector "
         "with 32."
     )
+
+
+def test_runs_that_diverged_are_told_and_kept_apart():
+    def row(start, seed, **numbers):
+        return {
+            "start": start,
+            "depth": 64,
+            "seed": seed,
+            "diverged": 0.0,
+            "entropy": 1.0,
+            "finite": 1.0,
+            **numbers,
+        }
+
+    rows = [row("published", s, loss=4.0, first_loss=6.0) for s in (0, 1)]
+    rows += [row("scaled", 0, loss=3.0, first_loss=6.0), row("scaled", 1, loss=float("inf"), diverged=1.0)]
+    told = studies.find("stability").says(rows)
+    assert "published start had 6.00 at depth 64" in told and "published 4.00 at depth 64 (2 seeds" in told
+    assert "scaled 3.00 at depth 64 (1 seed, " in told and "scaled diverged at depth 64 (1 seed)" in told

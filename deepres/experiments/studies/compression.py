@@ -69,8 +69,10 @@ def compressed(trial: Trial, folder: Path) -> Numbers:
     policy in float32. seconds, gradient_steps, env_steps: what was spent on it alone, its teacher's not counted.
     """
     spent = _made(trial, folder)
-    if spent.get("diverged"):
-        return {"success": 0.0, "time_at_goal": 0.0, "both": 0.0, "retained": 0.0, **spent}
+    if spent.get("diverged"):  # a teacher's has nothing to be compared with
+        above = [] if trial.after is None else _reached(folder.with_name(trial.after))
+        none = dict.fromkeys(("success", "both", "retained", "time_at_goal"), 0.0)
+        return none | {"teacher_success": sum(above) / EPISODES} | spent
     policy = Policy.load(folder, eval_envs=EPISODES)
     figures, paths = policy.evaluate(SEED)
     reached, error = paths.reached.tolist(), 0.0
@@ -79,7 +81,7 @@ def compressed(trial: Trial, folder: Path) -> Numbers:
         above = reached
     else:
         teacher = folder.with_name(trial.after)
-        above = json.loads(_episodes(teacher).read_text())
+        above = _reached(teacher)
         error = action_rmse(policy, Policy.load(teacher))
     return {
         "success": sum(reached) / EPISODES,
@@ -115,6 +117,11 @@ def _made(trial: Trial, folder: Path) -> Numbers:
 def _episodes(folder: Path) -> Path:
     """Which of the teacher's episodes reached their goal."""
     return folder / "reached.json"
+
+
+def _reached(teacher: Path) -> list[bool]:
+    reached: list[bool] = json.loads(_episodes(teacher).read_text())
+    return reached
 
 
 def _student(folder: Path, teacher: Path, depth: int, seed: int) -> None:
