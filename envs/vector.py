@@ -49,8 +49,8 @@ class VectorEnv:
         self.dt = task.dt
         # Said outright: else arrays from torch, which are tied to their device, cost another compile.
         place = jax.sharding.SingleDeviceSharding(_home(engine))
-        # What is left to XLA beside the C engine is so little that optimizing it costs more than it gains.
-        options = {"xla_backend_optimization_level": 1} if engine == "c" else None
+        # What is left to XLA beside the C engine is so little that optimizing it gains nothing.
+        options = {"xla_backend_optimization_level": 0} if engine == "c" else None
         jit = partial(jax.jit, in_shardings=place, out_shardings=place, compiler_options=options)
         self._reset = jit(lambda key: jax.vmap(functional.reset)(jax.random.split(key, num_envs)))
         self._step: Callable[[EnvState, Any], EnvState] = (

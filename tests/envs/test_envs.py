@@ -17,7 +17,7 @@ from deepres import envs
 from deepres.data import bridge
 from deepres.envs import engines, listing
 from deepres.envs.task import Task
-from helpers.envs_fixtures import LENGTH, NUM_ENVS, environment, random_rollout, rollout
+from helpers.envs_fixtures import LENGTH, NUM_ENVS, environment, hurried, quick, random_rollout, rollout
 
 # The beginning of a name, the longest that fits: control period; easy, own and hard success threshold (published).
 TIMES_AND_THRESHOLDS = {
@@ -66,11 +66,15 @@ def test_sizes_and_thresholds_are_the_published_ones(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_goals_are_drawn_apart_from_the_start(name):
     task = envs.make_task(name)
-    physics, goals = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(0), 256))
-    states = jax.vmap(task.observe)(physics)
+
+    def begun(key):
+        physics, goal = task.start(key)
+        state = task.observe(physics)
+        return state, goal, task.success(state, goal)
+
+    states, goals, solved = quick(jax.vmap(begun))(jax.random.split(jax.random.PRNGKey(0), 256))
     assert states.shape == (256, task.state_dim) and states.dtype == goals.dtype == jnp.float32
     assert np.isfinite(states).all() and np.isfinite(goals).all()
-    solved = jax.vmap(task.success)(states, goals)
     assert float(solved.mean()) < 0.15  # hardly anybody starts where the goal is
     maze = getattr(task, "maze", None)
     if maze is not None:
@@ -205,7 +209,7 @@ def test_one_compiled_step_serves_wherever_state_and_action_come_from():
 
 
 def test_functional_form_runs_under_jit_vmap_and_scan():
-    env = envs.make("reacher", num_envs=NUM_ENVS, seed=3, engine="jax")
+    env = hurried(envs.make("reacher", num_envs=NUM_ENVS, seed=3, engine="jax"))
     single = env.functional
     actions = np.random.default_rng(5).uniform(-1, 1, (50, NUM_ENVS, 2)).astype(np.float32)
 
@@ -213,8 +217,8 @@ def test_functional_form_runs_under_jit_vmap_and_scan():
         return jax.lax.scan(lambda s, a: (single.step(s, a), s.obs), state, actions)
 
     keys = jax.random.split(jax.random.PRNGKey(3), NUM_ENVS)
-    last, seen = jax.jit(jax.vmap(unroll, in_axes=(0, 1), out_axes=(0, 1)))(
-        jax.vmap(single.reset)(keys), actions
+    last, seen = quick(jax.vmap(unroll, in_axes=(0, 1), out_axes=(0, 1)))(
+        quick(jax.vmap(single.reset))(keys), actions
     )
     states = rollout(env, actions).states
     np.testing.assert_allclose(seen, states.obs[:50], atol=1e-4)

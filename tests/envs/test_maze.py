@@ -15,7 +15,7 @@ from deepres import envs
 from deepres.envs.engines import PhysicsState
 from deepres.envs.layouts import ANT_LAYOUTS, LAYOUTS
 from deepres.envs.tasks.maze import Maze
-from helpers.envs_fixtures import stepper
+from helpers.envs_fixtures import quick, stepper
 
 # What a robot's torso may do without ending its episode, metres; the speed that it is thrown at walls with, m/s.
 HEALTHY = {"point": (0.0, 1.0), "ant": (0.2, 1.0), "humanoid": (1.0, 2.0)}
@@ -49,14 +49,14 @@ class Crowd:
         self.rng = np.random.default_rng(7)
         self.start = jax.tree.map(np.array, task.start(jax.random.PRNGKey(0))[0])
         self.physics = jax.tree.map(lambda leaf: np.repeat(leaf[None], self.n, axis=0), self.start)
-        self.advance = stepper(task.model, task.dt, self.n, engine)
+        self.advance = stepper(task.model, task.dt, self.n, engine, jax.jit)  # a thousand steps
 
         def mocap(walls, physics):
             there = copy.copy(task)
             there.maze = replace(task.maze, walls=walls)
             return there.mocap(physics)
 
-        self.drive = jax.jit(
+        self.drive = quick(
             lambda walls, physics, a: (jax.vmap(task.control)(a), jax.vmap(mocap)(walls, physics))
         )
         self.at = np.zeros((self.n, 2), int)
@@ -160,7 +160,7 @@ def test_three_boxes_suffice_where_the_reach_is_under_half_a_cell(robot):
     maze = Maze.parse("hardest_maze", 4.0)
     free = np.argwhere(~maze.walls)
     xy = (free[rng.integers(len(free), size=4000)] + rng.uniform(-0.5, 0.5, (4000, 2))) * 4.0
-    windows = np.asarray(jax.jit(jax.vmap(lambda at: maze.window(at[None], 3)))(jnp.asarray(xy, jnp.float32)))
+    windows = np.asarray(quick(jax.vmap(lambda at: maze.window(at[None], 3)))(jnp.asarray(xy, jnp.float32)))
     centres = np.argwhere(maze.walls) * 4.0
     gap = np.linalg.norm(np.maximum(np.abs(xy[:, None] - centres) - 2.0, 0), axis=-1)
     for n, near in enumerate(gap < 1.99):
@@ -272,7 +272,7 @@ def test_starts_and_goals_are_as_far_apart_as_the_name_says(name, length, apart)
     path = task.maze.path()
     assert len(path) == length and path[0].tolist() == task.maze.starts[0].tolist()
     count = 3000
-    physics, goals = jax.jit(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(1), count))
+    physics, goals = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(1), count))
     ends = np.round(np.stack([physics.qpos[:, :2], goals], axis=1) / 4).astype(int)
     assert (np.asarray(physics.qpos[:, :2]) == ends[:, 0] * np.float32(4)).all()  # exactly a cell's centre
     pairs, counts = np.unique(ends.reshape(count, 4), axis=0, return_counts=True)
@@ -310,7 +310,7 @@ def test_a_whole_goal_is_a_state_at_the_goals_place():
     task, whole = envs.make_task(name), envs.make_task(f"{name}_whole_goal")
     assert envs.make_task("ant_big_maze_whole_goal").goal_dim == 29
     assert whole.goal_slice == slice(0, whole.state_dim) and whole.goal_dim == task.state_dim
-    physics, goals = jax.jit(jax.vmap(whole.start))(jax.random.split(jax.random.PRNGKey(2), 300))
+    physics, goals = quick(jax.vmap(whole.start))(jax.random.split(jax.random.PRNGKey(2), 300))
     states = np.asarray(jax.vmap(whole.observe)(physics))
     asked = {tuple(goal) for goal in np.asarray(goals)[:, :place].tolist()}
     assert asked == set(map(tuple, task.pairs.ends[:, 1].tolist()))
@@ -330,7 +330,7 @@ def test_a_whole_goal_is_a_state_at_the_goals_place():
 def test_goals_are_drawn_from_the_goal_cells_evenly():
     for name in ("humanoid_big_maze_eval", "ant_hardest_maze"):
         task = envs.make_task(name)
-        physics, goals = jax.jit(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), 4000))
+        physics, goals = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), 4000))
         cells, counts = np.unique(np.asarray(goals)[:, :2], axis=0, return_counts=True)
         np.testing.assert_array_equal(cells, task.maze.goals[np.lexsort(task.maze.goals.T[::-1])])
         assert (np.abs(counts * len(cells) / 4000 - 1) < 5 * np.sqrt(len(cells) / 4000)).all()

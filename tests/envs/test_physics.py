@@ -17,7 +17,7 @@ from deepres.envs.engines import ENGINES, PhysicsState, at_rest, resting_sensors
 from deepres.envs.engines.c import BatchPhysics
 from deepres.envs.engines.mjx import candidate_contacts
 from deepres.envs.env import GoalEnv
-from helpers.envs_fixtures import NUM_ENVS, environment, stepper
+from helpers.envs_fixtures import NUM_ENVS, environment, quick, stepper
 
 _STEPS = {}
 # Among them is a task for each model: a robot's mazes share one.
@@ -66,7 +66,7 @@ def test_mjx_and_the_c_engine_agree_over_ten_control_steps(name, engine):
     env = environment(name)
     task, model = env.task, converged(env.task)
     step, batch = mjx_step(model, task.dt, engine), BatchPhysics(model, task.dt, NUM_ENVS)
-    control, mocap = jax.vmap(task.control), jax.vmap(task.mocap)
+    control, mocap = quick(jax.vmap(task.control)), quick(jax.vmap(task.mocap))
     start = ours = theirs = on_host(env.reset().physics)
     shape = (10, NUM_ENVS, env.action_dim)
     errors = []
@@ -298,7 +298,7 @@ def test_the_reachers_fingertip_is_the_models():
 
 
 def draws(name, count=4000):
-    physics, goals = jax.jit(jax.vmap(envs.make_task(name).start))(
+    physics, goals = quick(jax.vmap(envs.make_task(name).start))(
         jax.random.split(jax.random.PRNGKey(0), count)
     )
     return jax.tree.map(np.asarray, physics), np.asarray(goals)

@@ -15,6 +15,7 @@ import pytest
 
 from deepres import envs
 from deepres.envs.tasks import pusher
+from helpers.envs_fixtures import quick
 from helpers.scripted_policies import Push, reacher_policy
 
 NUM_ENVS = 32
@@ -37,7 +38,7 @@ def environment(name, num_envs=NUM_ENVS):
 def starts(name, **options):
     """Task, physics, state vectors and goals of DRAWS first states."""
     task = envs.make_task(name, **options)
-    physics, goals = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(0), DRAWS))
+    physics, goals = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), DRAWS))
     return task, physics, np.asarray(jax.vmap(task.observe)(physics)), np.asarray(goals)
 
 

@@ -13,6 +13,7 @@ import pytest
 from deepres import envs
 from deepres.envs.engines.c import BatchPhysics, _all_pairs_listed
 from deepres.envs.engines.c_step import FEW
+from helpers.envs_fixtures import quick
 
 COUNT = 2 * FEW + 3
 
@@ -58,7 +59,7 @@ def assert_same(a, b):
 
 def test_mujocos_clock_goes_on_after_a_step():
     task = envs.make_task("reacher")
-    physics, _ = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(0), 2))
+    physics, _ = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), 2))
     data = mujoco.MjData(task.model)
     BatchPhysics(task.model, task.dt, 2).step(
         jax.tree.map(np.asarray, physics), np.zeros((2, 2), np.float32), None
@@ -76,7 +77,7 @@ def test_pairs_that_are_listed_meet_as_those_that_are_found():
     spec.compiler.discardvisual = True
     found = spec.compile()
     assert task.model.npair == 4 and found.npair == 0
-    physics, _ = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(0), COUNT))
+    physics, _ = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), COUNT))
     states = [jax.tree.map(np.asarray, physics)] * 2
     engines = [BatchPhysics(model, task.dt, COUNT) for model in (task.model, found)]
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from deepres.envs.engines.c import BatchPhysics
 from deepres.envs.engines.mjx import MjxPhysics
 from deepres.envs.tasks import ant_push
 from deepres.envs.tasks.ant import CLEARANCE
-from helpers.envs_fixtures import stepper
+from helpers.envs_fixtures import quick, stepper
 
 N = 4
 LEGS = [0, 1, 0, -1, 0, -1, 0, 1]
@@ -79,7 +79,7 @@ def test_only_the_published_pairs_can_touch():
 
 def draws(name, count=3000, **options):
     task = envs.make_task(name, **options)
-    physics, goals = jax.jit(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), count))
+    physics, goals = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(0), count))
     return task, jax.tree.map(np.asarray, physics), np.asarray(goals)
 
 
@@ -232,7 +232,7 @@ def test_a_free_body_keeps_its_momentum_and_energy(name, error):
 @pytest.mark.parametrize("name", ["ant", "ant_ball", "ant_push", "humanoid"])
 def test_left_alone_it_settles_on_the_floor(name):
     task = envs.make_task(name)
-    physics, _ = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(2), N))
+    physics, _ = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(2), N))
     step = stepper(task.model, task.dt, N, "c")
     physics = jax.tree.map(np.asarray, physics)
     data, depths = mujoco.MjData(task.model), []
@@ -281,12 +281,12 @@ def at_the_block(task, physics):
 )
 def test_mjx_agrees_with_the_c_engine_over_ten_steps(name, place):
     task = envs.make_task(name)
-    physics, _ = jax.vmap(task.start)(jax.random.split(jax.random.PRNGKey(3), N))
+    physics, _ = quick(jax.vmap(task.start))(jax.random.split(jax.random.PRNGKey(3), N))
     qpos, qvel, sensors = place(task, physics)
     theirs = PhysicsState(qpos, qvel, physics.warmstart, jnp.asarray(sensors))
-    drive = jax.jit(jax.vmap(lambda p, a: (task.control(a), task.mocap(p))))
+    drive = quick(jax.vmap(lambda p, a: (task.control(a), task.mocap(p))))
     mjx, engine = MjxPhysics(task.model, task.dt), BatchPhysics(task.model, task.dt, N)
-    step = jax.jit(jax.vmap(mjx.step, in_axes=(0, 0, 0 if task.model.nmocap else None)))
+    step = quick(jax.vmap(mjx.step, in_axes=(0, 0, 0 if task.model.nmocap else None)))
     rng, errors = np.random.default_rng(1), []
     for _ in range(10):
         action = rng.uniform(-1, 1, (N, task.action_dim)).astype(np.float32)
