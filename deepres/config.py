@@ -200,6 +200,7 @@ class Config:
         data = self.schedule.data or ""
         if self.network.trunk == "plain":
             refuse_unread(self.schedule, ("lr_depth",), "trunk=plain")
+            refuse_unread(self.system, ("precision", "recompute"), "trunk=plain")
         if data:
             refuse_unread(self.system, ("overlap",), "data, from which nothing is collected")
         if data.endswith(".npz"):

@@ -110,6 +110,12 @@ def test_helps_are_those_of_the_bases_too_and_none_where_there_is_no_source():
         ("sac", {"hindsight_strategy": "final"}, "hindsight_strategy does not apply to hindsight=0"),
         ("td_infonce", {"log_alpha_bound": 1.0}, "log_alpha_bound does not apply to entropy=False"),
         ("gcivl", {"trunk": "plain", "lr_depth": 16}, "lr_depth does not apply to trunk=plain"),
+        (
+            "crl",
+            {"trunk": "plain", "precision": "bf16"},
+            "precision does not apply to trunk=plain, got 'bf16'",
+        ),
+        ("crl", {"trunk": "plain", "recompute": 4}, "recompute does not apply to trunk=plain, got 4"),
         ("crl", {"data": "one.npz", "overlap": True}, "overlap does not apply to data"),
         ("crl", {"data": "one.npz", "buffer_dtype": "bf16"}, "buffer_dtype does not apply to data of a file"),
     ],

@@ -30,8 +30,8 @@ def experiment(
         out: Folder of the study; by default runs/studies/NAME.
         keep: Copy the table, its rows and the figure into this folder as well, and write its index and the table in the
             README above it; without a name, these two alone.
-        go_on_from: A folder that studies were kept in, on another machine perhaps: a trial whose row is there is not
-            run again.
+        go_on_from: A folder that studies were kept in, on another machine perhaps: a trial whose row is there, or the
+            row of another study's trial with the same options, is not run again.
         plan: Tell what its trials would take, and run none.
     """
     from deepres.experiments import kept, runner
@@ -66,7 +66,7 @@ def experiment(
         return
     out = out or default_folder(name)
     if go_on_from is not None:
-        print(f"taken from {go_on_from}: {len(kept.take_up(name, size, go_on_from, out))} trials")
+        print(f"taken from {go_on_from}: {len(kept.take_up(name, size, go_on_from, out, seeds))} trials")
     result = runner.run_study(name, size=size, seeds=seeds, out=out, jobs=jobs, imports=arguments.imported)
     print(result.folder)
     if result.failed:

@@ -17,11 +17,12 @@ from typing import Any
 
 from deepres._version import __version__
 from deepres.experiments import curves, studies
-from deepres.experiments.folder import MADE, Row, StudyFolder, row_text, same_options
+from deepres.experiments.folder import MADE, Row, StudyFolder, options_of, row_text, same_options
 from deepres.experiments.outcome import verdict
 from deepres.experiments.settings import finite, most_steps, scored, settings
 from deepres.experiments.study import Size, Study, Trial
 from deepres.runs.folder import write_whole
+from deepres.runs.lock import Lock
 
 FIGURES = ("figure.png", "figure.pdf", "curves.png", "curves.pdf")
 FILES = ("study.json", "rows.csv", "table.md", curves.FILE, *FIGURES)
@@ -69,45 +70,78 @@ def keep(folder: Path, where: Path) -> Path:
     return target
 
 
-def take_up(name: str, size: Size, where: Path, folder: Path) -> list[str]:
+def take_up(name: str, size: Size, where: Path, folder: Path, seeds: Sequence[int] = ()) -> list[str]:
     """Make `folder` a folder of the study `name` in which the trials whose rows are kept in `where` are finished, as
-    on another machine; returns their names.
+    on another machine; returns their names. seeds: what is asked for beside the seeds that are kept or there.
 
+    A trial takes its study's own row, or that of another study whose trial had the same options and was measured alike.
     Rows of another version or of other options are left, and so are those without the study's metric that no trial
     reads: their trials are run again. Rows that are in the folder stay. Raises ValueError in one sentence, and changes
-    nothing, where no rows of that size are kept or their files are damaged.
+    nothing, where no rows of that size are kept or their files are damaged, InUse while a process runs the study there.
     """
-    study, source = studies.find(name), where / name
-    if not (source / "rows.csv").is_file() or not (source / "study.json").is_file():
-        raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
-    asked, target = _asked(source), StudyFolder(folder)
-    if asked["size"] != size:
-        raise ValueError(f"{source} is of size {asked['size']}, got {size}; pass --size {asked['size']}")
+    study, target = studies.find(name), StudyFolder(folder)
     begun = target.of(name, size)
-    rows, trials = _rows(study, source)
+    asked, rows = begun, []
+    if (where / name / "rows.csv").is_file() and (where / name / "study.json").is_file():
+        asked = _asked(where / name)
+        if asked["size"] != size:
+            raise ValueError(
+                f"{where / name} is of size {asked['size']}, got {size}; pass --size {asked['size']}"
+            )
+        rows = _rows(study, where / name)[0]
+    told = sorted({*begun["seeds"], *asked["seeds"], *seeds}) or list(range(study.many(size)))
+    imports = list(dict.fromkeys([*begun["imports"], *asked["imports"]]))
+    trials = study.trials(size, told)
     labels, read = list(trials[0].labels), {trial.after for trial in trials}
     by_labels = {tuple(row.get(label, "") for label in labels): row for row in rows}
+    alike = _alike(study, size, where)
     texts: dict[str, str] = {}
     for trial in trials:
         row = by_labels.get(trial.words)
+        if row is None and trial.after is None:
+            row = alike.get(options_of(trial))
         if row is None or target.row(trial).exists():
             continue
         made = {key: row.get(key, "") for key in MADE}
         measured = bool(row.get(study.metric)) or trial.name in read
         if made["version"] == __version__ and same_options(trial, made) and measured:
-            numbers = {key: float(row[key]) for key in row if key not in (*labels, *MADE) and row[key]}
+            numbers = {key: _number(row[key]) for key in row if key not in (*labels, *MADE)}
+            numbers = {key: float(n) for key, n in numbers.items() if not isinstance(n, str)}
             texts[trial.name] = row_text(trial, numbers, made)
-    both = [curves.read_curves(place / curves.FILE, labels) for place in (source, folder)]
+    if not rows and not texts:
+        raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
+    both = [curves.read_curves(place / curves.FILE, labels) for place in (where / name, folder)]
     curves_here = both[0] | both[1]
-    seeds = sorted({*begun["seeds"], *asked["seeds"]})
-    imports = list(dict.fromkeys([*begun["imports"], *asked["imports"]]))
-    target.write(target.asked, json.dumps(begun | {"seeds": seeds, "imports": imports}, indent=2) + "\n")
-    if curves_here:
-        target.write(folder / curves.FILE, curves.text(labels, curves_here))
-    for trial in trials:
-        if trial.name in texts:
-            target.write(target.row(trial), texts[trial.name])
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder):
+        target.write(target.asked, json.dumps(begun | {"seeds": told, "imports": imports}, indent=2) + "\n")
+        if curves_here:
+            target.write(folder / curves.FILE, curves.text(labels, curves_here))
+        for trial in trials:
+            if trial.name in texts:
+                target.write(target.row(trial), texts[trial.name])
     return list(texts)
+
+
+def _alike(study: Study, size: Size, where: Path) -> dict[str, dict[str, str]]:
+    """Rows of other studies that a trial of `study` can have as its own, by their options: of trials that read no other
+    one, measured by the same function. None if learning curves are asked for as well, which have no options."""
+    found: dict[str, dict[str, str]] = {}
+    for other in () if study.curves else _kept(where):
+        if (
+            other.name == study.name
+            or other.run is not study.run
+            or _asked(where / other.name)["size"] != size
+        ):
+            continue
+        rows, trials = _rows(other, where / other.name)
+        alone = {trial.words for trial in trials if trial.after is None}
+        labels = tuple(trials[0].labels)
+        for row in rows:
+            if row.get("options") and tuple(row[label] for label in labels) in alone:
+                numbers = {key: word for key, word in row.items() if key not in labels}
+                found.setdefault(row["options"], numbers)
+    return found
 
 
 def _asked(folder: Path) -> dict[str, Any]:

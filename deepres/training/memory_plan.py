@@ -221,10 +221,11 @@ def choices(config: Config, device: str) -> list[Change]:
     wanted: list[Change] = [("buffer_device", "cpu")] if device == "cuda" else []
     if not (config.schedule.data or "").endswith(".npz"):
         wanted.append(("buffer_dtype", "bf16"))
-    if config.network.skip_every and config.network.trunk == "residual":
+    schedule, residual = config.schedule, config.network.trunk == "residual"
+    if config.network.skip_every and residual:
         wanted += [("recompute", blocks) for blocks in ("1", "4", "16")]
-    schedule = config.schedule
-    wanted.append(("precision", "bf16"))
+    if residual:
+        wanted.append(("precision", "bf16"))
     if schedule.data is None:
         fewer = max(schedule.buffer_steps // 4, schedule.min_buffer_steps, schedule.unroll_length)
         wanted.append(("buffer_steps", fewer))

@@ -183,6 +183,17 @@ def test_seeds_are_added_to_what_is_there(tmp_path, monkeypatch, capsys, one_pro
     again = run_study("tiny_numbers", seeds=[2], **asked | {"out": elsewhere})
     assert [row["seed"] for row in again.rows] == [1, 1, 2, 2] and "d4-s9" in again.failed
     assert kept.take_up("tiny_numbers", "cpu", target.parent, elsewhere) == []
+    # a study some of whose trials were another's, measured alike, takes their numbers and none of their labels
+    alike = tmp_path / "alike"
+    assert kept.take_up("tiny_alike", "cpu", target.parent, alike, [1, 3]) == ["width_32-s1"]
+    made = json.loads((alike / "rows" / "width_32-s1.json").read_text())
+    (theirs,) = [json.loads(file.read_text()) for file in before if file.name == "d4-s1.json"]
+    assert made == theirs | {"labels": {"width": 32, "seed": 1}}
+    assert StudyFolder(alike).of("tiny_alike", "cpu")["seeds"] == [1, 3]
+    with pytest.raises(ValueError, match="keeps no rows of tiny_otherwise; pass another folder"):
+        kept.take_up("tiny_otherwise", "cpu", target.parent, tmp_path / "nowhere", [1])
+    with Lock(alike), pytest.raises(InUse, match="is in use"):
+        kept.take_up("tiny_alike", "cpu", target.parent, alike)
     with pytest.raises(ValueError, match="keeps no rows of depth; pass another folder"):
         kept.take_up("depth", "cpu", target.parent, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is of size cpu, got paper; pass --size cpu"):

@@ -37,6 +37,20 @@ studies.register(TRAINED)
 studies.register(replace(TRAINED, name="tiny_numbers", run=counted, seeds=(2, 2), curves=False))
 
 
+def one_depth(size, seeds):
+    """Of the study above the trials with 4 layers, by other labels; and one that it lacks."""
+    alone = [
+        Trial({"width": 32, "seed": seed}, BASE.replace(depth=4, actor_depth=None, seed=seed))
+        for seed in seeds
+    ]
+    return alone + [Trial({"width": 16, "seed": seed}, BASE.replace(width=16, seed=seed)) for seed in seeds]
+
+
+ALIKE = replace(studies.find("tiny_numbers"), name="tiny_alike", trials=one_depth, along="width")
+studies.register(ALIKE)
+studies.register(replace(ALIKE, name="tiny_otherwise", run=lambda *_: {}))
+
+
 def stops(trial: Trial, folder: Path) -> dict[str, float]:
     """All is asked to end before this trial has a figure."""
     os.kill(os.getppid(), signal.SIGTERM)

@@ -166,7 +166,12 @@ def test_choices_are_ones_that_a_run_can_take():
     long = Config("crl", unroll_length=2_000, buffer_steps=4_000, min_buffer_steps=100)
     offered = dict(memory.choices(long, "cuda"))
     assert offered["buffer_steps"] == 2_000 and offered["buffer_dtype"] == "bf16"
-    for config in (long, Config("crl", data="runs/one"), Config("crl", data="one.npz")):
+    for config in (
+        long,
+        Config("crl", data="runs/one"),
+        Config("crl", data="one.npz"),
+        Config("crl", trunk="plain"),
+    ):
         for name, value in memory.choices(config, "cuda"):
             assert config.replace(**{name: value}).get(name) == value
     assert {"buffer_steps", "buffer_dtype"}.isdisjoint(
