@@ -199,6 +199,35 @@ def test_slopes_count_the_seeds_that_they_are_drawn_from():
     assert says({4: [0.1, 0.2, 0.3]}) == "No slope of success yet: it takes two values of depth."
 
 
+def test_walls_are_compared_with_the_tasks_own_seed_by_seed():
+    cells = {"as the task has it": (0.5, 0.6), "smooth walls": (0.7, 0.8), "springy": (0.5,)}
+    rows = [
+        {"contact": contact, "seed": seed, "cells": share}
+        for contact, shares in cells.items()
+        for seed, share in enumerate(shares)
+    ]
+    says = studies.find("wall-contact").says
+    assert says(rows) == (
+        'Cells beside "as the task has it", seed by seed, with 95% intervals: smooth walls +0.200 [+0.200, +0.200].'
+    )
+    assert says(rows[:2]) == "No two values of contact in two seeds yet."
+
+
+def test_depth_is_compared_with_the_width_of_as_many_weights():
+    success = {(4, 64): 0.1, (4, 128): 0.3, (16, 64): 0.4, (32, 64): 0.5}
+    rows = [
+        {"depth": depth, "width": width, "seed": seed, "success": share + seed / 100}
+        for seed in (1, 2)
+        for (depth, width), share in success.items()
+    ]
+    says = studies.find("width").says
+    assert says(rows) == (
+        "Success less that of the wider network with as many hidden weights, seed by seed: "
+        "16 layers of 64 +0.100 [+0.100, +0.100] beside 4 layers of 128."
+    )
+    assert says(rows[:4]) == "No two shapes with as many hidden weights in two seeds yet."
+
+
 def test_learners_of_one_collector_are_compared_seed_by_seed():
     def row(collector, learner, seed, success):
         return {"collector": collector, "learner": learner, "seed": seed, "success": success}

@@ -4,10 +4,12 @@ learned in."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deepres.config import Config
+from deepres.experiments.differences import beside_the_first
 from deepres.experiments.studies.depth import CPU
 from deepres.experiments.study import Numbers, Size, Study, Trial, trained
 
@@ -88,6 +90,7 @@ STUDIES = (
         metric="cells",
         along="contact",
         slopes=False,
+        says=partial(beside_the_first, metric="cells", along="contact"),
         also=("farthest", "random_success", "escaped", "rebound"),
     ),
     Study(
@@ -100,6 +103,7 @@ STUDIES = (
         run=learned,
         along="contact",
         slopes=False,
+        says=partial(beside_the_first, metric="success", along="contact"),
         also=("time_at_goal", "success_area", "seconds"),
     ),
 )

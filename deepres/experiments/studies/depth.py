@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from deepres.config import Config
+from deepres.experiments.differences import by_seed, paired
 from deepres.experiments.looks import look
 from deepres.experiments.presets import PRESETS, paper
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
@@ -58,6 +61,21 @@ def _width(size: Size, seeds: Sequence[int]) -> list[Trial]:
     wide = grid(base, {"depth": [4], "width": widths}, seeds)
     deep = grid(base, {"depth": depths, "width": [base.network.width]}, seeds)
     return sorted((*wide, *deep), key=lambda trial: trial.labels["seed"])
+
+
+def equal_weights(rows: Sequence[dict[str, Any]]) -> str:
+    """What the deeper network scores more than the wider one with as many hidden weights, depth x width^2."""
+    shapes = list(dict.fromkeys((int(row["depth"]), int(row["width"])) for row in rows))
+    told = []
+    for deep, wide in product(shapes, shapes):
+        if deep[0] > wide[0] and deep[0] * deep[1] ** 2 == wide[0] * wide[1] ** 2:
+            scores = [by_seed(rows, "success", depth=depth, width=width) for depth, width in (deep, wide)]
+            if more := paired(*scores):
+                of, beside = (f"{depth} layers of {width}" for depth, width in (deep, wide))
+                told.append(f"{of} {more.text('{:+.3f}')} beside {beside}")
+    if not told:
+        return "No two shapes with as many hidden weights in two seeds yet."
+    return f"Success less that of the wider network with as many hidden weights, seed by seed: {'; '.join(told)}."
 
 
 def _skips(size: Size, seeds: Sequence[int]) -> list[Trial]:
@@ -135,6 +153,7 @@ STUDIES = (
         along="width",
         seeds=(3, 3),
         slopes=False,
+        says=equal_weights,
     ),
     Study(
         name="skips",

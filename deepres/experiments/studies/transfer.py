@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deepres.config import Config
+from deepres.experiments.differences import by_seed, paired
 from deepres.experiments.presets import paper
-from deepres.experiments.statistics import student
 from deepres.experiments.studies.depth import CPU
 from deepres.experiments.study import Numbers, Size, Study, Trial, grid, trained
 
@@ -140,19 +140,17 @@ def _collectors(size: Size, seeds: Sequence[int]) -> list[Trial]:
 def ahead(rows: Sequence[dict[str, Any]]) -> str:
     """What the deepest learner's success is above the shallowest one's, from each collector's data: both have the same
     batches, so seeds are compared one by one."""
-    told = []
     learns = [int(row["learner"]) for row in rows if row["learner"] != "itself"]
     shallow, deep = (min(learns), max(learns)) if learns else (0, 0)
-    for collects in dict.fromkeys(row["collector"] for row in rows):
-        of = {
-            (int(row["learner"]), row["seed"]): row["success"]
-            for row in rows
-            if row["collector"] == collects and row["learner"] != "itself"
-        }
-        seeds = [seed for depth, seed in of if depth == shallow and (deep, seed) in of]
-        if shallow < deep and len(seeds) > 1:
-            less = student([of[deep, seed] - of[shallow, seed] for seed in seeds])
-            told.append(f"{less.text('{:+.3f}')} from the data of the collector with {collects}")
+    collects = list(dict.fromkeys(row["collector"] for row in rows)) if shallow < deep else []
+    of = {
+        depth: [by_seed(rows, "success", collector=one, learner=depth) for one in collects]
+        for depth in (shallow, deep)
+    }
+    found = zip(collects, map(paired, of[deep], of[shallow]), strict=True)
+    told = [
+        f"{less.text('{:+.3f}')} from the data of the collector with {one}" for one, less in found if less
+    ]
     if not told:
         return "No two learners of the same data in two seeds yet."
     return f"Success with {deep} layers less that with {shallow}, seed by seed: {'; '.join(told)}."
