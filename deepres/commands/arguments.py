@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from deepres import algorithms
-from deepres.config import Config
+from deepres.config import RECORDED_STEPS, Config
 from deepres.runs.folder import RunFolder
 
 imported: list[str] = []
@@ -98,6 +98,8 @@ def _config(words: list[str], algorithm: str | None) -> Config:
         from deepres.experiments.presets import preset
 
         config = preset(value)
+        if data := _typed(words, "--data"):  # the paper's steps are those of a run that acts
+            config = config.replace(data=data, total_steps=RECORDED_STEPS)
     else:
         if name == "--config-file" and not Path(value).exists():
             raise FileNotFoundError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deepres.commands.arguments import Defaults
 from deepres.commands.main import main
 from deepres.config import Config
 from deepres.experiments.presets import PRESETS, Preset
@@ -129,6 +130,8 @@ def test_presets_files_and_runs_are_where_defaults_come_from(tmp_path, capsys, m
     with pytest.raises(SystemExit):
         main(["train", "--preset", "tiny", "--resume", str(tmp_path / "run")])
     assert "pass --resume or --preset, not both" in capsys.readouterr().err
+    given = Defaults.read(["--preset", "tiny", "--data", str(tmp_path / "run")], [])
+    assert given.config.schedule.total_steps == 1_000_000  # a preset's own are those of a run that acts
 
 
 def test_unknown_option_names_the_near_one(tmp_path, capsys):
