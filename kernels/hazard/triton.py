@@ -32,7 +32,7 @@ def unsupported(h: Hazards) -> str | None:
 
 def tiles(width: int) -> Tiles:
     """The work of a program, in sizes that spill nothing among the products (bench/compile_report.py)."""
-    blocks = {"BR": 16, "BK": 64, "BD": max(16, 1 << (width - 1).bit_length())}
+    blocks = {"BR": 16, "BK": 64 if width <= 32 else 32, "BD": max(16, 1 << (width - 1).bit_length())}
     return Tiles(blocks, 4, 2)
 
 

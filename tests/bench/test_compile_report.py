@@ -14,7 +14,7 @@ TIGHT = [
     {"kernel": "dgrad", "width": "512", "precision": "bf16"},
     {"kernel": "info_nce", "width": "64", "energy": "norm", "form": "forward", "phase": "gradients"},
     {"kernel": "info_nce_general", "width": "256", "energy": "norm", "form": "binary", "phase": "gradients"},
-    {"kernel": "hazard_value", "width": "64"},
+    {"kernel": "hazard_nll", "width": "128"},
     {"kernel": "policy_gaussian_backward", "width": "16"},
     {"kernel": "stem_backward", "width": "256"},
 ]
