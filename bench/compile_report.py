@@ -3,8 +3,8 @@
     python bench/compile_report.py [--backend triton] [--only target=90 width=256 kernel=dgrad]
 
 writes compile_<backend>.json under bench/results/new/, or bench/results/ (--keep), one row to a kernel, configuration
-and target, and exits with 1 if one spills among its products or does not fit. An item of BACKENDS holds a function for
-each of its ops; it yields entries, and an entry compiles itself for a target.
+and target, and exits with 1 if one spills among its products or does not fit, with 2 where --only leaves no row. An item
+of BACKENDS holds a function for each of its ops; it yields entries, and an entry compiles itself for a target.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def main() -> int:
     results["command"] = " ".join(["python bench/compile_report.py", *sys.argv[1:]])
     results["environment"]["versions"] |= BACKENDS[arguments.backend].versions()
     results["rows"] = report(arguments.backend, dict(pair.split("=", 1) for pair in arguments.only))
+    if not results["rows"]:
+        asked = " ".join(arguments.only)
+        print(f"no row has {asked}; leave --only out to see their fields", file=sys.stderr)
+        return 2
     results["complete"] = True
     files.save(results, files.path(arguments, f"compile_{arguments.backend}.json"))
     wrong = complaints(results["rows"])

@@ -30,6 +30,7 @@ COLUMNS = {
 }
 """What a row of curves.csv holds beside the labels, and its name in a run's evaluations."""
 FILE = "curves.csv"
+ABREAST = 4  # panels that a page holds side by side
 
 Curve = list[dict[str, float]]
 Labels = tuple[str, ...]
@@ -132,7 +133,7 @@ def plot_curves(
     curves: dict[Labels, Curve], names: Sequence[str], along: str, title: str, path: Path
 ) -> None:
     """Success against environment steps and against seconds of training: a row of panels for each, a panel for each
-    line, a colour for each value of `along`; every seed is drawn."""
+    line, at most ABREAST side by side, a colour for each value of `along`; every seed is drawn."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -146,10 +147,14 @@ def plot_curves(
     if all(value.isdecimal() for value in values):
         values.sort(key=int)
     colours = [colormaps["viridis"](0.9 * i / max(len(values) - 1, 1)) for i in range(len(values))]
-    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 5.2), layout="constrained")
-    axes = figure.subplots(2, len(panels), squeeze=False, sharey=True)
-    for column, (panel, drawn) in enumerate(panels.items()):
-        for axis, x in zip(axes[:, column], ("env_steps", "seconds"), strict=True):
+    across, down = min(ABREAST, len(panels)), -(-len(panels) // ABREAST)
+    figure = Figure(figsize=(1.5 + 3.2 * across, 5.2 * down), layout="constrained")
+    axes = figure.subplots(2 * down, across, squeeze=False, sharey=True)
+    for axis in axes[-2:, len(panels) - across * (down - 1) :].flat:
+        axis.set_visible(False)
+    for number, (panel, drawn) in enumerate(panels.items()):
+        top, column = 2 * (number // across), number % across
+        for axis, x in zip(axes[top : top + 2, column], ("env_steps", "seconds"), strict=True):
             for value, curve in drawn:
                 colour = colours[values.index(value)]
                 axis.plot([row[x] for row in curve], [row["success"] for row in curve], color=colour, lw=1.2)
@@ -158,7 +163,7 @@ def plot_curves(
             axis.set_ylabel("success" if column == 0 else "")
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-        axes[0, column].set_title(panel, fontsize=9)
+        axes[top, column].set_title(panel, fontsize=9)
     for value, colour in zip(values, colours, strict=True):
         axes[0, 0].plot([], [], color=colour, label=f"{along.replace('_', ' ')} {value}")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)

@@ -32,6 +32,13 @@ def test_nothing_spills_and_everything_fits(only, tmp_path, monkeypatch) -> None
         assert row["registers"] * row["threads"] <= 65536, row
 
 
+def test_fields_that_no_row_has_leave_no_file(tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "report.json"
+    monkeypatch.setattr("sys.argv", ["compile_report.py", "--only", "op=softmax", "--out", str(out)])
+    assert compile_report.main() == 2 and not out.exists()
+    assert "no row has op=softmax; leave --only out to see their fields" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_named() -> None:
     own = {"threads": 256, "registers": 255, "spill_stores": 8, "loop_spills": 0, "shared": 9}
     fits = {"kernel": "dgrad", "target": 90, **own, "shared_limit": 9}
