@@ -3,8 +3,8 @@
     python bench/compile_report.py [--backend triton] [--only target=90 width=256 kernel=dgrad]
 
 writes compile_<backend>.json under bench/results/new/, or bench/results/ (--keep), one row to a kernel, configuration
-and target, and exits with 1 if one spills among its products or does not fit, with 2 where --only leaves no row. An item
-of BACKENDS holds a function for each of its ops; it yields entries, and an entry compiles itself for a target.
+and target, and exits with 1 if one spills among its products or does not fit, with 2 where --only leaves no row. An
+item of BACKENDS holds a function for each of its ops; it yields entries, and an entry compiles itself for a target.
 """
 
 from __future__ import annotations
