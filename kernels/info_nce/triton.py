@@ -50,7 +50,7 @@ def tiles(width: int, small: bool, phase: str) -> Tiles:
     crowded = phase == "gradients" and not small  # gradients of many rows leave few registers for a product
     blocks = {
         "BX": 16 if small else rows,
-        "BY": 16 if crowded else 32,
+        "BY": 16 if crowded or (small and padded == 16) else 32,
         "BD": padded,
         "BK": min(padded, 32),
     }
