@@ -94,13 +94,16 @@ def take_up(name: str, size: Size, where: Path, folder: Path, seeds: Sequence[in
     trials = study.trials(size, told)
     labels, read = list(trials[0].labels), {trial.after for trial in trials}
     by_labels = {tuple(row.get(label, "") for label in labels): row for row in rows}
-    alike = _alike(study, size, where)
+    alike, any_kept = _alike(study, size, where), bool(rows)
     texts: dict[str, str] = {}
     for trial in trials:
         row = by_labels.get(trial.words)
         if row is None and trial.after is None:
             row = alike.get(options_of(trial))
-        if row is None or target.row(trial).exists():
+        if row is None:
+            continue
+        any_kept = True
+        if target.row(trial).exists():
             continue
         made = {key: row.get(key, "") for key in MADE}
         measured = bool(row.get(study.metric)) or trial.name in read
@@ -108,7 +111,7 @@ def take_up(name: str, size: Size, where: Path, folder: Path, seeds: Sequence[in
             numbers = {key: _number(row[key]) for key in row if key not in (*labels, *MADE)}
             numbers = {key: float(n) for key, n in numbers.items() if not isinstance(n, str)}
             texts[trial.name] = row_text(trial, numbers, made)
-    if not rows and not texts:
+    if not any_kept:
         raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
     both = [curves.read_curves(place / curves.FILE, labels) for place in (where / name, folder)]
     curves_here = both[0] | both[1]
