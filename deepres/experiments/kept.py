@@ -94,16 +94,17 @@ def take_up(name: str, size: Size, where: Path, folder: Path, seeds: Sequence[in
     trials = study.trials(size, told)
     labels, read = list(trials[0].labels), {trial.after for trial in trials}
     by_labels = {tuple(row.get(label, "") for label in labels): row for row in rows}
-    alike, any_kept = _alike(study, size, where), bool(rows)
+    alike = _alike(study, size, where)
+    found = {
+        trial.name: by_labels.get(trial.words) or (None if trial.after else alike.get(options_of(trial)))
+        for trial in trials
+    }
+    if not rows and not any(found.values()):
+        raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
     texts: dict[str, str] = {}
     for trial in trials:
-        row = by_labels.get(trial.words)
-        if row is None and trial.after is None:
-            row = alike.get(options_of(trial))
-        if row is None:
-            continue
-        any_kept = True
-        if target.row(trial).exists():
+        row = found[trial.name]
+        if row is None or target.row(trial).exists():
             continue
         made = {key: row.get(key, "") for key in MADE}
         measured = bool(row.get(study.metric)) or trial.name in read
@@ -111,8 +112,6 @@ def take_up(name: str, size: Size, where: Path, folder: Path, seeds: Sequence[in
             numbers = {key: _number(row[key]) for key in row if key not in (*labels, *MADE)}
             numbers = {key: float(n) for key, n in numbers.items() if not isinstance(n, str)}
             texts[trial.name] = row_text(trial, numbers, made)
-    if not any_kept:
-        raise ValueError(f"{where} keeps no rows of {name}; pass another folder (--go-on-from), or none")
     both = [curves.read_curves(place / curves.FILE, labels) for place in (where / name, folder)]
     curves_here = both[0] | both[1]
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +127,7 @@ def take_up(name: str, size: Size, where: Path, folder: Path, seeds: Sequence[in
 
 def _alike(study: Study, size: Size, where: Path) -> dict[str, dict[str, str]]:
     """Rows of other studies that a trial of `study` can have as its own, by their options: of trials that read no other
-    one, measured by the same function. None if learning curves are asked for as well, which have no options."""
+    one, measured by the same function. None if learning curves are asked for as well."""
     found: dict[str, dict[str, str]] = {}
     for other in () if study.curves else _kept(where):
         if (
