@@ -15,6 +15,7 @@ void bind_isa(pybind11::module_& m);
 void bind_info_nce(pybind11::module_& m);
 void bind_policy(pybind11::module_& m);
 void bind_residual_stack(pybind11::module_& m);
+void bind_unions(pybind11::module_& m);
 }  // namespace deepres
 
 PYBIND11_MODULE(_C, m) {
@@ -39,4 +40,5 @@ PYBIND11_MODULE(_C, m) {
   deepres::bind_info_nce(m);
   deepres::bind_policy(m);
   deepres::bind_residual_stack(m);
+  deepres::bind_unions(m);
 }

@@ -52,6 +52,10 @@ BACKENDS: dict[str, dict[str, str]] = {
         "triton": "deepres.kernels.policy.triton",
         "reference": "deepres.kernels.policy.reference",
     },
+    "quasimetric": {
+        "cpu": "deepres.kernels.quasimetric.cpu",
+        "reference": "deepres.kernels.quasimetric.reference",
+    },
 }
 
 

@@ -75,7 +75,7 @@ def test_core_needs_torch_alone_and_says_what_else_to_install(tmp_path):
     assert re.fullmatch(r"no memory plan without environments: .*; pip install 'deepres\[envs\]'", plan)
     assert done == "status 0"
     assert refused == "status deepres: the command line needs tyro; pip install 'deepres[envs]'"
-    assert ops == "['hazard', 'info_nce', 'policy', 'residual_stack', 'stem']"
+    assert ops == "['hazard', 'info_nce', 'policy', 'quasimetric', 'residual_stack', 'stem']"
     assert "pip install 'deepres[envs]'" in sentence
     assert not (tmp_path / "runs").exists()
 

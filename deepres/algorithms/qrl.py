@@ -34,11 +34,11 @@ from deepres.acting import ActorPolicy, ClippedGaussianPolicy
 from deepres.algorithms.base import About, Group, Losses, Pass
 from deepres.algorithms.extraction import ddpg_bc
 from deepres.algorithms.implicit import weighted_cloning
-from deepres.algorithms.parts import policy_losses, unit_log_density
-from deepres.algorithms.quasimetric import PART, iqe, mrn
+from deepres.algorithms.parts import pair_energy, policy_losses, unit_log_density
 from deepres.algorithms.soft import TEMPERATURE, SoftActor, SoftActorOptions
 from deepres.data.batch import Batch
 from deepres.data.relabel import FutureTransitions
+from deepres.kernels.quasimetric.op import PART, iqe
 from deepres.networks import Networks, call_frozen
 from deepres.options import option, refuse_unread
 
@@ -187,8 +187,8 @@ class QRL(SoftActor):
     def _distance(self, x: Tensor, y: Tensor, *, held: bool = False) -> Tensor:
         """[B] from x to y, [B, feature_dim] each. held: the distance itself is not learned by it."""
         if self.options.distance == "mrn":
-            return mrn(x, y)
-        return iqe(x, y, self.mix.detach() if held else self.mix)
+            return -pair_energy(x, y, "mrn", impl=self.op_impl)
+        return iqe(x, y, self.mix.detach() if held else self.mix, impl=self.op_impl)
 
     def policy(self) -> ActorPolicy:
         if self.options.extraction == "entropy":

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import deepres
 from deepres.kernels import fused_op
+from deepres.kernels.quasimetric.op import union_lengths
 
 Made = tuple[Callable[..., Tensor], list[Tensor]]
 
@@ -44,7 +45,12 @@ def _hazard_nll(seed: int) -> Made:
     return lambda *leaves: deepres.hazard_nll(*leaves, lag, event)[0], model
 
 
-MADE = [_stack, _contrast, _hazard]
+def _unions(seed: int) -> Made:
+    g = torch.Generator().manual_seed(seed)
+    return union_lengths, [torch.randn(7, 16, generator=g) for _ in range(2)]
+
+
+MADE = [_stack, _contrast, _hazard, _unions]
 
 
 def _gradients(made: Made) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import deepres
 from deepres.kernels.info_nce.options import ENERGIES
 from deepres.kernels.policy.op import pair_energy, policy_losses, squashed_gaussian
+from deepres.kernels.quasimetric.op import union_lengths
 from deepres.kernels.stem.op import norm_activation
 
 
@@ -143,13 +144,14 @@ def autocast_cases() -> dict[str, tuple]:
         "policy_losses": (
             lambda *t, **o: sum(policy_losses(*t, -2.0, **o)[:2]), [rows, value, torch.tensor(0.3)],
         ),
+        "union_lengths": (lambda *t, **o: union_lengths(*t, **o).square().sum(), [x, psi[:5]]),
         "norm_activation": (
             lambda *t, **o: norm_activation(*t, **o).square().sum(), [x, noise[0], 1 + psi[0], psi[1]],
         ),
     }  # fmt: skip
 
 
-FUSED_ON_A_CPU = ("residual_stack", "info_nce", "hazard_nll", "hazard_value")
+FUSED_ON_A_CPU = ("residual_stack", "info_nce", "hazard_nll", "hazard_value", "union_lengths")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,6 @@
+"""Distances that keep the triangle inequality but need not be the same both ways, between rows of features.
+
+op           the equations, the public functions, the op as PyTorch sees it
+reference    its meaning in plain PyTorch, which also serves GPUs
+cpu          the backend in C++
+"""
