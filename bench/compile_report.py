@@ -40,6 +40,7 @@ BACKENDS = {
             compile_triton.hazard,
             compile_triton.policy,
             compile_triton.stem,
+            compile_triton.quasimetric,
         ],
         compile_triton.versions,
     )

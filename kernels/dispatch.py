@@ -53,6 +53,7 @@ BACKENDS: dict[str, dict[str, str]] = {
         "reference": "deepres.kernels.policy.reference",
     },
     "quasimetric": {
+        "triton": "deepres.kernels.quasimetric.triton",
         "cpu": "deepres.kernels.quasimetric.cpu",
         "reference": "deepres.kernels.quasimetric.reference",
     },

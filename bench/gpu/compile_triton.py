@@ -261,6 +261,17 @@ def stem() -> Iterator[Entry]:
             yield Entry("stem", f"stem_{name}", {"width": width}, compile_for)
 
 
+def quasimetric() -> Iterator[Entry]:
+    """The Triton lengths of unions as QRL asks for them."""
+    from deepres.kernels.quasimetric import triton as launcher
+    from deepres.kernels.quasimetric import triton_kernels as kernels
+
+    types = {**dict.fromkeys(("x", "y", "d", "lengths", "dx", "dy"), "*fp32"), "parts": "i32"}
+    for name, constants in (("lengths", {}), ("gradients", {"NEED_X": True, "NEED_Y": True})):
+        compile_for = _compiler(getattr(kernels, f"{name}_kernel"), types, constants, launcher.TILES)
+        yield Entry("quasimetric", f"union_{name}", {}, compile_for)
+
+
 def _compiler(kernel, types, constants, tiles) -> Callable[[int], Usage]:
     return lambda target: compile_triton(kernel, types, constants, tiles, target)
 

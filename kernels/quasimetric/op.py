@@ -5,13 +5,13 @@ unions are quasimetrics, and so is what mixes their mean and their largest. Such
 interval i begins a piece of the union, +1 in y_i where it ends one, and 0 elsewhere; where ends meet, or x_i = y_i,
 backends may differ in which of the slopes beside it they take.
 
-A backend module (cpu.py; see dispatch.py) serves the op with
+A backend module (cpu.py, triton.py; see dispatch.py) serves the op with
 
     unsupported(x) -> str | None
     union_lengths(x, y) -> [B, K]
     union_gradients(d, x, y, needs) -> [gradient of x, of y], None where not needed
 
-on contiguous tensors of one device. On a GPU the reference is what runs.
+on contiguous tensors of one device.
 """
 
 from __future__ import annotations

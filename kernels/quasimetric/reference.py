@@ -1,4 +1,4 @@
-"""Lengths of unions of intervals in plain PyTorch: what all backends mean, and what a GPU runs."""
+"""Lengths of unions of intervals in plain PyTorch: what all backends mean, the oracle of the tests."""
 
 from __future__ import annotations
 
