@@ -177,14 +177,25 @@ def test_final_scores_are_means_of_the_last_five_evaluations():
 def test_gains_are_ratios_to_crl_of_the_same_maze():
     times = {"CRL": [100.0, 300.0], "SRL": [400.0, 400.0], "ChronoSRL": [0.0, 100.0]}
     rows = [
-        {"env": env, "objective": name, "time_at_goal": time * scale}
+        {
+            "env": env,
+            "objective": name,
+            "seed": seed,
+            "time_at_goal": time * scale,
+            "final_distance": 9 - time / 100,
+        }
         for env, scale in (("u", 1.0), ("v", 0.0))
         for name, each in times.items()
-        for time in each
+        for seed, time in enumerate(each)
     ]
     told = successors.gains(rows)
     assert "u: SRL 2.00 [1.33, 4.00] (published 1.36" in told and "ChronoSRL 0.25 [0.00, 1.00]" in told
-    assert "v: no ratio, as 2 of CRL's seeds are never at their goal" in told and "chunks" not in told
+    assert (
+        "v: no ratio, as 2 of CRL's seeds are never at their goal (CRL 0.0, SRL 0.0, ChronoSRL 0.0); metres"
+        in told
+    )
+    assert "metres left less CRL's, seed by seed: SRL -2.00 [-14.71, +10.71]; ChronoSRL +1.50 [" in told
+    assert "chunks" not in told
 
 
 def test_slopes_count_the_seeds_that_they_are_drawn_from():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deepres.experiments.differences import by_seed, paired
 from deepres.experiments.presets import paper
 from deepres.experiments.statistics import Scores, bootstrap
 from deepres.experiments.studies.depth import CPU
@@ -38,7 +39,8 @@ def _trials(size: Size, seeds: Sequence[int]) -> list[Trial]:
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> str:
-    """Time at goal of each objective over CRL's in the same environment, with the interval of drawing seeds anew."""
+    """Time at goal of each objective over CRL's in the same environment, with the interval of drawing seeds anew. Where
+    CRL is never there: how much nearer each ends."""
     told = []
     for env in dict.fromkeys(row["env"] for row in rows):
         times = {
@@ -53,8 +55,12 @@ def gains(rows: Sequence[dict[str, Any]]) -> str:
             continue
         if never:
             found = [f"{name} {np.mean(each):.1f}" for name, each in times.items() if each]
+            none = f"{env}: no ratio, as {never} of CRL's seeds are never at their goal ({', '.join(found)})"
+            left = {name: by_seed(rows, "final_distance", env=env, objective=name) for name in times}
+            less = {name: paired(left[name], left["CRL"]) for name in PUBLISHED}
+            metres = [f"{name} {each.text('{:+.2f}')}" for name, each in less.items() if each]
             told.append(
-                f"{env}: no ratio, as {never} of CRL's seeds are never at their goal ({', '.join(found)})"
+                none + (f"; metres left less CRL's, seed by seed: {'; '.join(metres)}" if metres else "")
             )
             continue
         found = [
