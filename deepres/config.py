@@ -295,7 +295,8 @@ class Config:
             ) from None
         except NotADirectoryError:
             raise FileNotFoundError(
-                f"no run at {path.parent}: it is a file or lies in one; pass a folder that `deepres train` wrote"
+                f"no run at {path.parent}: it is a file or lies in one; pass a folder that `deepres train` wrote, or "
+                "recorded data as a file that ends in .npz"
             ) from None
         except IsADirectoryError:
             raise ValueError(f"{path} is a folder; pass a file such as its config.json") from None

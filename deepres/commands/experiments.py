@@ -38,11 +38,17 @@ def experiment(
     from deepres.experiments.folder import default_folder
     from deepres.training.stopping import Stopped, exit_status
 
-    given = {"--seeds": seeds, "--out": out, "--go-on-from": go_on_from, "--plan": plan, "--keep": keep}
+    given = {
+        "--seeds": seeds, "--jobs": jobs, "--out": out, "--go-on-from": go_on_from, "--plan": plan, "--keep": keep,
+    }  # fmt: skip
     read = {"--keep"} if name == "list" else {"--seeds", "--plan"} if plan else set(given)
     if lost := [option for option, value in given.items() if value and option not in read]:
-        where = "without a study's name" if name == "list" else "to --plan, which runs nothing"
-        raise ValueError(f"{', '.join(lost)} does not apply {where}; leave it out")
+        where = (
+            "without a study's name; name one of those that `deepres experiment` lists"
+            if name == "list"
+            else "to --plan, which runs nothing; leave it out"
+        )
+        raise ValueError(f"{', '.join(lost)} does not apply {where}")
     if name == "list" and keep is not None:
         print(*kept.write(keep), sep="\n")
         return

@@ -7,7 +7,6 @@ waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from deepres import algorithms
 from deepres.acting import ActorPolicy
-from deepres.algorithms.base import Algorithm, Group, Losses
+from deepres.algorithms.base import Algorithm, Group
 from deepres.config import Config
 from deepres.data.batch import Batch, Sizes
 from deepres.kernels.packing import packed_once
 from deepres.networks import Networks, ResidualStack
 from deepres.ranks import ALONE, Ranks
+from deepres.training import contract
 from deepres.training.optimizer import Adam, squares_of
 
 SKIPPED = "skipped_steps"
@@ -29,7 +29,9 @@ SKIPPED = "skipped_steps"
 def build_algorithm(config: Config, sizes: Sizes, generator: torch.Generator | None = None) -> Algorithm:
     """The algorithm of `config` for a task of `sizes`, with its networks. generator: draws the initial weights."""
     networks = Networks(config.network, config.system.stack, generator)
-    return algorithms.find(config.algorithm_name)(config.algorithm, sizes, networks)
+    algorithm = algorithms.find(config.algorithm_name)(config.algorithm, sizes, networks)
+    contract.check_parts(algorithm)
+    return algorithm
 
 
 def kept_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -37,28 +39,6 @@ def kept_tensors(module: nn.Module) -> dict[str, Tensor]:
     kept = module.state_dict(keep_vars=True)
     buffers = ((name, b) for name, b in module.named_buffers() if name in kept)
     return dict(module.named_parameters()) | dict(buffers)
-
-
-def _checked(groups: dict[str, Group], kind: str) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each group of the algorithm `kind`. Raises ValueError, naming the group that cannot be."""
-    if not groups:
-        raise ValueError(f"{kind}.build must return the groups that are learned, got none")
-    parameters = {name: list(group.parameters) for name, group in groups.items()}
-    owner: dict[int, str] = {}
-    for name, group in groups.items():
-        if not parameters[name]:
-            raise ValueError(f"group {name!r} of {kind} must have parameters, got none; leave it out")
-        if isinstance(group.every, bool) or not isinstance(group.every, int) or group.every < 1:
-            raise ValueError(
-                f"every of group {name!r} of {kind} must be a whole number >= 1, got {group.every!r}"
-            )
-        for p in parameters[name]:
-            other = owner.setdefault(id(p), name)
-            if other != name:
-                raise ValueError(
-                    f"groups {other!r} and {name!r} of {kind} share a parameter; give it to one of them"
-                )
-    return parameters
 
 
 def _backward(losses: list[Tensor]) -> None:
@@ -87,14 +67,11 @@ class Learner:
         self.config, self.ranks, self.device = config, ranks, torch.device(device)
         self.algorithm = build_algorithm(config, sizes, generator).to(self.device)
         self.algorithm.exchange = ranks
-        if self.policy.horizon != self.algorithm.horizon:
-            raise ValueError(
-                f"policy() of {self._kind} must have the algorithm's horizon {self.algorithm.horizon}, got "
-                f"{self.policy.horizon}; pass it to GaussianPolicy"
-            )
         groups = self.algorithm.groups
-        parameters = _checked(groups, self._kind)
-        self.optimizers = {name: self._optimizer(group, parameters[name]) for name, group in groups.items()}
+        self._parameters = contract.checked(groups, self._kind)
+        self.optimizers = {
+            name: self._optimizer(group, self._parameters[name]) for name, group in groups.items()
+        }
         self._every = {name: group.every for name, group in groups.items() if group.every > 1}
         # Gradient steps, for groups that are not stepped at every one. Skipped ones count too: where a later yield is
         # not finite, the groups before it were stepped all the same.
@@ -135,7 +112,7 @@ class Learner:
         Algorithm.losses)."""
         total: Tensor | float = 0.0
         metrics: dict[str, Tensor] = {}
-        for losses, measured in self._yields(batch, noise):
+        for losses, measured in contract.yields(self.algorithm, batch, noise):
             total, metrics = sum(losses.values(), total), metrics | measured
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in metrics.items()}
@@ -151,8 +128,10 @@ class Learner:
         """
         skip: Tensor | None = None
         metrics: dict[str, Tensor] = {}
-        for losses, measured in self._yields(batch, noise):
+        for losses, measured in contract.yields(self.algorithm, batch, noise):
             metrics |= {name: value.detach() for name, value in measured.items()}
+            if not self.metric_names:  # the first step
+                contract.check_apart(losses, self._parameters, self._kind)
             optimizers = {name: self.optimizers[name] for name in losses}
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
@@ -178,24 +157,6 @@ class Learner:
             values[:-1].masked_fill_(skip != 0, 0.0)
             return values
 
-    def _yields(self, batch: Batch, noise: Tensor) -> Iterator[Losses]:
-        """What Algorithm.losses yields; ValueError where it is no group's or nothing."""
-        came = False
-        for losses, measured in self.algorithm.losses(batch, noise):
-            for name in losses:
-                if name not in self.optimizers:
-                    raise ValueError(
-                        f"{self._kind}.losses must yield losses of its groups ({', '.join(self.optimizers)}), "
-                        f"got one of {name!r}; name it as build does"
-                    )
-            if losses:
-                came = True
-                yield losses, measured
-            else:
-                raise ValueError(f"{self._kind}.losses must yield a loss with its metrics, got none")
-        if not came:
-            raise ValueError(f"{self._kind}.losses must yield the groups' losses, got nothing")
-
     def _check_reached(self, optimizers: dict[str, Adam]) -> None:
         for name, optimizer in optimizers.items():
             if not optimizer.gradients():
@@ -206,7 +167,7 @@ class Learner:
 
     @property
     def _kind(self) -> str:
-        return type(self.algorithm).__name__
+        return contract.kind(self.algorithm)
 
     @torch.no_grad()
     def _apply(self, optimizers: dict[str, Adam], losses: list[Tensor], skip: Tensor | None) -> Tensor:

@@ -340,8 +340,8 @@ _DEALT = (
 _MOVED = "the checkpoint was made on another kind of device and goes on with {}: random streams begin anew"
 
 _FIRST = (
-    "the first round takes {:,} env steps, more than total_steps={:,}: num_envs times unroll_length or "
-    "min_buffer_steps, whichever is more"
+    "the first round takes {0:,} env steps, more than total_steps={1:,}, and the run ends with it: a round is num_envs "
+    "times unroll_length, the first one min_buffer_steps of each if that is more; make them less for a shorter run"
 )
 
 _DONE = {

@@ -68,10 +68,16 @@ def iqe(x: Tensor, y: Tensor, mix: Tensor, *, impl: str = "auto") -> Tensor:
         u = union_lengths(x, y)
         d = sigmoid(mix) * u.mean(1) + (1 - sigmoid(mix)) * u.amax(1)
 
-    mix: []. x, y and impl, and what is raised: as in `union_lengths`.
+    mix: [], x's dtype and device. x, y and impl, and what is raised: as in `union_lengths`.
     Source: arXiv 2211.15120, with the maxmean reduction.
     """
-    length = union_lengths(x, y, impl=impl)
+    check_tensors(mix=mix)
+    length, mix = union_lengths(x, y, impl=impl), widened(mix)
+    if mix.ndim or mix.dtype != length.dtype or mix.device != length.device:
+        raise ValueError(
+            f"mix must be one {length.dtype} number, of shape [], on x's device {length.device}, got {mix.dtype} of "
+            f"shape {list(mix.shape)} on {mix.device}"
+        )
     share = mix.sigmoid()
     return share * length.mean(dim=1) + (1 - share) * length.amax(dim=1)
 

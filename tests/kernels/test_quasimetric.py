@@ -165,6 +165,16 @@ def test_what_does_not_fit_gets_a_sentence(x, y, error, message):
         union_lengths(x, y)
 
 
+@pytest.mark.parametrize("mix", [torch.ones(1), torch.ones(3), torch.tensor(1), torch.tensor(1.0).to("meta")])
+def test_the_mix_is_one_number(mix):
+    with pytest.raises(
+        ValueError, match=r"mix must be one torch.float32 number, of shape \[\], on x's device cpu"
+    ):
+        iqe(*pair(3, 2), mix)
+    with pytest.raises(TypeError, match=r"mix must be a torch\.Tensor, got float"):
+        iqe(*pair(3, 2), 0.0)
+
+
 def test_a_backend_asked_for_serves_or_says_why():
     x, y = pair(2, 1)
     with pytest.raises(RuntimeError, match="impl='cpu' cannot serve this quasimetric: x must be float32"):

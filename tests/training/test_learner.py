@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from deepres.algorithms import crl
-from deepres.algorithms.base import Group
+from deepres.algorithms.base import Group, Pass
 from deepres.training import learner as learners
+from deepres.training import memory_plan
 from helpers.learners import SIZES, learner_of, numbers, same, small, stream
 
 
@@ -125,11 +126,38 @@ def every(value):
         ),
         (every(0), "every of group 'actor' of Mine must be a whole number >= 1, got 0"),
         (every(2.0), r"every of group 'actor' of Mine must be a whole number >= 1, got 2\.0"),
+        (lambda groups: None, r"Mine.build must return .* \{name: Group\(parameters, lr\)\}, got NoneType"),
+        (lambda groups: groups | {"actor": []}, r"Mine.build must return .*, got dict"),
     ],
 )
 def test_groups_that_cannot_be_stepped_get_a_sentence(monkeypatch, build, sentence):
     with pytest.raises(ValueError, match=sentence):
         learner_with(monkeypatch, build=build)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "sentence"),
+    [
+        (
+            "sampler",
+            property(lambda self: None),
+            "sampler of Mine must be a Sampler, such as .*, got NoneType",
+        ),
+        (
+            "policy",
+            lambda self: self.actor,
+            r"policy\(\) of Mine must return what acts, such as .*, got Actor",
+        ),
+        ("passes", (Pass("ph"),), r"passes of Mine must name its networks \(.*phi.*\), got 'ph'; see build"),
+    ],
+)
+def test_parts_that_a_run_cannot_use_get_a_sentence(monkeypatch, part, value, sentence):
+    """Of the memory plan too, which comes first."""
+    mine = type("Mine", (crl.CRL,), {part: value})
+    monkeypatch.setattr(learners.algorithms, "find", lambda name: mine)
+    for use in (lambda: learner_of(small()), lambda: memory_plan.plan(small(), SIZES)):
+        with pytest.raises(ValueError, match=sentence):
+            use()
 
 
 def renamed(yields):
@@ -142,9 +170,41 @@ def detached(yields):
         yield losses | {"alpha": losses["alpha"].detach()}, metrics
 
 
+def without_the_actor(yields):
+    for losses, metrics in yields:
+        yield {name: loss for name, loss in losses.items() if name != "actor"}, metrics
+
+
+def leaking(yields):
+    for losses, metrics in yields:
+        yield losses | {"actor": losses["actor"] + losses["critic"]}, metrics
+
+
+def of_rows(yields):
+    for losses, metrics in yields:
+        yield losses | {"actor": losses["actor"].expand(3)}, metrics
+
+
+def counted(yields):
+    for losses, metrics in yields:
+        yield losses, metrics | {"rows": 3.0}
+
+
 @pytest.mark.parametrize(
     ("losses", "sentence"),
     [
+        (next, r"Mine.losses must yield \(losses, metrics\), got tuple; write yield, not return"),
+        (
+            without_the_actor,
+            "Mine.losses must yield a loss of each of its groups, got none of 'actor'; yield it",
+        ),
+        (
+            leaking,
+            "the loss of group 'actor' of Mine must reach its own parameters alone, and reaches those of 'critic'; "
+            "detach",
+        ),
+        (of_rows, r"the loss of group 'actor' of Mine must be a tensor of one number, got .* shape \[3\]"),
+        (counted, r"metric 'rows' of Mine must be a tensor of shape \[\], got float; take a mean"),
         (renamed, r"Mine.losses must yield losses of its groups \(.*actor.*\), got one of '\w+s'"),
         (lambda yields: iter(()), "Mine.losses must yield the groups' losses, got nothing"),
         (

@@ -69,5 +69,5 @@ def test_on_a_terminal_figures_give_way_to_the_bar_and_the_time_left(monkeypatch
 def test_a_first_round_that_takes_more_than_all_steps_is_told(tmp_path, capsys):
     """Four environments fill the buffer with twenty steps each."""
     result = train(TINY.replace(total_steps=40), tmp_path / "run")
-    told = "the first round takes 80 env steps, more than total_steps=40: num_envs times unroll_length or min_buffer"
+    told = "the first round takes 80 env steps, more than total_steps=40, and the run ends with it: a round is num_envs"
     assert result.env_steps == 80 and told in capsys.readouterr().out
