@@ -73,16 +73,24 @@ def predicted_hours(depth: int, gradient_steps: int) -> float:
 
 
 def print_budget(study: Study, size: Size, seeds: Sequence[int] = ()) -> Budget:
-    """Print what the study would take, by the depth of its networks; returns the sum."""
+    """Print what the study compares and what it would take, by the depth of its networks; returns the sum."""
     from deepres.report.tables import console, table
 
+    trials = study.trials(size, list(seeds) or list(range(study.many(size))))
+    varied: dict[str, dict[str, None]] = {}
     by_depth: dict[int, Budget] = {}
-    for trial in study.trials(size, list(seeds) or list(range(study.many(size)))):
+    for trial in trials:
+        for label, value in trial.labels.items():
+            varied.setdefault(label, {})[str(value)] = None
         depth = trial.config.network.depth
         by_depth[depth] = by_depth.get(depth, Budget()) + budget(study, trial)
     whole = sum(by_depth.values(), Budget())
     rows = [(str(depth), *_cells(one, size)) for depth, one in sorted(by_depth.items())]
     columns = ("depth", "trials", "env steps", "gradient steps", *(["GPU hours"] if size == "paper" else []))
+    console().print(f"{study.name}: {study.question}", highlight=False, soft_wrap=True)
+    console().print(
+        *(f"{label}: {'; '.join(values)}" for label, values in varied.items()), sep="\n", highlight=False
+    )
     console().print(table(f"{study.name}, size {size}", columns, [*rows, ("all", *_cells(whole, size))]))
     if size == "paper":
         print(

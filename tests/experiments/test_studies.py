@@ -394,3 +394,6 @@ def test_a_studys_cost_is_told_before_it_is_run(capsys, monkeypatch):
     main(["experiment", "stability", "--size", "paper", "--plan"])
     told = capsys.readouterr().out
     assert "GPU hours" in told and "not measured here" in told and "4096" in told
+    main(["experiment", "objectives", "--plan", "--seeds", "7"])
+    told = capsys.readouterr().out
+    assert "objective: CRL; CRL, binary; CRL, chunks of 3" in told and "depth: 4; 16\nseed: 7\n" in told
