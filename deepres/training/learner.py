@@ -131,7 +131,7 @@ class Learner:
         for losses, measured in contract.yields(self.algorithm, batch, noise):
             metrics |= {name: value.detach() for name, value in measured.items()}
             if not self.metric_names:  # the first step
-                contract.check_apart(losses, self._parameters, self._kind)
+                contract.check_apart(self.algorithm, losses, self._parameters)
             optimizers = {name: self.optimizers[name] for name in losses}
             for optimizer in optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
