@@ -255,14 +255,7 @@ class Value : Sweep {
   }
 };
 
-// The functions of the widest vectors that the instruction set isa() has; throws as that does.
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() >= Isa::kAvx512) return kAvx512;
-  if (isa() >= Isa::kAvx2) return kAvx2;
-#endif
-  return kGeneric;
-}
+const Kernels& kernels() { return DEEPRES_WIDEST(kGeneric, kAvx2, kAvx512); }
 
 }  // namespace
 }  // namespace deepres::hazard

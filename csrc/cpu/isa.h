@@ -12,3 +12,12 @@ enum class Isa : int { kBase, kAvx2, kAvx512, kAvx512Bf16, kAmxPlain, kAmx };
 Isa isa();
 
 }  // namespace deepres
+
+// Of an op's versions, one for each width of vectors, that of the widest that isa() has; throws as that does.
+// Other processors than x86-64 have the generic one alone, and see no name of the others.
+#if defined(__x86_64__)
+#define DEEPRES_WIDEST(generic, avx2, avx512) \
+  (isa() >= Isa::kAvx512 ? (avx512) : isa() >= Isa::kAvx2 ? (avx2) : (generic))
+#else
+#define DEEPRES_WIDEST(generic, avx2, avx512) (generic)
+#endif

@@ -24,14 +24,7 @@ extern const Act kActAvx2, kActAvx512;
 
 namespace {
 
-// The one of the widest vectors that the instruction set isa() has; throws as that does.
-Act act_of_isa() {
-#if defined(__x86_64__)
-  if (isa() >= Isa::kAvx512) return kActAvx512;
-  if (isa() >= Isa::kAvx2) return kActAvx2;
-#endif
-  return kActGeneric;
-}
+Act act_of_isa() { return DEEPRES_WIDEST(kActGeneric, kActAvx2, kActAvx512); }
 
 uint32_t bits_of(float v) {
   uint32_t bits;

@@ -11,16 +11,9 @@
 namespace deepres::unions {
 namespace {
 
-constexpr int64_t kBlock = 2048;  // parts: some 20 microseconds, as long as it takes to wake a thread
+constexpr int64_t kBlock = 2048;  // parts: some tens of microseconds, more than it takes to wake a thread
 
-// The functions of the widest vectors that the instruction set isa() has; throws as that does.
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  if (isa() >= Isa::kAvx512) return kAvx512;
-  if (isa() >= Isa::kAvx2) return kAvx2;
-#endif
-  return kGeneric;
-}
+const Kernels& kernels() { return DEEPRES_WIDEST(kGeneric, kAvx2, kAvx512); }
 
 // body(first part, parts) for each block.
 template <class Body>
