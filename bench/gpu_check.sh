@@ -36,7 +36,7 @@ absent=$("$python" -c 'import torch; print("" if torch.cuda.is_available() else 
 
 stack=tests/kernels/test_residual_stack_cuda.py
 files=("$stack" tests/kernels/test_residual_stack_triton.py tests/kernels/test_info_nce_gpu.py tests/kernels/test_policy_ops.py
-  tests/kernels/test_stem.py tests/kernels/test_hazard_triton.py tests/kernels/test_quasimetric.py
+  tests/kernels/test_stem.py tests/kernels/test_hazard_triton.py tests/kernels/test_quasimetric_gpu.py
   tests/kernels/test_residual_stack_groups.py tests/training/test_cuda_graph.py tests/data/test_replay.py)
 checked=()  # of the sanitizers: clusters of 2 and 4, a batch that fills no team and one that ends within one
 for case in 7-128-bf16 100-128-fp32 7-256-bf16 100-256-bf16 100-256-fp32; do

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_every_gpu_test_is_among_its_files() -> None:
     marked = {f for f in files if re.search(r"(?<![\w])pytest\.mark\.gpu\b", (ROOT / f).read_text())}
     marked.discard(str(Path(__file__).resolve().relative_to(ROOT)))
     assert set(re.findall(r"tests/[\w/]+\.py", SCRIPT.read_text())) == marked
+
+
+def test_its_tests_need_nothing_that_its_machine_lacks() -> None:
+    files = sorted(set(re.findall(r"tests/[\w/]+\.py", SCRIPT.read_text())))
+    program = (
+        "import sys\nfor name in ('deepres._C', 'mujoco', 'tyro'): sys.modules[name] = None\n"
+        "import pytest\nsys.exit(pytest.main(['--collect-only', '-qq', '-m', 'gpu', *sys.argv[1:]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *files], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout
+    assert sorted(re.findall(r"^(tests/[\w/]+\.py): \d+$", done.stdout, re.MULTILINE)) == files
 
 
 def test_all_steps_fit_ten_minutes() -> None:

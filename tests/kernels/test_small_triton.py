@@ -11,7 +11,7 @@ INSIDE = """
 import pytest
 import torch
 import test_policy_ops as shared
-import test_quasimetric
+from helpers import union_calls
 import test_stem
 from deepres.kernels.policy import op, triton
 
@@ -73,18 +73,18 @@ for activation in ("swish", "relu"):
 # Lengths of unions: one part; more than a program's, ragged; none.
 for shape in ((1, 1), (7, 5), (33, 7)):
     for scale in (1.0, 1e-30, 1e30):
-        test_quasimetric.assert_all_no_worse(*shape, "triton", scale=scale)
-for edge in test_quasimetric.EDGES:
+        union_calls.assert_all_no_worse(*shape, "triton", scale=scale)
+for edge in union_calls.EDGES:
     edge("triton")
-x, y = test_quasimetric.pair(3, 2)
+x, y = union_calls.pair(3, 2)
 y.requires_grad_()
-both = test_quasimetric.found(x, y, "triton", torch.float32)
-lengths = test_quasimetric.union_lengths(x, y, impl="triton")
-assert torch.equal(lengths, both[0]) and test_quasimetric.union_lengths(x[:0], y[:0]).shape == (0, 2)
+both = union_calls.found(x, y, "triton", torch.float32)
+lengths = union_calls.union_lengths(x, y, impl="triton")
+assert torch.equal(lengths, both[0]) and union_calls.union_lengths(x[:0], y[:0]).shape == (0, 2)
 weight = torch.randn(lengths.shape, generator=torch.Generator().manual_seed(1))
 assert torch.equal(torch.autograd.grad((weight * lengths).sum(), y)[0], both[2])
 with pytest.raises(RuntimeError, match="takes at least one row"):
-    test_quasimetric.union_lengths(x[:0], y[:0], impl="triton")
+    union_calls.union_lengths(x[:0], y[:0], impl="triton")
 print("passed")
 """
 
