@@ -72,15 +72,20 @@ def run(machine: dict[str, str], *steps: str) -> subprocess.CompletedProcess[str
     )
 
 
+def asked_for() -> set[str]:
+    """The files whose tests the script runs."""
+    return set(re.findall(r"tests/[\w/]+\.py", SCRIPT.read_text()))
+
+
 def test_every_gpu_test_is_among_its_files() -> None:
     files = {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py")}
     marked = {f for f in files if re.search(r"(?<![\w])pytest\.mark\.gpu\b", (ROOT / f).read_text())}
     marked.discard(str(Path(__file__).resolve().relative_to(ROOT)))
-    assert set(re.findall(r"tests/[\w/]+\.py", SCRIPT.read_text())) == marked
+    assert asked_for() == marked
 
 
 def test_its_tests_need_nothing_that_its_machine_lacks() -> None:
-    files = sorted(set(re.findall(r"tests/[\w/]+\.py", SCRIPT.read_text())))
+    files = sorted(asked_for())
     program = (
         "import sys\nfor name in ('deepres._C', 'mujoco', 'tyro'): sys.modules[name] = None\n"
         "import pytest\nsys.exit(pytest.main(['--collect-only', '-qq', '-m', 'gpu', *sys.argv[1:]]))"
